@@ -1,0 +1,1814 @@
+"""Metrics API: one SELECT per file in, dashboard JSON out.
+
+    python app.py             migrate and serve on http://127.0.0.1:8000
+    python app.py --help      the other commands
+    uvicorn app:app           the same application under a server of your choice
+
+In the order in which a request meets things: settings, messages, errors, logging, authentication, database, metrics,
+parameters, cache, endpoints, assembly, commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import functools
+import hmac
+import io
+import ipaddress
+import itertools
+import logging
+import os
+import re
+import socket
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import asyncpg
+import msgspec
+import psycopg
+import uvicorn
+import yoyo
+from psycopg import sql
+from starlette import routing
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.supervisors import Multiprocess
+
+HERE = Path(__file__).resolve().parent
+log = logging.getLogger("metrics_api")
+encode = msgspec.json.Encoder().encode
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000, description="a number of seconds above 0")]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Bytes = Annotated[int, msgspec.Meta(ge=1024, le=2**40, description="a number of bytes, 1024 at least")]
+Rows = Annotated[int, msgspec.Meta(ge=1, le=10_000_000, description="a whole number from 1 to 10000000")]
+Switch = Annotated[Literal["on", "off"], msgspec.Meta(description="on or off")]
+Level = Annotated[
+    Literal["debug", "info", "warning", "error"], msgspec.Meta(description="debug, info, warning or error")
+]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment says: each field is the variable of its name in upper case."""
+
+    database_url: str | None = None
+    reader_database_url: str | None = None
+    guest_database_url: str | None = None
+    harden_database: Switch = "off"
+    data_dir: Path = HERE / ".data"
+    queries_dir: Path = HERE / "queries"
+    cache_ttl: Seconds = 60
+    jwt_issuer: str | None = None
+    auth: Switch = "on"
+    statement_timeout: Seconds = 10
+    pool_size: Count = 10
+    pool_timeout: Seconds = 1
+    max_rows: Rows = 10_000
+    max_result_bytes: Bytes = 16 * 2**20
+    log_level: Level = "info"
+
+
+class SettingsError(Exception):
+    """One message that names every bad variable."""
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Read the environment; an empty variable counts as unset.
+
+    Raises SettingsError.
+    """
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for field in msgspec.structs.fields(Settings):
+        text = environ.get(field.name.upper(), "").strip()
+        if not text:
+            continue
+        try:
+            values[field.name] = msgspec.convert(text, field.type, strict=False, dec_hook=lambda kind, raw: kind(raw))
+        except msgspec.ValidationError:
+            faults.append(f"{field.name.upper()} must be {describe_type(field.type)}, not {text!r}")
+    settings = Settings(**values)
+    faults += contradictions(settings)
+    if faults:
+        raise SettingsError("; ".join(faults))
+    return settings
+
+
+def describe_type(kind: Any) -> str:
+    return next((meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description), "a text")
+
+
+def contradictions(settings: Settings) -> Iterator[str]:
+    """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
+    for name in ("database_url", "reader_database_url", "guest_database_url"):
+        url = getattr(settings, name)
+        if url and urlsplit(url).scheme not in ("postgresql", "postgres"):
+            yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
+    if not settings.queries_dir.is_dir():
+        yield f"QUERIES_DIR must be a directory of .sql files; {str(settings.queries_dir)!r} is none"
+    if settings.data_dir.exists() and not settings.data_dir.is_dir():
+        yield f"DATA_DIR must be a directory; {str(settings.data_dir)!r} is none"
+
+
+# ------------------------------------------------------------------------------------------------ messages
+
+
+class Column(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+    required: bool
+    description: str
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """A tile's place on the grid of one breakpoint, as react-grid-layout stores it."""
+
+    breakpoint: str
+    x: int
+    y: int
+    w: int
+    h: int
+    static: bool = False
+
+
+class MetricSummary(msgspec.Struct, frozen=True):
+    id: str
+    title: str
+    description: str
+    unit: str
+    chart: str
+    is_editable: bool
+    version: int
+    live: bool
+    parameters: list[Parameter]
+    columns: list[Column]
+    layouts: list[Layout]
+
+
+class MetricList(msgspec.Struct, frozen=True):
+    metrics: list[MetricSummary]
+
+
+class MetricResult(msgspec.Struct, frozen=True):
+    id: str
+    title: str
+    is_editable: bool
+    columns: list[Column]
+    records: msgspec.Raw
+    layouts: list[Layout]
+    truncated: bool
+
+
+class Health(msgspec.Struct, frozen=True):
+    application: bool
+    database: bool
+
+
+class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One measured value of application/health+json (draft-inadarei-api-health-check)."""
+
+    status: Literal["pass", "warn", "fail"]
+    component_type: str = ""
+    observed_value: Any = None
+    observed_unit: str = ""
+    output: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    status: Literal["pass", "warn", "fail"]
+    checks: dict[str, list[Check]]
+
+
+class InputError(msgspec.Struct, frozen=True):
+    name: str
+    detail: str
+
+
+class ProblemDetails(msgspec.Struct, frozen=True):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[InputError] | msgspec.UnsetType = msgspec.UNSET
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+class Problem(Exception):
+    """An answer that says what is wrong and what to do."""
+
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[InputError] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.headers = status, detail, list(errors), dict(headers or {})
+
+
+class CommandError(Exception):
+    """What a person at a terminal is told before the command exits with 1."""
+
+
+class PoolBusy(Exception):
+    """No connection became free within POOL_TIMEOUT."""
+
+
+class BadStatement(Exception):
+    """SQL that PostgreSQL or this service does not accept; line and column are 1-based."""
+
+    def __init__(self, message: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(message)
+        self.message, self.line, self.column = message, line, column
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column}: {self.message}" if self.line else self.message
+
+
+# What a database that is down, starting, stopping or out of reach makes asyncpg raise.
+DATABASE_DOWN = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+# Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
+RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
+
+
+def as_problem(exc: Exception) -> Problem:
+    """The only place that maps exceptions to a status; what the driver says stays in the log."""
+    match exc:
+        case Problem():
+            return exc
+        case HTTPException():
+            return Problem(exc.status_code, exc.detail, headers=exc.headers)
+        case PoolBusy():
+            return Problem(503, "All database connections are busy; try again.", headers={"Retry-After": "1"})
+        case asyncpg.QueryCanceledError():
+            return Problem(504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period.")
+        case _ if isinstance(exc, DATABASE_DOWN):
+            return Problem(503, "The database cannot be reached; try again.", headers={"Retry-After": "1"})
+        case _ if isinstance(exc, RESULT_TOO_LARGE):
+            return Problem(422, "The result is larger than the database may use for it; ask for a shorter period.")
+        case asyncpg.DataError():
+            return Problem(422, "The query fails on its data with these parameters.")
+        case _:
+            return Problem(500, "The service failed; its log has the reason under this request_id.")
+
+
+def problem_response(exc: Exception, scope: Scope) -> Response:
+    problem = as_problem(exc)
+    details = ProblemDetails(
+        type="about:blank",
+        title=HTTPStatus(problem.status).phrase,
+        status=problem.status,
+        detail=problem.detail,
+        instance=scope["path"],
+        request_id=scope["request_id"],
+        errors=problem.errors or msgspec.UNSET,
+    )
+    return Response(encode(details), problem.status, problem.headers, "application/problem+json")
+
+
+async def on_error(request: Request, exc: Exception) -> Response:
+    response = problem_response(exc, request.scope)
+    if response.status_code >= 500:
+        request.scope["reason"] = f"{type(exc).__name__}: {exc}"
+    return response
+
+
+# What the endpoints raise and somebody expects; anything else is logged with its traceback, too.
+EXPECTED = (HTTPException, Problem, PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN)
+
+
+# ------------------------------------------------------------------------------------------------ logging
+
+
+class JSONFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return encode(line).decode()
+
+
+def configure_logging(level: str) -> None:
+    """Everything the process says becomes JSON lines on standard output, the server's own lines included."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JSONFormatter())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = name != "uvicorn.access"
+    for name in ("httpx", "httpcore", "yoyo", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+MAX_HEAD = 64 * 1024
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestLog:
+    """The outermost layer: gives every request an id, refuses a malformed head, writes one line about the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.ids = map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = time.perf_counter()
+        status = 500
+        headers = scope["head"] = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        scope["request_id"] = request_id = given.decode() if REQUEST_ID.fullmatch(given) else next(self.ids)
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        try:
+            check_head(scope)
+            await self.app(scope, receive, send_with_id)
+        except Problem as problem:
+            await problem_response(problem, scope)(scope, receive, send_with_id)
+        except Exception:
+            log.exception("unhandled exception", extra={"fields": {"request_id": request_id}})
+        finally:
+            self.write(scope, status, time.perf_counter() - started)
+
+    def write(self, scope: Scope, status: int, seconds: float) -> None:
+        fields = {
+            "request_id": scope["request_id"],
+            "method": scope["method"],
+            "path": scope["path"],
+            "metric_id": scope.get("metric_id"),
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+            "subject": None,
+        }
+        if reason := scope.get("reason"):
+            fields["reason"] = reason
+        log.info("request", extra={"fields": fields})
+
+
+def check_head(scope: Scope) -> None:
+    """Normalise the path and raise Problem 400 or 431."""
+    names = [name for name, _ in scope["headers"]]
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+        raise Problem(431, "The headers are larger than 64 KB.")
+    if names.count(b"authorization") > 1:
+        raise Problem(400, "There are two Authorization headers; send one.")
+    try:
+        unquote(scope["query_string"].decode(), errors="strict")
+    except UnicodeDecodeError:
+        raise Problem(400, "The query string is not UTF-8.") from None
+    scope["path"] = scope["path"].rstrip("/") or "/"
+
+
+# ------------------------------------------------------------------------------------------------ database
+
+
+class Login(NamedTuple):
+    """Where and as whom to connect; user and password, if given, go before the URL's."""
+
+    dsn: str
+    user: str | None = None
+    password: str | None = None
+
+
+def database_logins(settings: Settings) -> dict[str, Login]:
+    owner = settings.database_url or ""
+    reader = settings.reader_database_url
+    guest = settings.guest_database_url
+    return {
+        "owner": Login(owner),
+        "reader": derived_login(owner, reader, owner, "metrics_reader"),
+        "guest": derived_login(owner, guest, reader or owner, "metrics_guest"),
+    }
+
+
+def derived_login(owner: str, url: str | None, hosts: str, user: str) -> Login:
+    """The login that a URL names, or one that the migrations create, on the hosts of another URL.
+
+    Its password follows from the owner's, so that every instance knows it; an owner without one gives one without.
+    """
+    named = urlsplit(url or "")
+    if url and (named.password or named.username not in (None, user)):
+        return Login(url)
+    secret = urlsplit(owner).password or os.environ.get("PGPASSWORD")
+    password = hmac.new(unquote(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
+    return Login(url or hosts, user, password)
+
+
+async def keep_session(conn: asyncpg.Connection) -> None:
+    """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
+
+
+GUEST_POOL_SIZE = 2
+
+
+class Database:
+    """A pool per login: the owner writes, the reader runs reviewed SQL, the guest runs everybody else's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.logins = database_logins(settings)
+        self.pools = {name: self.create_pool(name) for name in self.logins}
+
+    def create_pool(self, name: str) -> asyncpg.Pool:
+        login = self.logins[name]
+        return asyncpg.create_pool(
+            login.dsn,
+            user=login.user,
+            password=login.password,
+            min_size=0,
+            max_size=GUEST_POOL_SIZE if name == "guest" else self.settings.pool_size,
+            reset=keep_session if name == "reader" else None,
+            server_settings=self.session(name),
+        )
+
+    def session(self, name: str) -> dict[str, str]:
+        session = {"application_name": f"metrics-api {name}", "timezone": "UTC"}
+        if name != "owner":
+            milliseconds = str(int(self.settings.statement_timeout * 1000))
+            session |= {
+                "statement_timeout": milliseconds,
+                "idle_in_transaction_session_timeout": milliseconds,
+                "default_transaction_read_only": "on",
+                "jit": "off",
+            }
+        return session
+
+    async def __aenter__(self) -> Database:
+        for pool in self.pools.values():
+            await pool
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for pool in self.pools.values():
+            try:
+                await asyncio.wait_for(pool.close(), 2)
+            except (TimeoutError, *DATABASE_DOWN):
+                pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self, name: str) -> AsyncIterator[asyncpg.Connection]:
+        """Lend a connection of one login.
+
+        A frozen server answers no cancellation, so whoever reads loses the connection after POOL_TIMEOUT and
+        STATEMENT_TIMEOUT together. Raises PoolBusy, or one of DATABASE_DOWN.
+        """
+        pool, patience = self.pools[name], self.settings.pool_timeout
+        started = time.monotonic()
+        try:
+            conn = await pool.acquire(timeout=patience)
+        except TimeoutError:
+            if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
+                raise PoolBusy from None
+            raise ConnectionError("no connection within POOL_TIMEOUT") from None
+        limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
+        deadline = asyncio.get_running_loop().call_later(limit, conn.terminate) if name != "owner" else None
+        try:
+            yield conn
+        finally:
+            try:
+                await pool.release(conn)
+            finally:
+                if deadline:
+                    deadline.cancel()
+
+
+class Probe:
+    """Asks the database on a connection of its own, at most once a second: a busy pool is no fault."""
+
+    def __init__(self, login: Login, session: dict[str, str]) -> None:
+        self.login, self.session = login, session
+        self.conn: asyncpg.Connection | None = None
+        self.lock = asyncio.Lock()
+        self.asked_at = -1.0
+        self.latency: float | None = None
+
+    async def ask(self) -> float | None:
+        """Seconds that the database took to answer, None when it did not."""
+        async with self.lock:
+            if time.monotonic() - self.asked_at > 1:
+                self.latency = await self.measure()
+                self.asked_at = time.monotonic()
+            return self.latency
+
+    async def measure(self) -> float | None:
+        try:
+            async with asyncio.timeout(1):
+                if self.conn is None or self.conn.is_closed():
+                    login = self.login
+                    self.conn = await asyncpg.connect(
+                        login.dsn, user=login.user, password=login.password, server_settings=self.session
+                    )
+                started = time.perf_counter()
+                await self.conn.fetchval("SELECT 1")
+                return time.perf_counter() - started
+        except (TimeoutError, asyncpg.PostgresError, *DATABASE_DOWN):
+            self.close()
+            return None
+
+    def close(self) -> None:
+        if self.conn:
+            self.conn.terminate()
+        self.conn = None
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+CHARTS = ("number", "line", "bar", "table")
+HEADER_LINE = re.compile(r"--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
+# What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments.
+TOKEN = re.compile(
+    r"""
+      \b[eE]'(?:[^'\\]|\\.|'')*'
+    | '[^']*' | "[^"]*"
+    | \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$
+    | --[^\n]*
+    | (?P<comment>/\*)
+    | [^\W\d][\w$]*
+    | ::|:=
+    | (?<!\w):(?P<name>[^\W\d]\w*)
+    | (?P<number>\$\d+)
+    | (?P<end>;)
+    | \S
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+COMMENT_EDGE = re.compile(r"/\*|\*/")
+
+
+class Statement(NamedTuple):
+    """SQL in parts, of which those at holes are parameters by the index of their name."""
+
+    parts: tuple[str, ...]
+    holes: dict[int, int]
+    names: tuple[str, ...]
+
+    def numbered(self) -> str:
+        """With $1, $2, …; every line stays as long as it was, so that PostgreSQL's positions are the author's."""
+        return self.fill(lambda number, part: f"${number}".ljust(len(part)))
+
+    def fill(self, write: Callable[[int, str], str]) -> str:
+        parts = enumerate(self.parts)
+        return "".join(write(self.holes[i] + 1, part) if i in self.holes else part for i, part in parts)
+
+
+def parse_statement(sql: str) -> Statement:
+    """Find the named parameters and drop a trailing semicolon.
+
+    Raises BadStatement.
+    """
+    parts: list[str] = []
+    holes: dict[int, int] = {}
+    names: dict[str, int] = {}
+    ends: list[int] = []
+    position = 0
+    while token := TOKEN.search(sql, position):
+        start = token.start()
+        parts.append(sql[position:start])
+        position = comment_end(sql, start) if token["comment"] else token.end()
+        text = sql[start:position]
+        if token["number"]:
+            raise BadStatement(f"{text} has no name; write :name for a parameter", *line_and_column(sql, start))
+        if token["name"]:
+            holes[len(parts)] = names.setdefault(token["name"], len(names))
+        if token["end"]:
+            ends.append(len(parts))
+        elif not text.startswith(("--", "/*")):
+            ends.clear()
+        parts.append(text)
+    for index in ends:
+        parts[index] = " "
+    return Statement((*parts, sql[position:]), holes, tuple(names))
+
+
+def comment_end(sql: str, start: int) -> int:
+    """Block comments nest in PostgreSQL."""
+    depth = 0
+    for edge in COMMENT_EDGE.finditer(sql, start):
+        depth += 1 if edge[0] == "/*" else -1
+        if depth == 0:
+            return edge.end()
+    return len(sql)
+
+
+def line_and_column(sql: str, offset: int) -> tuple[int, int]:
+    return sql.count("\n", 0, offset) + 1, offset - sql.rfind("\n", 0, offset)
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric as its author wrote it; fault says why it cannot be read."""
+
+    id: str
+    source: Literal["file", "dataset", "api"]
+    sql: str
+    title: str
+    description: str = ""
+    unit: str = ""
+    chart: str = ""
+    ttl: float | None = None
+    roles: frozenset[str] = frozenset()
+    claims: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
+    required: frozenset[str] = frozenset()
+    reads: tuple[str, ...] = ()
+    is_editable: bool = False
+    version: int = 1
+    layouts: tuple[Layout, ...] = ()
+    warnings: tuple[str, ...] = ()
+    fault: str = ""
+
+
+def title_of(metric_id: str) -> str:
+    return re.sub(r"[-_]+", " ", metric_id).strip().capitalize()
+
+
+def read_file(path: Path) -> Definition:
+    """A reviewed metric; its header is the comments before the first line of SQL."""
+    metric_id = path.stem
+    definition = Definition(id=metric_id, source="file", sql="", title=title_of(metric_id))
+    try:
+        sql = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else f"cannot be read: {exc.strerror}"
+        return msgspec.structs.replace(definition, fault=reason)
+    fields: dict[str, Any] = {"claims": {}, "descriptions": {}}
+    warnings: list[str] = []
+    for line in itertools.takewhile(lambda line: not line.strip() or line.lstrip().startswith("--"), sql.splitlines()):
+        if header := HEADER_LINE.match(line.strip()):
+            warnings += read_header(fields, header[1], header[2].strip())
+    return msgspec.structs.replace(definition, sql=sql, warnings=tuple(warnings), **fields)
+
+
+def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
+    """Take one line of a header into a definition's fields and yield what is wrong with it."""
+    subject, _, value = rest.partition(":")
+    subject, value = subject.strip(), value.strip()
+    if key == "param":
+        name = subject.removesuffix("(required)").strip()
+        fields["descriptions"][name] = value
+        if name != subject:
+            fields["required"] = fields.get("required", frozenset()) | {name}
+    elif key == "claim":
+        fields["claims"][subject] = value
+    elif subject:
+        return
+    elif key in ("roles", "tables"):
+        words = [word.strip() for word in value.split(",") if word.strip()]
+        fields["roles" if key == "roles" else "reads"] = frozenset(words) if key == "roles" else tuple(words)
+    elif key == "ttl":
+        if re.fullmatch(r"\d{1,8}", value):
+            fields["ttl"] = float(value)
+        else:
+            yield f"ttl must be a number of seconds, not {value!r}"
+    elif key == "chart" and value not in CHARTS:
+        yield f"chart must be one of {', '.join(CHARTS)}, not {value!r}"
+    else:
+        fields[key] = value
+
+
+class Type(NamedTuple):
+    """A type by PostgreSQL's short name, by the name a cast wants, and by the built-in type its values look like."""
+
+    name: str
+    sql: str
+    base: str
+    is_array: bool
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """A definition and what PostgreSQL says of it; with a fault the rest is empty.
+
+    tables maps the oid of each table it reads to its name; shape is a fingerprint of all relations' columns.
+    """
+
+    about: Definition
+    names: tuple[str, ...] = ()
+    types: tuple[Type, ...] = ()
+    columns: tuple[Column, ...] = ()
+    tables: dict[int, str] = {}
+    shape: int | None = None
+    cost: float = 0
+    run: str = ""
+    fault: str = ""
+    place: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.about.id
+
+    @property
+    def login(self) -> str:
+        return "reader" if self.about.source == "file" else "guest"
+
+
+# The result of one metric as JSON lines, made by the database: rows, bytes, records (NULL when too large).
+# Raw line breaks in JSON are white space, which only columns of type json can hold.
+RUN = """\
+SELECT
+  rows,
+  bytes,
+  CASE WHEN bytes <= {max_bytes} THEN CONVERT_TO(records, 'UTF8') END AS records,
+  {shape} AS shape,
+  PG_CURRENT_SNAPSHOT()::text AS snapshot,
+  EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at
+FROM (
+  SELECT
+    COUNT(*) AS rows,
+    COALESCE(SUM(OCTET_LENGTH(record) + 1), 0) AS bytes,
+    STRING_AGG(record, E'\\n') AS records
+  FROM (
+    SELECT TRANSLATE(ROW_TO_JSON(t.*)::text, E'\\n\\r', '  ') AS record
+    FROM (
+{sql}
+    ) AS t
+    LIMIT {limit}
+  ) AS r
+) AS a
+"""
+SHAPE = """\
+(
+    SELECT COALESCE(SUM(HASHTEXT(ROW(attrelid, attnum, attname, atttypid, atttypmod)::text)), 0)::bigint
+    FROM pg_attribute
+    WHERE attrelid = ANY ('{{{oids}}}'::oid[])
+    AND attnum > 0
+    AND NOT attisdropped
+  )"""
+LOCKED_RELATIONS = """\
+SELECT c.oid, c.relkind, CASE n.nspname WHEN current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name
+FROM pg_locks AS l
+JOIN pg_class AS c ON c.oid = l.relation
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE l.pid = pg_backend_pid()
+AND l.locktype = 'relation'
+AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+UNION
+SELECT c.oid, c.relkind, CASE n.nspname WHEN current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name
+FROM UNNEST($1::text[]) AS reads(name)
+JOIN pg_class AS c ON c.oid = TO_REGCLASS(reads.name)
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+"""
+TYPES = """\
+SELECT
+  t.oid,
+  CASE WHEN e.oid IS NULL THEN t.typname ELSE e.typname || '[]' END AS name,
+  FORMAT_TYPE(t.oid, NULL) AS sql,
+  COALESCE(b.typname, e.typname, t.typname) AS base,
+  e.oid IS NOT NULL AS is_array
+FROM pg_type AS t
+LEFT JOIN pg_type AS e ON e.oid = t.typelem AND t.typcategory = 'A'
+LEFT JOIN pg_type AS b ON b.oid = COALESCE(e.typbasetype, t.typbasetype)
+WHERE t.oid = ANY ($1::oid[])
+"""
+
+
+async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings) -> Metric:
+    """Ask PostgreSQL what a statement takes, returns and reads, as the login that will run it; nothing is run.
+
+    The statement is prepared bare, which keeps it from closing the wrapper's parenthesis, then wrapped, which lets
+    nothing but a query pass, then planned, which checks the privileges. Raises BadStatement.
+    """
+    statement = parse_statement(definition.sql)
+    async with conn.transaction(readonly=True):
+        try:
+            prepared = await conn.prepare(statement.numbered())
+        except STATEMENT_REFUSED as exc:
+            raise bad_statement(exc, statement) from exc
+        relations = await conn.fetch(LOCKED_RELATIONS, definition.reads)
+        columns, types = prepared.get_attributes(), prepared.get_parameters()
+        known = await describe_types(conn, {kind.oid for kind in (*types, *(column.type for column in columns))})
+        check_columns([column.name for column in columns])
+        shape = SHAPE.format(oids=",".join(str(row["oid"]) for row in relations))
+        run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
+        return Metric(
+            about=definition,
+            names=statement.names,
+            types=tuple(known[kind.oid] for kind in types),
+            columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
+            tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
+            shape=await conn.fetchval(f"SELECT {shape}"),
+            cost=await plan(conn, run, len(types)),
+            run=run,
+            warnings=(*definition.warnings, *unknown_names(definition, statement.names)),
+        )
+
+
+def unknown_names(definition: Definition, names: Sequence[str]) -> Iterator[str]:
+    for kind, described in (("param", definition.descriptions), ("claim", definition.claims)):
+        for name in described:
+            if name not in names:
+                yield f"{kind} {name} is described, but the SQL has no :{name}"
+
+
+# What says that the SQL is at fault, and not the database or the moment.
+STATEMENT_REFUSED = (
+    asyncpg.SyntaxOrAccessError,
+    asyncpg.DataError,
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.InvalidTransactionStateError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.InternalServerError,
+    asyncpg.UnsupportedClientFeatureError,
+)
+
+
+def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
+    position = getattr(exc, "position", None)
+    place = line_and_column(statement.numbered(), int(position) - 1) if position else (None, None)
+    return BadStatement(getattr(exc, "message", None) or str(exc), *place)
+
+
+def check_columns(names: list[str]) -> None:
+    if not names:
+        raise BadStatement("a metric must be one SELECT that returns columns")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadStatement(f"two columns are named {', '.join(map(repr, twice))}; give each a name of its own with AS")
+
+
+async def describe_types(conn: asyncpg.Connection, oids: set[int]) -> dict[int, Type]:
+    rows = await conn.fetch(TYPES, oids)
+    return {row["oid"]: Type(row["name"], row["sql"], row["base"], row["is_array"]) for row in rows}
+
+
+def run_sql(statement: Statement, types: Sequence[Type], shape: str, settings: Settings) -> str:
+    """Values are sent as text and cast to the type that PostgreSQL inferred, so that every type has one way in."""
+    sql = statement.fill(lambda number, _: f"(${number}::text::{types[number - 1].sql})")
+    return RUN.format(sql=sql, shape=shape, max_bytes=settings.max_result_bytes, limit=settings.max_rows + 1)
+
+
+async def plan(conn: asyncpg.Connection, run: str, parameters: int) -> float:
+    """Plan a wrapped statement and return its cost in PostgreSQL's units; privileges are checked on the way.
+
+    Data that a planner folds into an error are the run's business. Raises BadStatement.
+    """
+    try:
+        text = await conn.fetchval(f"EXPLAIN (FORMAT JSON) {run}", *[None] * parameters)
+    except asyncpg.DataError:
+        return 0
+    except asyncpg.PostgresSyntaxError as exc:
+        raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
+    except STATEMENT_REFUSED as exc:
+        raise BadStatement(exc.message) from exc
+    return float(msgspec.json.decode(text)[0]["Plan"]["Total Cost"])
+
+
+class Result(NamedTuple):
+    """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began."""
+
+    rows: bytes
+    truncated: bool
+    columns: tuple[Column, ...]
+    snapshot: str
+    taken_at: float
+
+
+async def run_once(database: Database, metric: Metric, values: Sequence[str | None]) -> asyncpg.Record:
+    """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
+    async with database.connection(metric.login) as conn:
+        if metric.login == "reader":
+            return (await conn.fetch(metric.run, *values))[0]
+        transaction = conn.transaction(readonly=True)
+        await transaction.start()
+        try:
+            return (await conn.fetch(metric.run, *values))[0]
+        finally:
+            await transaction.rollback()
+
+
+async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | None]) -> Result:
+    """Run a metric, anew when a connection turned out to be dead or its tables to have changed since it was described.
+
+    Raises Problem, PoolBusy, asyncpg's errors or one of DATABASE_DOWN.
+    """
+    for attempt in itertools.count():
+        try:
+            row = await run_once(catalog.database, metric, values)
+        except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError):
+            metric = compiled(await catalog.refresh(metric))
+            if attempt == 2:
+                raise
+            continue
+        except DATABASE_DOWN:
+            if attempt == 1:
+                raise
+            continue
+        except asyncpg.DataError:
+            if metric.names:
+                raise
+            raise Problem(500, "The query fails on its data; the log has the reason.") from None
+        if row["shape"] == metric.shape or attempt == 2:
+            return as_result(metric, row, catalog.settings.max_rows)
+        metric = compiled(await catalog.refresh(metric))
+    raise AssertionError
+
+
+def as_result(metric: Metric, row: asyncpg.Record, limit: int) -> Result:
+    if row["records"] is None and row["rows"]:
+        raise Problem(422, "The result is larger than MAX_RESULT_BYTES; ask for a shorter period.")
+    rows, truncated = row["records"] or b"", row["rows"] > limit
+    if truncated:
+        rows = rows[: rows.rindex(b"\n")]
+    return Result(rows, truncated, metric.columns, row["snapshot"], row["taken_at"])
+
+
+def compiled(metric: Metric) -> Metric:
+    """Raises Problem 500 for a metric that PostgreSQL does not accept."""
+    if not metric.fault:
+        return metric
+    subject = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"The metric {metric.id}"
+    raise Problem(500, f"{subject} does not compile; `python app.py check` says why.")
+
+
+DEFINITIONS = """\
+SELECT
+  c.id,
+  c.source,
+  q.query,
+  c.title,
+  c.is_editable,
+  c.version,
+  COALESCE(JSON_AGG(
+    JSON_BUILD_OBJECT('breakpoint', l.breakpoint, 'x', l.x, 'y', l.y, 'w', l.w, 'h', l.h, 'static', l.static)
+    ORDER BY l.breakpoint
+  ) FILTER (WHERE l.item_id IS NOT NULL), '[]') AS layouts
+FROM metric_configurations AS c
+JOIN queries AS q ON q.id = c.query_id
+LEFT JOIN layout_items AS l ON l.item_id = c.id
+GROUP BY c.id, q.id
+"""
+WATCHED = """\
+SELECT t.tgrelid
+FROM pg_trigger AS t
+WHERE t.tgname = 'metrics_api_watch'
+AND t.tgenabled <> 'D'
+AND NOT EXISTS (
+  SELECT
+  FROM PG_PARTITION_TREE(t.tgrelid) AS p
+  WHERE NOT EXISTS (
+    SELECT
+    FROM pg_trigger AS w
+    WHERE w.tgrelid = p.relid
+    AND w.tgname = 'metrics_api_watch'
+    AND w.tgenabled <> 'D'
+  )
+)
+"""
+
+
+class Catalog:
+    """Every metric by id, the files' and the database's, as last described."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings, self.database = settings, database
+        self.metrics: dict[str, Metric] = {}
+        self.watched: frozenset[int] = frozenset()
+        self.stray_files: tuple[str, ...] = ()
+        # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
+        self.mirrored: dict[str, Definition] = {}
+        self.complete = False
+        self.fault = "not read yet"
+        self.outdated = asyncio.Event()
+        self.lock = asyncio.Lock()
+
+    def find(self, metric_id: str) -> Metric:
+        """Raises Problem 404, 422, 500, or 503 while the database has not told its metrics yet."""
+        if metric := self.metrics.get(metric_id):
+            return compiled(metric)
+        if not METRIC_ID.fullmatch(metric_id):
+            raise Problem(422, "A metric id is a letter or digit, then up to 63 letters, digits, - and _.")
+        if not self.complete:
+            raise Problem(503, "The database has not been reached yet; try again.", headers={"Retry-After": "1"})
+        raise Problem(404, f"There is no metric {metric_id}; GET /metrics lists them.")
+
+    def live(self, metric: Metric) -> bool:
+        return self.watched.issuperset(metric.tables)
+
+    def read_files(self) -> dict[str, Definition]:
+        paths = sorted(self.settings.queries_dir.glob("*.sql"))
+        self.stray_files = tuple(path.name for path in paths if not METRIC_ID.fullmatch(path.stem))
+        return {path.stem: read_file(path) for path in paths if path.name not in self.stray_files}
+
+    def file_stamps(self) -> dict[str, tuple[int, int]]:
+        """What tells that a file has been written to, without reading it."""
+        entries = [entry for entry in os.scandir(self.settings.queries_dir) if entry.name.endswith(".sql")]
+        return {entry.name: (entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries}
+
+    async def reload(self) -> None:
+        """Read files and database again and describe what is new, has changed or did not compile."""
+        async with self.lock:
+            self.outdated.clear()
+            files = await asyncio.to_thread(self.read_files)
+            async with self.database.connection("owner") as conn:
+                if files != self.mirrored:
+                    await mirror(conn, files.values())
+                rows = await conn.fetch(DEFINITIONS)
+                self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
+            definitions = merge(files, rows)
+            self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
+            self.mirrored, self.complete = files, True
+
+    async def described(self, definition: Definition) -> Metric:
+        known = self.metrics.get(definition.id)
+        return known if known and known.about == definition and not known.fault else await self.describe(definition)
+
+    async def describe(self, definition: Definition) -> Metric:
+        if definition.fault:
+            return Metric(about=definition, fault=definition.fault)
+        try:
+            async with self.database.connection(Metric(about=definition).login) as conn:
+                return await describe(conn, definition, self.settings)
+        except BadStatement as exc:
+            place = f":{exc.line}:{exc.column}" if exc.line else ""
+            return Metric(about=definition, fault=exc.message, place=place, warnings=definition.warnings)
+
+    async def refresh(self, metric: Metric) -> Metric:
+        """Describe one metric again, because its tables have changed."""
+        self.metrics[metric.id] = fresh = await self.describe(metric.about)
+        return fresh
+
+
+decode_layouts = msgspec.json.Decoder(tuple[Layout, ...]).decode
+
+
+def merge(files: Mapping[str, Definition], rows: Iterable[asyncpg.Record]) -> dict[str, Definition]:
+    """A file goes before a metric of the same id in the database, which knows where the file's tile stands."""
+    definitions = dict(files)
+    for row in rows:
+        layouts = decode_layouts(row["layouts"])
+        if file := files.get(row["id"]):
+            definitions[row["id"]] = msgspec.structs.replace(file, layouts=layouts)
+        elif row["source"] != "file":
+            definitions[row["id"]] = Definition(
+                id=row["id"],
+                source=row["source"],
+                sql=row["query"],
+                title=row["title"] or title_of(row["id"]),
+                is_editable=row["is_editable"],
+                version=row["version"],
+                layouts=layouts,
+            )
+    return definitions
+
+
+MIRRORED = """\
+SELECT c.id, q.query, c.title
+FROM metric_configurations AS c
+JOIN queries AS q ON q.id = c.query_id
+WHERE c.source = 'file'
+"""
+# A series that a data set brought under the same id keeps its query.
+MIRROR_QUERY = """\
+INSERT INTO queries (id, query)
+VALUES ($1, $2)
+ON CONFLICT (id) DO UPDATE
+SET query = excluded.query
+WHERE NOT EXISTS (
+  SELECT
+  FROM metric_configurations AS c
+  WHERE c.query_id = queries.id
+  AND c.source <> 'file'
+)
+"""
+MIRROR_CONFIGURATION = """\
+INSERT INTO metric_configurations (id, query_id, source, title, is_editable)
+VALUES ($1, $1, 'file', $2, false)
+ON CONFLICT (id) DO UPDATE
+SET title = excluded.title
+WHERE metric_configurations.source = 'file'
+"""
+
+
+async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
+    """Give every file the rows that its records and layouts refer to; only what differs is written."""
+    rows = [(file.id, file.sql, file.title) for file in files if not file.fault]
+    async with conn.transaction():
+        known = {tuple(row) for row in await conn.fetch(MIRRORED)}
+        changed = [row for row in rows if row not in known]
+        if changed:
+            await conn.executemany(MIRROR_QUERY, [row[:2] for row in changed])
+            await conn.executemany(MIRROR_CONFIGURATION, [(row[0], row[2]) for row in changed])
+
+
+async def watch_catalog(catalog: Catalog) -> None:
+    """Reload within a second of a change to a file or to the definitions, and while a metric does not compile."""
+    seen: object = None
+    for tick in itertools.count():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(catalog.outdated.wait(), 0.5)
+        try:
+            stamps = await asyncio.to_thread(catalog.file_stamps)
+            faulty = tick % 4 == 0 and any(metric.fault for metric in catalog.metrics.values())
+            if stamps != seen or faulty or catalog.outdated.is_set():
+                await catalog.reload()
+                seen = stamps
+        except Exception as exc:
+            log.warning("the metrics could not be read again", extra={"fields": {"reason": repr(exc)}})
+            await asyncio.sleep(1)
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+
+# What a dashboard may send to every tile; a metric that does not use one ignores it.
+DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
+INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
+TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
+DURATION = re.compile(r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?", re.ASCII)
+ARRAY_ITEM = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^{},"\\]+?))\s*(?:,(?!$)|$)', re.DOTALL)
+
+
+def parse_integer(text: str, bits: int) -> str:
+    if not re.fullmatch(r"[+-]?\d{1,30}", text, re.ASCII):
+        raise ValueError("must be a whole number")
+    number = int(text)
+    least = 0 if bits == 32 else -(2**bits)
+    if not least <= number < 2**bits:
+        raise ValueError(f"must be from {least} to {2**bits - 1}")
+    return str(number)
+
+
+def parse_number(text: str) -> str:
+    if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", text, re.ASCII):
+        raise ValueError("must be a number such as 12.5")
+    return text
+
+
+def parse_boolean(text: str) -> str:
+    if text.lower() in ("true", "t", "1", "yes", "on"):
+        return "true"
+    if text.lower() in ("false", "f", "0", "no", "off"):
+        return "false"
+    raise ValueError("must be true or false")
+
+
+def parse_time(text: str, read: Callable[[str], date | clock_time], example: str) -> str:
+    try:
+        return read(text).isoformat()
+    except ValueError:
+        raise ValueError(f"must be ISO 8601, such as {example}") from None
+
+
+def parse_datetime(text: str) -> datetime:
+    """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def parse_duration(text: str) -> str:
+    if not DURATION.fullmatch(text):
+        raise ValueError("must be an ISO 8601 duration, such as P7D or PT12H")
+    return text
+
+
+def parse_uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise ValueError("must be a UUID") from None
+
+
+def parse_json(text: str) -> str:
+    try:
+        msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON") from None
+    return text
+
+
+PARSERS: dict[str, Callable[[str], str]] = {
+    **{name: lambda text, bits=bits: parse_integer(text, bits) for name, bits in INTEGERS.items()},  # type: ignore[misc]
+    **dict.fromkeys(("numeric", "float4", "float8"), parse_number),
+    "bool": parse_boolean,
+    "date": lambda text: parse_time(text, date.fromisoformat, "2025-06-30"),
+    "timestamp": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00"),
+    "timestamptz": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00Z"),
+    "time": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00"),
+    "timetz": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00Z"),
+    "interval": parse_duration,
+    "uuid": parse_uuid,
+    "json": parse_json,
+    "jsonb": parse_json,
+}
+
+
+def parse_scalar(text: str, base: str) -> str | None:
+    """The canonical text of one value, None for NULL.
+
+    Raises ValueError with what it must be. Types not known here are PostgreSQL's to judge.
+    """
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    if base in TEXTS:
+        return text
+    return PARSERS.get(base, str)(text.strip()) if text.strip() else None
+
+
+def parse_array(texts: Sequence[str], base: str) -> str | None:
+    """The array literal of a name's values, or of one value that is such a literal."""
+    if list(texts) == [""]:
+        return None
+    items: Iterable[str | None] = texts
+    if len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
+        items = split_array(texts[0][1:-1])
+    values = [None if item is None else parse_scalar(item, base) for item in items]
+    return "{" + ",".join("NULL" if value is None else quote_item(value) for value in values) + "}"
+
+
+def split_array(text: str) -> Iterator[str | None]:
+    position = 0
+    while text.strip() and position < len(text):
+        item = ARRAY_ITEM.match(text, position)
+        if not item:
+            raise ValueError("must be an array such as {a,b}, or its name repeated")
+        position = item.end()
+        quoted, bare = item.groups()
+        if quoted is not None:
+            yield re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)
+        else:
+            yield None if bare.upper() == "NULL" else bare
+
+
+def quote_item(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def parse_values(texts: Sequence[str], kind: Type) -> str | None:
+    if kind.is_array:
+        return parse_array(texts, kind.base)
+    if len(texts) > 1:
+        raise ValueError("is given more than once")
+    return parse_scalar(texts[0], kind.base)
+
+
+def bind(metric: Metric, query: bytes) -> tuple[str | None, ...]:
+    """The values of a metric's parameters from a query string, in the order of its names.
+
+    Raises Problem 422 that names every bad parameter.
+    """
+    given: dict[str, list[str]] = {}
+    for name, text in parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000):
+        given.setdefault(name, []).append(text)
+    values: list[str | None] = []
+    errors = [InputError(name, detail) for name in given if (detail := unknown_parameter(metric, name))]
+    for name, kind in zip(metric.names, metric.types, strict=True):
+        value = None
+        try:
+            value = parse_values(given[name], kind) if name in given else None
+            if value is None and name in metric.about.required:
+                raise ValueError("is required")
+        except ValueError as exc:
+            errors.append(InputError(name, str(exc)))
+        values.append(value)
+    if errors:
+        raise Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+    return tuple(values)
+
+
+def unknown_parameter(metric: Metric, name: str) -> str | None:
+    if name in metric.names or name in DASHBOARD_FILTERS:
+        return None
+    return f"is no parameter of {metric.id}, which has {', '.join(sorted(metric.names)) or 'none'}"
+
+
+# ------------------------------------------------------------------------------------------------ endpoints
+
+
+class State(TypedDict):
+    """What lives as long as the application does."""
+
+    settings: Settings
+    database: Database
+    catalog: Catalog
+    probe: Probe
+
+
+def chart_of(metric: Metric) -> str:
+    """The chart a metric asks for, or the one its columns suggest."""
+    types = [column.type for column in metric.columns]
+    numeric = [kind in ("int2", "int4", "int8", "numeric", "float4", "float8") for kind in types]
+    if metric.about.chart:
+        return metric.about.chart
+    if all(numeric):
+        return "number" if len(types) < 4 else "table"
+    if len(types) > 1 and all(numeric[1:]):
+        return "line" if types[0] in ("date", "timestamp", "timestamptz") else "bar"
+    return "table"
+
+
+def summary(catalog: Catalog, metric: Metric) -> MetricSummary:
+    about = metric.about
+    return MetricSummary(
+        id=metric.id,
+        title=about.title,
+        description=about.description,
+        unit=about.unit,
+        chart=chart_of(metric),
+        is_editable=about.is_editable,
+        version=about.version,
+        live=catalog.live(metric),
+        parameters=parameters_of(metric),
+        columns=list(metric.columns),
+        layouts=list(about.layouts),
+    )
+
+
+def parameters_of(metric: Metric) -> list[Parameter]:
+    about = metric.about
+    return [
+        Parameter(name, kind.name, name in about.required, about.descriptions.get(name, ""))
+        for name, kind in zip(metric.names, metric.types, strict=True)
+        if name not in about.claims
+    ]
+
+
+async def list_metrics(request: Request[State]) -> Response:
+    catalog = request.state["catalog"]
+    metrics = [summary(catalog, metric) for metric in catalog.metrics.values() if not metric.fault]
+    return Response(encode(MetricList(metrics)), media_type="application/json")
+
+
+MEDIA_TYPES = {"json": "application/json", "csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+
+
+def split_format(name: str, accept: str) -> tuple[str, str]:
+    """The metric id and the format that a path or else an Accept header asks for; JSON when neither knows better."""
+    stem, dot, suffix = name.rpartition(".")
+    if dot and suffix in ("csv", "ndjson"):
+        return stem, suffix
+    return name, accepted_format(accept)
+
+
+@functools.lru_cache(maxsize=256)
+def accepted_format(accept: str) -> str:
+    """RFC 9110, 12.5.1: the best quality wins; what is not offered is left out."""
+    offers = {"application/json": "json", "text/csv": "csv", "application/x-ndjson": "ndjson"}
+    best, chosen = 0.0, "json"
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        weight = float(quality) if re.fullmatch(r"[01](\.\d{1,3})?", quality) else 0.0
+        offered = offers.get(media_type) or ("json" if media_type in ("*/*", "application/*") else "")
+        if offered and weight > best:
+            best, chosen = weight, offered
+    return chosen
+
+
+def render(metric: Metric, result: Result, media: str) -> bytes:
+    if media == "ndjson":
+        return result.rows + b"\n" if result.rows else b""
+    if media == "csv":
+        return render_csv(result)
+    envelope = MetricResult(
+        id=metric.id,
+        title=metric.about.title,
+        is_editable=metric.about.is_editable,
+        columns=list(result.columns),
+        records=msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]"),
+        layouts=list(metric.about.layouts),
+        truncated=result.truncated,
+    )
+    return encode(envelope)
+
+
+def render_csv(result: Result) -> bytes:
+    """RFC 4180; numbers keep the digits that the database wrote, nested values stay JSON, NULL is an empty cell."""
+    decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow([column.name for column in result.columns])
+    for line in result.rows.splitlines():
+        writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
+    return out.getvalue().encode()
+
+
+def csv_cell(value: bytes) -> str:
+    if value == b"null":
+        return ""
+    return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
+
+
+async def read_metric(request: Request[State]) -> Response:
+    catalog = request.state["catalog"]
+    metric_id, media = split_format(request.path_params["id"], request.headers.get("accept", ""))
+    metric = catalog.find(metric_id)
+    request.scope["metric_id"] = metric.id
+    result = await run_metric(catalog, metric, bind(metric, request.scope["query_string"]))
+    body = await asyncio.to_thread(render, metric, result, media) if media == "csv" else render(metric, result, media)
+    headers = {"X-Truncated": "true"} if result.truncated and media != "json" else None
+    return Response(body, headers=headers, media_type=MEDIA_TYPES[media])
+
+
+async def health(request: Request[State]) -> Response:
+    database = await request.state["probe"].ask() is not None
+    return Response(encode(Health(True, database)), 200 if database else 503, media_type="application/json")
+
+
+async def health_live(request: Request[State]) -> Response:
+    return Response(b'{"status":"pass"}', media_type="application/health+json")
+
+
+async def health_ready(request: Request[State]) -> Response:
+    state = request.state
+    latency = await state["probe"].ask()
+    checks = {
+        "database:responseTime": [latency_check(latency)],
+        "metrics:files": file_checks(state["catalog"]),
+    }
+    if not state["catalog"].complete:
+        checks["database:migrations"] = [Check("fail", output=state["catalog"].fault)]
+    worst = max((check.status for group in checks.values() for check in group), key=("pass", "warn", "fail").index)
+    body = encode(Readiness(worst, checks))
+    return Response(body, 503 if worst == "fail" else 200, media_type="application/health+json")
+
+
+def latency_check(seconds: float | None) -> Check:
+    if seconds is None:
+        return Check("fail", "datastore", output="the database does not answer")
+    return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
+
+
+def file_checks(catalog: Catalog) -> list[Check]:
+    """One warning for each file or metric with a fault, or a pass."""
+    warnings = [f"queries/{name}: the file's name is no metric id" for name in catalog.stray_files]
+    for metric in catalog.metrics.values():
+        name = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"metric {metric.id}"
+        warnings += [f"{name} does not compile"] if metric.fault else []
+        warnings += [f"{name}: {warning}" for warning in metric.warnings]
+    passed = Check("pass", "component", len(catalog.metrics), "metrics")
+    return [Check("warn", "component", output=warning) for warning in warnings] or [passed]
+
+
+# ------------------------------------------------------------------------------------------------ assembly
+
+
+class Route(NamedTuple):
+    method: str
+    path: str
+    endpoint: Callable[[Request[State]], Awaitable[Response]]
+
+
+ROUTES = [
+    Route("GET", "/health", health),
+    Route("GET", "/health/live", health_live),
+    Route("GET", "/health/ready", health_ready),
+    Route("GET", "/metrics", list_metrics),
+    Route("GET", "/metrics/{id}", read_metric),
+]
+
+
+def starlette_routes() -> list[routing.Route]:
+    """One route per path, so that a 405 names everything that the path allows."""
+    paths: dict[str, dict[str, Callable[[Request[State]], Awaitable[Response]]]] = {}
+    for method, path, endpoint in ROUTES:
+        paths.setdefault(path, {})[method] = endpoint
+    return [routing.Route(path, dispatch(methods), methods=list(methods)) for path, methods in paths.items()]
+
+
+def dispatch(methods: Mapping[str, Callable[[Request[State]], Awaitable[Response]]]) -> Any:
+    async def endpoint(request: Request[State]) -> Response:
+        return await methods["GET" if request.method == "HEAD" else request.method](request)
+
+    return endpoint
+
+
+# An arbitrary number that no other application uses as an advisory lock.
+MIGRATION_LOCK = 7_102_025
+
+
+def migrate(settings: Settings) -> list[str]:
+    """Apply the migrations and open the derived logins, one instance at a time; return what could not be done.
+
+    yoyo's own lock is a row that outlives whoever is killed with it; a session's advisory lock does not. Its blocking
+    form deadlocks with CREATE INDEX CONCURRENTLY. Raises ConnectionError, or psycopg.Error when a migration fails.
+    """
+    url = settings.database_url or ""
+    with connect_owner(url) as conn:
+        while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
+            time.sleep(0.1)
+        backend = yoyo.get_backend("postgresql+psycopg://" + url.split("://", 1)[1])
+        try:
+            backend.break_lock()
+            backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(HERE / "migrations"))))
+        finally:
+            backend.connection.close()
+        logins = [login for login in database_logins(settings).values() if login.user]
+        return [fault for login in logins if (fault := open_login(conn, url, login))]
+
+
+def connect_owner(url: str) -> psycopg.Connection:
+    try:
+        return psycopg.connect(url, autocommit=True, connect_timeout=5)
+    except psycopg.OperationalError as exc:
+        raise ConnectionError(str(exc).strip()) from exc
+
+
+def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
+    """Set the password of a derived login that cannot log in; return why it still cannot."""
+    target: dict[str, Any] = {"user": login.user} | ({"password": login.password} if login.password else {})
+
+    def attempt() -> str | None:
+        try:
+            psycopg.connect(url, **target, connect_timeout=5).close()
+        except psycopg.OperationalError as exc:
+            return str(exc).strip()
+        return None
+
+    if not attempt():
+        return None
+    try:
+        if login.user and login.password:
+            verifier = conn.pgconn.encrypt_password(login.password.encode(), login.user.encode(), b"scram-sha-256")
+            conn.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), verifier.decode()))
+    except psycopg.Error as exc:
+        return f"the password of {login.user} cannot be set: {exc}"
+    return attempt()
+
+
+@asynccontextmanager
+async def with_database(settings: Settings) -> AsyncIterator[Settings]:
+    """The settings with a DATABASE_URL, which is the embedded PostgreSQL's while the environment names none."""
+    if settings.database_url:
+        yield settings
+        return
+    # Only a laptop has it: the production image leaves the folder out.
+    from seed import embedded
+
+    try:
+        server = await embedded.start(settings.data_dir)
+    except embedded.EmbeddedError as exc:
+        raise CommandError(str(exc)) from exc
+    if server.relocated:
+        say(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
+    watch = asyncio.create_task(server.watch(), name="embedded PostgreSQL")
+    try:
+        yield msgspec.structs.replace(settings, database_url=server.dsn, harden_database="on")
+    finally:
+        watch.cancel()
+        await server.stop()
+
+
+async def load_data(settings: Settings, database: Database, directory: Path, newest: date | None = None) -> Any:
+    """Load a data set; its queries must pass as the guest that will run them."""
+    from seed import dataset
+
+    async def accept(sql: str) -> str | None:
+        definition = Definition(id="query", source="dataset", sql=sql, title="")
+        try:
+            async with database.connection("guest") as conn:
+                await describe(conn, definition, settings)
+        except BadStatement as exc:
+            return str(exc)
+        return None
+
+    async with database.connection("owner") as conn:
+        return await dataset.load(directory, conn, accept, newest=newest)
+
+
+IS_EMPTY = """\
+SELECT NOT EXISTS (SELECT FROM queries)
+AND NOT EXISTS (SELECT FROM metric_configurations)
+"""
+
+
+async def start(state: State, embedded: bool) -> None:
+    """Migrate, bring the demonstration data to an empty embedded database, read the metrics; try until it is done."""
+    settings, database, catalog = state["settings"], state["database"], state["catalog"]
+    for attempt in itertools.count():
+        try:
+            for fault in await asyncio.to_thread(migrate, settings):
+                log.warning("a login cannot be used", extra={"fields": {"reason": fault}})
+            async with database.connection("owner") as conn:
+                empty = embedded and await conn.fetchval(IS_EMPTY)
+            if empty:
+                await load_data(settings, database, HERE / "seed", newest=datetime.now(UTC).date())
+            await catalog.reload()
+            return
+        except Exception as exc:
+            catalog.fault = f"{type(exc).__name__}: {exc}"
+            log.warning("the start has to wait for the database", extra={"fields": {"reason": catalog.fault}})
+        await asyncio.sleep(min(0.25 * 2**attempt, 2))
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[State]:
+    settings = load_settings(os.environ)
+    configure_logging(settings.log_level)
+    embedded = not settings.database_url
+    async with AsyncExitStack() as stack:
+        settings = await stack.enter_async_context(with_database(settings))
+        database = await stack.enter_async_context(Database(settings))
+        probe = Probe(database.logins["reader"], database.session("reader"))
+        stack.callback(probe.close)
+        state = State(settings=settings, database=database, catalog=Catalog(settings, database), probe=probe)
+        starting = asyncio.create_task(start(state, embedded), name="start")
+        await asyncio.wait([starting], timeout=3)
+        tasks = [starting, asyncio.create_task(watch_catalog(state["catalog"]), name="catalog")]
+        try:
+            yield state
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+app = Starlette(
+    routes=cast(Any, starlette_routes()),
+    middleware=[Middleware(RequestLog)],
+    exception_handlers={kind: cast(Any, on_error) for kind in (*EXPECTED, Exception)},
+    lifespan=cast(Any, lifespan),
+)
+app.router.redirect_slashes = False
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(settings: Settings, options: argparse.Namespace) -> None:
+    if not (settings.jwt_issuer or settings.auth == "off" or is_loopback(options.host)):
+        raise CommandError(
+            f"Without JWT_ISSUER everybody may read and write, so {options.host} is refused: set JWT_ISSUER, or"
+            " AUTH=off where a proxy lets the right callers in, or serve on 127.0.0.1."
+        )
+    listener = listen(options.host, options.port)
+    host, port = listener.getsockname()[:2]
+    say(f"Metrics API on http://{f'[{host}]' if ':' in host else host}:{port}")
+    if not settings.jwt_issuer:
+        say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
+    config = uvicorn.Config(
+        "app:app",
+        workers=options.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,
+    )
+    configure_logging(settings.log_level)
+    if options.workers > 1:
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as exc:
+        raise CommandError(f"Cannot serve on {host}:{port}: {exc.strerror}. Choose another --port or --host.") from exc
+    listener.set_inheritable(True)
+    return listener
+
+
+async def migrate_command(settings: Settings, options: argparse.Namespace) -> int:
+    faults = await asyncio.to_thread(migrate, settings)
+    for fault in faults:
+        say(f"Warning: {fault}")
+    say("The database is up to date.")
+    return 0
+
+
+async def seed_command(settings: Settings, options: argparse.Namespace) -> int:
+    await asyncio.to_thread(migrate, settings)
+    async with Database(settings) as database:
+        report = await load_data(settings, database, options.directory)
+    for line in report.lines():
+        say(line)
+    return 1 if report.count("rejected") else 0
+
+
+async def check_command(settings: Settings, options: argparse.Namespace) -> int:
+    await asyncio.to_thread(migrate, settings)
+    async with Database(settings) as database:
+        catalog = Catalog(settings, database)
+        await catalog.reload()
+    files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
+    for name in catalog.stray_files:
+        say(f"queries/{name}: warning: the file's name is no metric id")
+    for metric in files:
+        say("\n".join(check_lines(catalog, metric)))
+    return 1 if any(metric.fault for metric in files) else 0
+
+
+def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
+    """file:line:column: error, as compilers write it, or what PostgreSQL says of the metric."""
+    name = f"queries/{metric.id}.sql"
+    if metric.fault:
+        yield f"{name}{metric.place}: error: {metric.fault}"
+        return
+    yield name
+    yield f"  parameters: {', '.join(f'{p.name} {p.type}' for p in parameters_of(metric)) or 'none'}"
+    yield f"  columns: {', '.join(f'{c.name} {c.type}' for c in metric.columns)}"
+    yield f"  tables: {', '.join(metric.tables.values()) or 'none'}"
+    for warning in metric.warnings:
+        yield f"  warning: {warning}"
+    for oid, table in metric.tables.items():
+        if oid not in catalog.watched:
+            yield f"  warning: {table} is not watched; `python app.py watch {table}` makes the metric exact"
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
+    parser.set_defaults(run=serve)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--workers", type=int, default=1, help="processes that serve")
+    commands = parser.add_subparsers(title="commands, instead of serving")
+    commands.add_parser("migrate", help="apply the migrations and exit").set_defaults(run=migrate_command)
+    seed = commands.add_parser("seed", help="load a data set directory")
+    seed.add_argument("directory", nargs="?", type=Path, default=HERE / "seed")
+    seed.set_defaults(run=seed_command)
+    check = commands.add_parser("check", help="compile every SQL file without running it")
+    check.set_defaults(run=check_command)
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse_options()
+    try:
+        settings = load_settings(os.environ)
+        if options.run is serve:
+            serve(settings, options)
+            return 0
+        return asyncio.run(run_command(settings, options))
+    except (SettingsError, CommandError, ConnectionError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def run_command(settings: Settings, options: argparse.Namespace) -> int:
+    async with with_database(settings) as ready:
+        return cast(int, await options.run(ready, options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,4 @@
+DROP TABLE metrics;
+DROP TABLE layout_items;
+DROP TABLE metric_configurations;
+DROP TABLE queries;

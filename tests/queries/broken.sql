@@ -1,0 +1,4 @@
+-- title: Does not compile
+SELECT
+  no_such_column
+FROM metrics

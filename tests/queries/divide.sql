@@ -1,0 +1,1 @@
+SELECT 10 / :by::int4 AS quotient

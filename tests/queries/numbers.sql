@@ -1,0 +1,2 @@
+SELECT n
+FROM GENERATE_SERIES(1, :count::int4) AS n

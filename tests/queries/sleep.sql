@@ -1,0 +1,1 @@
+SELECT PG_SLEEP(:seconds::float8)::text AS slept

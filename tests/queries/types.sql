@@ -1,0 +1,1 @@
+SELECT :i2::int2 AS i2, :i4::int4 AS i4, :i8::int8 AS i8, :num::numeric AS num, :f8::float8 AS f8, :b::bool AS b, :t::text AS t, :d::date AS d, :ts::timestamp AS ts, :tz::timestamptz AS tz, :ti::time AS ti, :iv::interval AS iv, :u::uuid AS u, :j::jsonb AS j, :ints::int4[] AS ints, :texts::text[] AS texts

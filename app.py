@@ -26,6 +26,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -369,34 +370,105 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
 # ------------------------------------------------------------------------------------------------ logging
 
 
-class JSONFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        return encode(line).decode()
+class LogStream(logging.Handler):
+    """JSON lines for standard output, written by a thread of its own once started: a slow reader stops nobody.
+
+    Until then, and after stop(), lines are written at once. What a stuck reader does not take is bounded in lines.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[bytes] = deque(maxlen=100_000)
+        self.waiting = threading.Event()
+        self.writer: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.put(encode(log_line(record)))
+
+    def put(self, line: bytes) -> None:
+        self.lines.append(line)
+        if self.writer is None:
+            self.write()
+        elif not self.waiting.is_set():
+            self.waiting.set()
+
+    def write(self) -> None:
+        batch = [self.lines.popleft() for _ in range(len(self.lines))]
+        if batch:
+            with suppress(BrokenPipeError, ValueError):
+                sys.stdout.buffer.write(b"\n".join(batch) + b"\n")
+                sys.stdout.buffer.flush()
+
+    def start(self) -> None:
+        self.writer = threading.Thread(target=self.run, name="log", daemon=True)
+        self.writer.start()
+
+    def run(self) -> None:
+        while self.writer:
+            self.waiting.wait()
+            time.sleep(0.05)
+            self.waiting.clear()
+            self.write()
+
+    def stop(self) -> None:
+        if self.writer:
+            writer, self.writer = self.writer, None
+            self.waiting.set()
+            writer.join(1)
+        self.write()
 
 
-def configure_logging(level: str) -> None:
+def log_line(record: logging.LogRecord) -> dict[str, Any]:
+    line = {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": record.getMessage(),
+        **getattr(record, "fields", {}),
+    }
+    if record.exc_info:
+        line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+    return line
+
+
+def configure_logging(level: str) -> LogStream:
     """Everything the process says becomes JSON lines on standard output, the server's own lines included."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JSONFormatter())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    stream = LogStream()
+    logging.basicConfig(handlers=[stream], level=level.upper(), force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
     for name in ("httpx", "httpcore", "yoyo", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    return stream
+
+
+def warn(message: str, **fields: Any) -> None:
+    log.warning(message, extra={"fields": fields})
+
+
+class RequestLine(msgspec.Struct, omit_defaults=True):
+    """What the log says of a request; a reason where it failed, a trace_id where the client sent a traceparent."""
+
+    time: str
+    level: str
+    logger: str
+    message: str
+    request_id: str
+    method: str
+    path: str
+    metric_id: str | None
+    status: int | None
+    duration_ms: float
+    cache: str | None
+    subject: str | None
+    trace_id: str = ""
+    reason: str = ""
 
 
 MAX_HEAD = 64 * 1024
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 
 
 class RequestLog:
@@ -413,13 +485,14 @@ class RequestLog:
         status: int | None = None
         head = scope["head"] = dict(scope["headers"])
         given = head.get(b"x-request-id", b"")
-        scope["request_id"] = request_id = given.decode() if REQUEST_ID.fullmatch(given) else next(self.ids)
+        scope["request_id"] = given.decode() if REQUEST_ID.fullmatch(given) else next(self.ids)
+        given_back = [(b"x-request-id", scope["request_id"].encode()), *trace_headers(scope)]
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                message["headers"] = [*message["headers"], *given_back]
             await send(message)
 
         try:
@@ -429,30 +502,52 @@ class RequestLog:
             status = 499
         except Exception as exc:
             if status is not None:
-                log.exception("an answer was cut off", extra={"fields": {"request_id": request_id}})
+                log.exception("an answer was cut off", extra={"fields": {"request_id": scope["request_id"]}})
                 raise
-            response = problem_response(exc, scope)
-            scope["reason"] = f"{type(exc).__name__}: {exc}"
-            if response.status_code == 500:
-                log.exception("unhandled exception", extra={"fields": {"request_id": request_id}})
-            await response(scope, receive, send_with_id)
+            await fail(exc, scope, receive, send_with_id)
         finally:
-            self.write(scope, status, time.perf_counter() - started)
+            write_line(scope, status, time.perf_counter() - started)
 
-    def write(self, scope: Scope, status: int | None, seconds: float) -> None:
-        fields = {
-            "request_id": scope["request_id"],
-            "method": scope["method"],
-            "path": scope["path"],
-            "metric_id": scope.get("metric_id"),
-            "status": status,
-            "duration_ms": round(seconds * 1000, 3),
-            "cache": scope.get("cache"),
-            "subject": scope["caller"].subject if "caller" in scope else None,
-        }
-        if reason := scope.get("reason"):
-            fields["reason"] = reason
-        log.info("request", extra={"fields": fields})
+
+def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
+    given = scope["head"].get(b"traceparent")
+    parent = TRACEPARENT.fullmatch(given) if given else None
+    if not parent:
+        return []
+    scope["trace_id"] = parent[1].decode()
+    return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
+
+
+async def fail(exc: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    response = problem_response(exc, scope)
+    scope["reason"] = f"{type(exc).__name__}: {exc}"
+    if response.status_code == 500:
+        log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
+    await response(scope, receive, send)
+
+
+def write_line(scope: Scope, status: int | None, seconds: float) -> None:
+    stream: LogStream | None = scope["state"]["log"]
+    if stream is None:
+        return
+    line = RequestLine(
+        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        level="info",
+        logger="metrics_api",
+        message="request",
+        request_id=scope["request_id"],
+        method=scope["method"],
+        path=scope["path"],
+        metric_id=scope.get("metric_id"),
+        status=status,
+        duration_ms=round(seconds * 1000, 3),
+        cache=scope.get("cache"),
+        subject=scope["caller"].subject if "caller" in scope else None,
+        trace_id=scope.get("trace_id", ""),
+        reason=scope.get("reason", ""),
+    )
+    stream.put(encode(line))
 
 
 def check_head(scope: Scope) -> None:
@@ -558,7 +653,7 @@ class KeySet:
         except (OSError, httpx.HTTPError, ValueError, RecursionError) as exc:
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
-            log.warning("keys cannot be fetched", extra={"fields": {"reason": repr(exc), "failures": self.failures}})
+            warn("keys cannot be fetched", reason=repr(exc))
         else:
             self.version += body != self.body
             self.keys, self.body, self.failures = keys, body, 0
@@ -1447,7 +1542,7 @@ async def watch_catalog(catalog: Catalog) -> None:
                 await catalog.reload()
                 seen = stamps
         except Exception as exc:
-            log.warning("the metrics could not be read again", extra={"fields": {"reason": repr(exc)}})
+            warn("the metrics could not be read again", reason=repr(exc))
             await asyncio.sleep(1)
 
 
@@ -1886,7 +1981,7 @@ class SharedCache:
             return await getattr(self.backend, method)(*args, **kwargs)
         except (TimeoutError, OSError, RedisError) as exc:
             self.retry_at = time.monotonic() + 5
-            log.warning("the shared cache is left alone for 5 s", extra={"fields": {"reason": repr(exc)}})
+            warn("the shared cache is left alone for 5 s", reason=repr(exc))
             return None
 
     async def get(self, key: str) -> SharedEntry | None:
@@ -2050,7 +2145,7 @@ class Results:
     def landed_in_background(self, task: asyncio.Task[Any]) -> None:
         self.background.discard(task)
         if not task.cancelled() and (exc := task.exception()):
-            log.warning("a stale result cannot be refreshed", extra={"fields": {"reason": repr(exc)}})
+            warn("a stale result cannot be refreshed", reason=repr(exc))
 
     def take_off(self, plan: Plan, use_shared: bool) -> Flight:
         flight = Flight(self.fly(plan, use_shared), self.changes.epoch)
@@ -2289,6 +2384,7 @@ class State(TypedDict):
     """What lives as long as the application does."""
 
     settings: Settings
+    log: LogStream | None
     database: Database
     verifier: Verifier
     catalog: Catalog
@@ -2541,7 +2637,7 @@ async def start(state: State, embedded: bool) -> None:
     for attempt in itertools.count():
         try:
             for fault in await asyncio.to_thread(migrate, settings):
-                log.warning("a login cannot be used", extra={"fields": {"reason": fault}})
+                warn("a login cannot be used", reason=fault)
             async with database.connection("owner") as conn:
                 empty = embedded and await conn.fetchval(IS_EMPTY)
             if empty:
@@ -2550,16 +2646,18 @@ async def start(state: State, embedded: bool) -> None:
             return
         except Exception as exc:
             catalog.fault = f"{type(exc).__name__}: {exc}"
-            log.warning("the start has to wait for the database", extra={"fields": {"reason": catalog.fault}})
+            warn("the start has to wait for the database", reason=catalog.fault)
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[State]:
     settings = load_settings(os.environ)
-    configure_logging(settings.log_level)
     embedded = not settings.database_url
+    stream = configure_logging(settings.log_level)
+    stream.start()
     async with AsyncExitStack() as stack:
+        stack.callback(stream.stop)
         settings = await stack.enter_async_context(with_database(settings))
         database = await stack.enter_async_context(Database(settings))
         probe = Probe(database.logins["reader"], database.session("reader"))
@@ -2569,6 +2667,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
         stack.push_async_callback(results.shared.close)
         state = State(
             settings=settings,
+            log=stream if log.isEnabledFor(logging.INFO) else None,
             verifier=Verifier(settings),
             database=database,
             catalog=catalog,

@@ -5,7 +5,7 @@
     uvicorn app:app           the same application under a server of your choice
 
 In the order in which a request meets things: settings, messages, errors, logging, authentication, database, metrics,
-parameters, changes, cache, answers, endpoints, assembly, commands.
+parameters, changes, cache, answers, bodies, records, model, endpoints, assembly, commands.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
+from decimal import Decimal
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -55,7 +56,7 @@ from starlette import routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.supervisors import Multiprocess
@@ -102,6 +103,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pool_timeout: Seconds = 1
     max_rows: Rows = 10_000
     max_result_bytes: Bytes = 16 * 2**20
+    max_body: Bytes = 10 * 2**20
+    max_upload: Bytes = 256 * 2**20
+    sql_model_url: str | None = None
+    sql_model: str | None = None
+    sql_model_key: str | None = None
+    sql_model_timeout: Seconds = 20
     log_level: Level = "info"
 
 
@@ -154,6 +161,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
         url = getattr(settings, name)
         if url and urlsplit(url).scheme not in ("postgresql", "postgres"):
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
+    if settings.sql_model_url and urlsplit(settings.sql_model_url).scheme not in ("http", "https"):
+        yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
+    if settings.sql_model_url and not settings.sql_model:
+        yield "SQL_MODEL must name the model that SQL_MODEL_URL serves"
     for name in ("jwt_issuer", "jwks_url"):
         url = urlsplit(getattr(settings, name) or "https://issuer")
         if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
@@ -184,11 +195,11 @@ class Parameter(msgspec.Struct, frozen=True):
 class Layout(msgspec.Struct, frozen=True):
     """A tile's place on the grid of one breakpoint, as react-grid-layout stores it."""
 
-    breakpoint: str
-    x: int
-    y: int
-    w: int
-    h: int
+    breakpoint: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    x: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+    y: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+    w: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    h: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
     static: bool = False
 
 
@@ -218,6 +229,58 @@ class MetricResult(msgspec.Struct, frozen=True):
     records: msgspec.Raw
     layouts: list[Layout]
     truncated: bool
+
+
+Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
+SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=100_000)]
+
+
+class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exactly one of query_generation_prompt and query."""
+
+    query_generation_prompt: Prompt | msgspec.UnsetType = msgspec.UNSET
+    query: SQL | msgspec.UnsetType = msgspec.UNSET
+    is_editable: bool = True
+    layouts: list[Layout] = []
+    title: Title | None = None
+
+
+class MetricPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A JSON merge patch (RFC 7396); version, if sent, must be the current one."""
+
+    query_generation_prompt: Prompt | msgspec.UnsetType = msgspec.UNSET
+    query: SQL | msgspec.UnsetType = msgspec.UNSET
+    layouts: list[Layout] | msgspec.UnsetType | None = msgspec.UNSET
+    title: Title | msgspec.UnsetType | None = msgspec.UNSET
+    version: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class MetricDefinition(msgspec.Struct, frozen=True):
+    """A stored definition; a dry run has no id."""
+
+    query: str
+    version: int
+    parameters: list[Parameter]
+    columns: list[Column]
+    id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One record of a series; date defaults to now, metric_id to a random one."""
+
+    metric_id: uuid.UUID | None = None
+    date: str | None = None
+    obsolescence_val: Decimal | None = None
+    obsolescence: Decimal | None = None
+    parts_flagged: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    alert_type: str | None = None
+    alert_category: str | None = None
+
+
+class Inserted(msgspec.Struct, frozen=True):
+    inserted: int
+    duplicates: int
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -286,6 +349,10 @@ class KeysUnavailable(Exception):
     """The issuer's keys have never been had."""
 
 
+class ModelFailed(Exception):
+    """The SQL model gave no usable answer; the message is for the caller."""
+
+
 class ClientGone(Exception):
     """The client has closed the connection before its answer was there."""
 
@@ -335,6 +402,10 @@ def as_problem(exc: Exception) -> Problem:
             return Problem(401, detail, headers={"WWW-Authenticate": challenge})
         case KeysUnavailable():
             return Problem(503, "The token issuer's keys cannot be fetched; try again.", headers={"Retry-After": "1"})
+        case BadStatement():
+            return Problem(422, f"The SQL is refused: {exc}.", [InputError("query", str(exc))])
+        case ModelFailed():
+            return Problem(502, f"The SQL model failed: {exc}.")
         case PoolBusy():
             return Problem(503, "All database connections are busy; try again.", headers={"Retry-After": "1"})
         case asyncpg.QueryCanceledError():
@@ -343,6 +414,8 @@ def as_problem(exc: Exception) -> Problem:
             return Problem(503, "The database cannot be reached; try again.", headers={"Retry-After": "1"})
         case _ if isinstance(exc, RESULT_TOO_LARGE):
             return Problem(422, "The result is larger than the database may use for it; ask for a shorter period.")
+        case asyncpg.IntegrityConstraintViolationError():
+            return Problem(409, "The metric was changed or deleted meanwhile; read it again.")
         case asyncpg.DataError():
             return Problem(422, "The query fails on its data with these parameters.")
         case _:
@@ -810,6 +883,8 @@ def database_logins(settings: Settings) -> dict[str, Login]:
         "owner": Login(owner),
         "reader": derived_login(owner, reader, owner, "metrics_reader"),
         "guest": derived_login(owner, guest, reader or owner, "metrics_guest"),
+        # Describing must not wait for bad queries that occupy the guest's pool.
+        "gate": derived_login(owner, guest, reader or owner, "metrics_guest"),
     }
 
 
@@ -848,7 +923,7 @@ class Database:
             user=login.user,
             password=login.password,
             min_size=0,
-            max_size=GUEST_POOL_SIZE if name == "guest" else self.settings.pool_size,
+            max_size=GUEST_POOL_SIZE if name in ("guest", "gate") else self.settings.pool_size,
             reset=keep_session if name == "reader" else None,
             server_settings=self.session(name),
         )
@@ -1043,6 +1118,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     descriptions: dict[str, str] = {}
     required: frozenset[str] = frozenset()
     reads: tuple[str, ...] = ()
+    series: str = ""
     is_editable: bool = False
     version: int = 1
     layouts: tuple[Layout, ...] = ()
@@ -1057,11 +1133,14 @@ def title_of(metric_id: str) -> str:
 def read_file(path: Path) -> Definition:
     """A reviewed metric; its header is the comments before the first line of SQL."""
     metric_id = path.stem
-    definition = Definition(id=metric_id, source="file", sql="", title=title_of(metric_id))
+    definition = Definition(id=metric_id, source="file", sql="", title=title_of(metric_id), series=metric_id)
     try:
         sql = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         reason = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else f"cannot be read: {exc.strerror}"
+        return msgspec.structs.replace(definition, fault=reason)
+    if not sql.strip() or "\0" in sql:
+        reason = "holds a NUL character" if sql.strip() else "is empty"
         return msgspec.structs.replace(definition, fault=reason)
     fields: dict[str, Any] = {"claims": {}, "descriptions": {}}
     warnings: list[str] = []
@@ -1120,6 +1199,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     tables: dict[int, str] = {}
     shape: int | None = None
     cost: float = 0
+    scans: tuple[str, ...] = ()
     run: str = ""
     digest: str = ""
     fault: str = ""
@@ -1167,20 +1247,26 @@ SHAPE = """\
     AND attnum > 0
     AND NOT attisdropped
   )"""
+LARGE_TABLE = 100_000  # rows
 LOCKED_RELATIONS = """\
-SELECT c.oid, c.relkind, CASE n.nspname WHEN current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name
-FROM pg_locks AS l
-JOIN pg_class AS c ON c.oid = l.relation
+SELECT
+  c.oid,
+  c.relkind,
+  c.reltuples,
+  CASE n.nspname WHEN CURRENT_SCHEMA() THEN '' ELSE n.nspname || '.' END || c.relname AS name
+FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE l.pid = pg_backend_pid()
-AND l.locktype = 'relation'
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-UNION
-SELECT c.oid, c.relkind, CASE n.nspname WHEN current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name
-FROM UNNEST($1::text[]) AS reads(name)
-JOIN pg_class AS c ON c.oid = TO_REGCLASS(reads.name)
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
+AND c.oid IN (
+  SELECT relation
+  FROM pg_locks
+  WHERE pid = PG_BACKEND_PID()
+  AND locktype = 'relation'
+  UNION ALL
+  SELECT TO_REGCLASS(name)
+  FROM UNNEST($1::text[]) AS reads(name)
+)
 """
 TYPES = """\
 SELECT
@@ -1203,6 +1289,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
     nothing but a query pass, then planned, which checks the privileges. Raises BadStatement.
     """
     statement = parse_statement(definition.sql)
+    if definition.source != "file":
+        check_names(statement)
     async with conn.transaction(readonly=True):
         try:
             prepared = await conn.prepare(statement.numbered())
@@ -1214,6 +1302,12 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         check_columns([column.name for column in columns])
         shape = SHAPE.format(oids=",".join(str(row["oid"]) for row in relations))
         run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
+        try:
+            await conn.prepare(run)
+        except STATEMENT_REFUSED as exc:
+            raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
+        plan = await explain(conn, run, len(types))
+        large = {row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
         return Metric(
             about=definition,
             names=statement.names,
@@ -1221,11 +1315,33 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
             shape=await conn.fetchval(f"SELECT {shape}"),
-            cost=await plan(conn, run, len(types)),
+            cost=plan.get("Total Cost", 0),
+            scans=tuple(sorted(large & scanned(plan))),
             run=run,
             digest=hashlib.sha256(run.encode()).hexdigest()[:16],
             warnings=(*definition.warnings, *unknown_names(definition, statement.names)),
         )
+
+
+# What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
+MORE_THAN_READING = (
+    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|lo_.*|loread|lowrite|ts_stat|ts_rewrite"
+    r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
+)
+
+
+def check_names(statement: Statement) -> None:
+    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be.
+
+    Raises BadStatement.
+    """
+    before = ""
+    for part in statement.parts:
+        if re.fullmatch(MORE_THAN_READING, part.strip('"').lower()):
+            raise BadStatement(f"{part} does more than read")
+        if part.startswith('"') and before.lower() == "u&":
+            raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
+        before = (before + part)[-2:]
 
 
 def unknown_names(definition: Definition, names: Sequence[str]) -> Iterator[str]:
@@ -1273,20 +1389,29 @@ def run_sql(statement: Statement, types: Sequence[Type], shape: str, settings: S
     return RUN.format(sql=sql, shape=shape, max_bytes=settings.max_result_bytes, limit=settings.max_rows + 1)
 
 
-async def plan(conn: asyncpg.Connection, run: str, parameters: int) -> float:
-    """Plan a wrapped statement and return its cost in PostgreSQL's units; privileges are checked on the way.
+async def explain(conn: asyncpg.Connection, run: str, parameters: int) -> dict[str, Any]:
+    """The plan for any values, in PostgreSQL's JSON; planning checks the privileges.
 
-    Data that a planner folds into an error are the run's business. Raises BadStatement.
+    A statement whose constants alone make the planner fail has none: that is the run's business. Raises BadStatement.
     """
+    await conn.execute(f"SET LOCAL plan_cache_mode = force_generic_plan; PREPARE metrics_api_plan AS {run}")
     try:
-        text = await conn.fetchval(f"EXPLAIN (FORMAT JSON) {run}", *[None] * parameters)
+        async with conn.transaction():
+            arguments = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
+            text = await conn.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE metrics_api_plan{arguments}")
     except asyncpg.DataError:
-        return 0
-    except asyncpg.PostgresSyntaxError as exc:
-        raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
+        return {}
     except STATEMENT_REFUSED as exc:
         raise BadStatement(exc.message) from exc
-    return float(msgspec.json.decode(text)[0]["Plan"]["Total Cost"])
+    finally:
+        await conn.execute("DEALLOCATE metrics_api_plan")
+    return cast("dict[str, Any]", msgspec.json.decode(text)[0]["Plan"])
+
+
+def scanned(node: dict[str, Any]) -> set[str]:
+    """The tables that a plan reads from end to end."""
+    below = set[str]().union(*map(scanned, node.get("Plans", ())))
+    return below | {node["Relation Name"]} if node.get("Node Type") == "Seq Scan" else below
 
 
 class Result(NamedTuple):
@@ -1361,6 +1486,7 @@ DEFINITIONS = """\
 SELECT
   c.id,
   c.source,
+  c.query_id,
   q.query,
   c.title,
   c.is_editable,
@@ -1393,6 +1519,36 @@ AND NOT EXISTS (
 """
 
 
+async def describe_with(database: Database, definition: Definition) -> Metric:
+    """Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
+    async with database.connection("reader" if definition.source == "file" else "gate") as conn:
+        return await describe(conn, definition, database.settings)
+
+
+# In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
+MAX_COST = 5_000_000
+
+
+async def pass_gate(database: Database, definition: Definition) -> Metric:
+    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever.
+
+    Raises BadStatement, PoolBusy or one of DATABASE_DOWN.
+    """
+    metric = await describe_with(database, definition)
+    if metric.cost > MAX_COST:
+        raise BadStatement(f"PostgreSQL expects it to cost {metric.cost:,.0f} units, and {MAX_COST:,} are allowed")
+    return metric
+
+
+UNREVOKED = """\
+SELECT STRING_AGG(DISTINCT proname, ', ' ORDER BY proname)
+FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace
+AND proname ~ $1
+AND HAS_FUNCTION_PRIVILEGE(oid, 'EXECUTE')
+"""
+
+
 class Catalog:
     """Every metric by id, the files' and the database's, as last described."""
 
@@ -1400,6 +1556,7 @@ class Catalog:
         self.settings, self.database = settings, database
         self.metrics: dict[str, Metric] = {}
         self.watched: frozenset[int] = frozenset()
+        self.unrevoked: str | None = None
         self.stray_files: tuple[str, ...] = ()
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
@@ -1408,12 +1565,12 @@ class Catalog:
         self.outdated = asyncio.Event()
         self.lock = asyncio.Lock()
 
-    def find(self, metric_id: str, caller: Caller) -> Metric:
-        """Raises Problem 403, 404, 422, 500, or 503 while the database has not told its metrics yet."""
+    def find(self, metric_id: str, caller: Caller, broken: bool = False) -> Metric:
+        """Raises Problem 403, 404, 422, 500 unless it may be broken, or 503 while the database has not been asked."""
         if metric := self.metrics.get(metric_id):
             if not caller.has_any(metric.about.roles):
                 raise Problem(403, f"The metric {metric_id} is for other roles than yours.")
-            return compiled(metric)
+            return metric if broken else compiled(metric)
         if not METRIC_ID.fullmatch(metric_id):
             raise Problem(422, "A metric id is a letter or digit, then up to 63 letters, digits, - and _.")
         if not self.complete:
@@ -1443,9 +1600,20 @@ class Catalog:
                     await mirror(conn, files.values())
                 rows = await conn.fetch(DEFINITIONS)
                 self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
+            async with self.database.connection("gate") as conn:
+                self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
             definitions = merge(files, rows)
             self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
             self.mirrored, self.complete = files, True
+
+    async def adopt(self, metric: Metric) -> None:
+        """Take up what was just written, before the notification of it comes."""
+        async with self.lock:
+            self.metrics[metric.id] = metric
+
+    async def forget(self, metric_id: str) -> None:
+        async with self.lock:
+            self.metrics.pop(metric_id, None)
 
     async def described(self, definition: Definition) -> Metric:
         known = self.metrics.get(definition.id)
@@ -1455,8 +1623,7 @@ class Catalog:
         if definition.fault:
             return Metric(about=definition, fault=definition.fault)
         try:
-            async with self.database.connection(Metric(about=definition).login) as conn:
-                return await describe(conn, definition, self.settings)
+            return await describe_with(self.database, definition)
         except BadStatement as exc:
             place = f":{exc.line}:{exc.column}" if exc.line else ""
             return Metric(about=definition, fault=exc.message, place=place, warnings=definition.warnings)
@@ -1482,6 +1649,7 @@ def merge(files: Mapping[str, Definition], rows: Iterable[asyncpg.Record]) -> di
                 id=row["id"],
                 source=row["source"],
                 sql=row["query"],
+                series=row["query_id"],
                 title=row["title"] or title_of(row["id"]),
                 is_editable=row["is_editable"],
                 version=row["version"],
@@ -2377,6 +2545,478 @@ def question_of(scope: Scope) -> Question:
     return scope["caller"], scope["method"], scope["path"], scope["query_string"], scope["head"].get(b"accept")
 
 
+# ------------------------------------------------------------------------------------------------ bodies
+
+MAX_DEPTH = 64
+SILENCE = 30  # seconds that a client may say nothing in the middle of a body
+
+
+async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[bytes]:
+    """The body as it arrives.
+
+    Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientGone.
+    """
+    announced = request.headers.get("content-length", "")
+    expected, received = int(announced) if announced.isdecimal() else 0, 0
+    chunks = request.stream()
+    while max(expected, received) <= limit:
+        try:
+            chunk = await asyncio.wait_for(anext(chunks), SILENCE)
+        except StopAsyncIteration:
+            return
+        except ClientDisconnect:
+            raise ClientGone from None
+        except TimeoutError:
+            raise Problem(408, f"Nothing of the body has come for {SILENCE} s.") from None
+        received += len(chunk)
+        if received <= limit:
+            yield chunk
+    raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
+
+
+def media_type(request: Request[State]) -> str:
+    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
+T = TypeVar("T")
+
+
+async def read_json(request: Request[State], kind: type[T]) -> T:
+    """Raises Problem 415, 413, 400 for what is no JSON, 422 for what is not of the kind."""
+    if media_type(request) not in ("application/json", "application/merge-patch+json"):
+        raise Problem(415, "Send Content-Type: application/json.")
+    body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+    return convert(decode_json(body), kind)
+
+
+def decode_json(body: bytes) -> Any:
+    """Raises Problem 400."""
+    try:
+        body.decode()
+        value = msgspec.json.decode(body)
+    except UnicodeDecodeError:
+        raise Problem(400, "The body is not UTF-8.") from None
+    except (msgspec.DecodeError, RecursionError) as exc:
+        reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
+        raise Problem(400, f"The body is not JSON: {reason}.") from None
+    level, depth = [value], 0
+    while level := [item for value in level for item in children(value)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
+    return value
+
+
+def children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """Raises Problem 422 that names the field."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as exc:
+        detail, _, path = str(exc).partition(" - at `")
+        name = path.strip("`").removeprefix("$").lstrip(".") or "body"
+        raise Problem(422, f"{name}: {detail}.", [InputError(name, detail)]) from None
+
+
+def check_text(name: str, text: str | None) -> None:
+    """Raises Problem 422 for what PostgreSQL cannot store."""
+    if text and "\0" in text:
+        raise Problem(422, f"{name} must not contain a NUL character.", [InputError(name, "contains a NUL character")])
+
+
+def check_layouts(layouts: Sequence[Layout]) -> None:
+    names = [layout.breakpoint for layout in layouts]
+    for layout in layouts:
+        check_text("breakpoint", layout.breakpoint)
+    if len(set(names)) < len(names):
+        raise Problem(422, "A breakpoint has two layouts.", [InputError("layouts", "a breakpoint has two")])
+
+
+# ------------------------------------------------------------------------------------------------ records
+
+SLICE = 1000  # records, that other requests need not wait for more
+WHOLE = 2**20  # bytes of a JSON body that are decoded in one go
+MAX_ERRORS = 100
+FLAT_OBJECT = re.compile(rb"""\s*+(\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\})\s*+([,\]])""", re.DOTALL)
+decode_record = msgspec.json.Decoder(Record).decode
+
+# The place of a record in its body, and the record or what is wrong with it.
+Row = tuple[str, Record | InputError]
+
+
+def json_row(place: str, text: bytes) -> Row:
+    try:
+        return place, decode_record(text)
+    except msgspec.ValidationError as exc:
+        detail, _, path = str(exc).partition(" - at `$")
+        return place, InputError(f"{place}{path.strip('`.') and ', ' + path.strip('`.')}", detail)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Problem(400, f"{place} is not JSON: {exc}.", [InputError(place, "is not JSON")]) from None
+
+
+async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Whole lines, with their ends, as they arrive; the last may have none."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield [line + b"\n" for line in lines]
+    yield [rest] if rest else []
+
+
+async def ndjson_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+    number = 0
+    async for lines in text_lines(chunks):
+        yield [json_row(f"line {i}", line) for i, line in enumerate(lines, number + 1) if line.strip()]
+        number += len(lines)
+
+
+async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+    """One object or an array; a long array is taken apart as it arrives."""
+    start = b""
+    async for chunk in chunks:
+        start += chunk
+        if len(start) > WHOLE:
+            async for rows in array_rows(start, chunks):
+                yield rows
+            return
+    value = decode_json(start)
+    items = msgspec.json.decode(start, type=list[msgspec.Raw]) if isinstance(value, list) else [start]
+    for first in range(0, len(items), SLICE):
+        yield [json_row(f"row {i}", bytes(item)) for i, item in enumerate(items[first : first + SLICE], first + 1)]
+
+
+async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+    """The flat objects of an array that is too long to be held.
+
+    Raises Problem 400.
+    """
+    if not buffer.lstrip().startswith(b"["):
+        raise Problem(400, f"A body over {WHOLE} bytes must be an array of records, NDJSON or CSV.")
+    position, number, delimiter = buffer.index(b"[") + 1, 0, b","
+    while True:
+        rows: list[Row] = []
+        while found := FLAT_OBJECT.match(buffer, position) if delimiter == b"," else None:
+            number, position, delimiter = number + 1, found.end(), found[2]
+            rows.append(json_row(f"row {number}", found[1]))
+            if len(rows) == SLICE:
+                yield rows
+                rows = []
+        yield rows
+        buffer, position = buffer[position:], 0
+        chunk = await anext(chunks, b"")
+        if not chunk and not buffer.strip() and delimiter == b"]":
+            return
+        if not chunk or len(buffer) > WHOLE or delimiter == b"]":
+            raise Problem(400, f"The body is no JSON array of flat records after row {number}.")
+        buffer += chunk
+
+
+async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+    """RFC 4180 with a header; a blank cell is NULL.
+
+    Raises Problem 400 or 422.
+    """
+    header: list[str] = []
+    pending: list[bytes] = []
+    number = 0
+    async for lines in text_lines(chunks):
+        pending += lines
+        ready = complete_lines(pending)
+        rows = read_csv(pending[:ready], number)
+        number, pending = number + ready, pending[ready:]
+        if sum(map(len, pending)) > WHOLE:
+            break
+        if not header and rows:
+            header = check_header(rows.pop(0)[1])
+        yield [csv_row(f"line {line}", header, cells) for line, cells in rows]
+    if pending:
+        raise Problem(400, f"The quotes that line {number + 1} opens are not closed.")
+
+
+def complete_lines(lines: Sequence[bytes]) -> int:
+    """How many lines there are up to the last that ends a record and does not break off within quotes."""
+    quotes = itertools.accumulate(line.count(b'"') for line in lines)
+    return max((i for i, count in enumerate(quotes, 1) if count % 2 == 0), default=0)
+
+
+def read_csv(lines: Sequence[bytes], before: int) -> list[tuple[int, list[str]]]:
+    """The cells of each record and the line it begins on; raises Problem 400."""
+    rows, begun = [], before + 1
+    reader = csv.reader(
+        (line.decode("utf-8-sig" if i == before == 0 else "utf-8") for i, line in enumerate(lines)), strict=True
+    )
+    try:
+        for cells in reader:
+            if cells:
+                rows.append((begun, cells))
+            begun = before + reader.line_num + 1
+    except UnicodeDecodeError:
+        raise Problem(400, f"Line {before + reader.line_num + 1} is not UTF-8.") from None
+    except csv.Error as exc:
+        raise Problem(400, f"Line {begun} is not CSV: {exc}.") from None
+    return rows
+
+
+def check_header(header: list[str]) -> list[str]:
+    columns = Record.__struct_fields__
+    if set(header).issubset(columns) and len(set(header)) == len(header):
+        return header
+    detail = f"must name each of its columns once, out of {', '.join(columns)}"
+    raise Problem(422, f"The header {detail}.", [InputError("line 1", detail)])
+
+
+def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(header):
+        return place, InputError(place, f"has {len(cells)} cells, the header has {len(header)}")
+    filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
+    try:
+        return place, msgspec.convert(filled, Record, strict=False)
+    except msgspec.ValidationError as exc:
+        detail, _, path = str(exc).partition(" - at `$.")
+        return place, InputError(f"{place}, {path.strip('`')}", detail)
+
+
+READERS = {
+    "application/json": json_rows,
+    "application/x-ndjson": ndjson_rows,
+    "application/ndjson": ndjson_rows,
+    "text/csv": csv_rows,
+}
+
+
+def record_values(record: Record) -> tuple[Any, ...]:
+    """The columns of one record; raises ValueError with the column and what is wrong."""
+    for name, number in (("obsolescence_val", record.obsolescence_val), ("obsolescence", record.obsolescence)):
+        if number is not None and not (number.is_finite() and abs(number.adjusted()) < 1000):
+            raise ValueError(name, "must be a number below 10^1000")
+    for name, text in (("alert_type", record.alert_type), ("alert_category", record.alert_category)):
+        if text and "\0" in text:
+            raise ValueError(name, "must not contain a NUL character")
+    return (
+        record.metric_id,
+        record_date(record.date) if record.date is not None else None,
+        record.obsolescence_val,
+        record.obsolescence,
+        record.parts_flagged,
+        record.alert_type,
+        record.alert_category,
+    )
+
+
+def record_date(text: str) -> datetime:
+    """A moment, in UTC unless it says otherwise; the driver takes the first and the last year for infinity."""
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("date", "must be ISO 8601, such as 2025-06-30T12:00:00Z") from None
+    if not 1 < moment.year < 9999:
+        raise ValueError("date", "must be from the year 2 to 9998")
+    return moment
+
+
+INSERT_RECORDS = """\
+INSERT INTO metrics (
+  id,
+  metric_id,
+  date,
+  obsolescence_val,
+  obsolescence,
+  parts_flagged,
+  alert_type,
+  alert_category
+)
+SELECT
+  $1,
+  COALESCE(r.metric_id, GEN_RANDOM_UUID()),
+  COALESCE(r.date, $2),
+  r.obsolescence_val,
+  r.obsolescence,
+  r.parts_flagged,
+  r.alert_type,
+  r.alert_category
+FROM UNNEST($3::uuid[], $4::timestamptz[], $5::numeric[], $6::numeric[], $7::int[], $8::text[], $9::text[])
+  AS r(metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
+ON CONFLICT DO NOTHING
+"""
+
+
+async def insert_records(conn: asyncpg.Connection, series: str, batches: AsyncIterator[list[Row]]) -> Inserted:
+    """All or nothing, in the caller's transaction.
+
+    Raises Problem 422 with the first hundred errors.
+    """
+    now = datetime.now(UTC)
+    total = inserted = 0
+    errors: list[InputError] = []
+    async for rows in batches:
+        values = [value for row in rows if (value := checked_values(row, errors))]
+        if len(errors) >= MAX_ERRORS:
+            break
+        if values and not errors:
+            done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*values, strict=True)))
+            total, inserted = total + len(values), inserted + int(done.rpartition(" ")[2])
+        await asyncio.sleep(0)
+    if errors:
+        raise Problem(422, f"Nothing was written: {errors[0].name} {errors[0].detail}.", errors[:MAX_ERRORS])
+    return Inserted(inserted, total - inserted)
+
+
+def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None:
+    place, record = row
+    if isinstance(record, Record):
+        try:
+            return record_values(record)
+        except ValueError as exc:
+            record = InputError(f"{place}, {exc.args[0]}", exc.args[1])
+    errors.append(record)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+MAX_MODEL_ANSWER = 2**20
+FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+BARE_SQL = re.compile(r"^\s*(?:WITH|SELECT|VALUES|TABLE)\b.*", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+READABLE_COLUMNS = """\
+SELECT
+  c.oid::regclass::text AS table,
+  a.attname AS column,
+  FORMAT_TYPE(a.atttypid, a.atttypmod) AS type,
+  a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) AS is_text
+FROM pg_class AS c
+JOIN pg_attribute AS a ON a.attrelid = c.oid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+AND NOT c.relispartition
+AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+AND a.attnum > 0
+AND NOT a.attisdropped
+AND HAS_SCHEMA_PRIVILEGE(n.oid, 'USAGE')
+AND HAS_COLUMN_PRIVILEGE(c.oid, a.attnum, 'SELECT')
+ORDER BY c.oid, a.attnum
+LIMIT 500
+"""
+MODEL_TASK = """\
+Write one PostgreSQL SELECT that answers the request. Answer with the SQL alone.
+Give every column a readable name. Let a dashboard choose the period: compare dates with
+COALESCE(:start_date, <default>) and COALESCE(:end_date, <default>), both ends included.
+
+Tables:
+{tables}
+
+Metrics that exist:
+{examples}
+"""
+
+
+async def known_values(conn: asyncpg.Connection, table: str, column: str) -> list[str]:
+    """The values of a short text column; none when there are more than twenty, or too many rows to look through."""
+    try:
+        rows = await conn.fetch(
+            f"SELECT DISTINCT {column} AS value FROM {table} WHERE LENGTH({column}) BETWEEN 1 AND 100 LIMIT 21",
+            timeout=2,
+        )
+    except (TimeoutError, asyncpg.PostgresError):
+        return []
+    return sorted(row["value"] for row in rows) if len(rows) <= 20 else []
+
+
+async def describe_tables(conn: asyncpg.Connection) -> str:
+    """What the guest may read, one table a line, with the values of its text columns."""
+    tables: dict[str, list[str]] = {}
+    for row in await conn.fetch(READABLE_COLUMNS):
+        column = f'"{row["column"]}"'.replace('"', "") if row["column"].isidentifier() else f'"{row["column"]}"'
+        values = await known_values(conn, row["table"], column) if row["is_text"] else []
+        known = f" (one of {', '.join(map(repr, values))})" if values else ""
+        tables.setdefault(row["table"], []).append(f"{column} {row['type']}{known}")
+    return "\n".join(f"{table}({', '.join(columns)})" for table, columns in tables.items())
+
+
+async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
+    """One answer of an OpenAI-compatible server; raises ModelFailed."""
+    headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
+    url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
+    body, payload = b"", {"model": settings.sql_model, "messages": messages, "temperature": 0}
+    try:
+        async with client.stream("POST", url, json=payload, headers=headers) as response:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_MODEL_ANSWER:
+                    raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
+        if response.status_code != 200:
+            raise ModelFailed(f"it answered with status {response.status_code}")
+        content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
+    except httpx.HTTPError as exc:
+        raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
+    except (ValueError, LookupError, TypeError, RecursionError) as exc:
+        raise ModelFailed("its answer is no chat completion") from exc
+    if not isinstance(content, str):
+        raise ModelFailed("its answer has no text")
+    return content
+
+
+def extract_sql(answer: str) -> str:
+    """The SQL in an answer with or without prose and fences around it."""
+    text = next((match for match in FENCED.findall(answer) if BARE_SQL.search(match)), answer)
+    found = BARE_SQL.search(text)
+    return (found[0] if found else text).strip()
+
+
+async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
+    """A metric for a prompt, by the model that is configured or else the built-in mock.
+
+    PostgreSQL's objections go back to the model, twice at most. Raises ModelFailed, or Problem 422.
+    """
+    settings, database = state["settings"], state["database"]
+    if not settings.sql_model_url:
+        return await pass_gate(
+            database, msgspec.structs.replace(about, sql=await mock_answer(database, prompt, about.id))
+        )
+    examples = [m.about.sql for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles][:3]
+    async with database.connection("gate") as conn:
+        tables = await describe_tables(conn)
+    messages = [
+        {"role": "system", "content": MODEL_TASK.format(tables=tables, examples="\n\n".join(examples))},
+        {"role": "user", "content": prompt},
+    ]
+    try:
+        async with asyncio.timeout(settings.sql_model_timeout), httpx.AsyncClient(timeout=None) as client:
+            return await converse(client, database, messages, about)
+    except TimeoutError:
+        raise ModelFailed(f"it took longer than SQL_MODEL_TIMEOUT, {settings.sql_model_timeout:g} s") from None
+
+
+async def converse(
+    client: httpx.AsyncClient, database: Database, messages: list[dict[str, str]], about: Definition
+) -> Metric:
+    objection = ""
+    for _ in range(3):
+        answer = await complete(client, database.settings, messages)
+        try:
+            return await pass_gate(database, msgspec.structs.replace(about, sql=extract_sql(answer)))
+        except BadStatement as exc:
+            objection = str(exc)
+        messages += [
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": f"PostgreSQL refuses that: {objection}. Answer with the corrected SQL alone."},
+        ]
+    detail = f"no SQL that PostgreSQL accepts came of it; last: {objection}"
+    raise Problem(422, f"The prompt gave no metric: {detail}.", [InputError("query_generation_prompt", detail)])
+
+
+async def mock_answer(database: Database, prompt: str, metric_id: str) -> str:
+    from seed import mock_model
+
+    async with database.connection("gate") as conn:
+        types = await known_values(conn, "metrics", "alert_type")
+        categories = await known_values(conn, "metrics", "alert_category")
+    return mock_model.mock_sql(prompt, metric_id, types, categories)
+
+
 # ------------------------------------------------------------------------------------------------ endpoints
 
 
@@ -2432,12 +3072,16 @@ def parameters_of(metric: Metric) -> list[Parameter]:
     ]
 
 
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(encode(value), status, headers, "application/json")
+
+
 async def list_metrics(request: Request[State]) -> Response:
     catalog = request.state["catalog"]
     caller: Caller = request.scope["caller"]
     visible = [m for m in catalog.metrics.values() if not m.fault and caller.has_any(m.about.roles)]
     metrics = [summary(catalog, metric) for metric in visible]
-    return Response(encode(MetricList(metrics)), media_type="application/json")
+    return json_response(MetricList(metrics))
 
 
 async def read_metric(request: Request[State]) -> ASGIApp:
@@ -2451,6 +3095,226 @@ async def read_metric(request: Request[State]) -> ASGIApp:
     answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
     results.remember(question_of(scope), plan)
     return lambda scope, receive, send: send_answer(scope, send, answer, entry, status)
+
+
+def audit(request: Request[State], action: str, **fields: Any) -> None:
+    """One line for each write, with who did it."""
+    scope = request.scope
+    who = {"action": action, "subject": scope["caller"].subject, "request_id": scope["request_id"]}
+    log.info("audit", extra={"fields": {**who, "metric_id": scope.get("metric_id"), **fields}})
+
+
+def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str], expected: str) -> str | None:
+    """The one parameter that a route takes in its query string; raises Problem 422."""
+    given = request.query_params.multi_items()
+    errors = [InputError(key, f"is no parameter here, which has {name}") for key, _ in given if key != name]
+    values = [value for key, value in given if key == name]
+    if len(values) > 1 or (values and not allowed.fullmatch(values[0])):
+        errors.append(InputError(name, expected))
+    if errors:
+        raise Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+    return values[0] if values else None
+
+
+def definition_of(metric: Metric, dry_run: bool = False) -> MetricDefinition:
+    about = metric.about
+    parameters, columns = parameters_of(metric), list(metric.columns)
+    return MetricDefinition(about.sql, about.version, parameters, columns, msgspec.UNSET if dry_run else about.id)
+
+
+async def write_metric(
+    state: State, about: Definition, query: str | msgspec.UnsetType, prompt: str | msgspec.UnsetType
+) -> Metric:
+    """The metric that SQL or a prompt makes of a definition; raises Problem 422 unless exactly one is given."""
+    if (query is msgspec.UNSET) == (prompt is msgspec.UNSET):
+        detail = "send exactly one of query and query_generation_prompt"
+        raise Problem(422, f"{detail.capitalize()}.", [InputError("query", detail)])
+    if isinstance(prompt, str):
+        check_text("query_generation_prompt", prompt)
+        return await write_sql(state, prompt, about)
+    check_text("query", str(query))
+    return await pass_gate(state["database"], msgspec.structs.replace(about, sql=str(query)))
+
+
+def default_title(metric_id: str, query: str | msgspec.UnsetType, prompt: str | msgspec.UnsetType) -> str:
+    """The prompt, or the comment that the SQL opens with."""
+    if isinstance(prompt, str):
+        return " ".join(prompt.split())[:200] or "Metric"
+    comment = re.match(r"\s*--\s*(.+)", str(query))
+    return comment[1].strip()[:200] if comment else f"Metric {metric_id[:8]}"
+
+
+async def create_metric(request: Request[State]) -> Response:
+    state = request.state
+    dry_run = single_parameter(request, "dry_run", re.compile("true|false"), "must be true or false") == "true"
+    body = await read_json(request, NewMetric)
+    check_text("title", body.title)
+    check_layouts(body.layouts)
+    metric_id = str(uuid.uuid4())
+    about = Definition(
+        id=metric_id,
+        source="api",
+        sql="",
+        title=body.title or default_title(metric_id, body.query, body.query_generation_prompt),
+        series=metric_id,
+        is_editable=body.is_editable,
+        layouts=tuple(body.layouts),
+    )
+    metric = await write_metric(state, about, body.query, body.query_generation_prompt)
+    if dry_run:
+        return json_response(definition_of(metric, dry_run=True))
+    prompt = body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
+    async with state["database"].connection("owner") as conn, conn.transaction():
+        await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", metric_id, metric.about.sql)
+        values = (metric_id, about.title, about.is_editable, prompt, request.scope["caller"].subject)
+        await conn.execute(INSERT_METRIC, *values)
+        await store_layouts(conn, metric_id, body.layouts)
+    await state["catalog"].adopt(metric)
+    request.scope["metric_id"] = metric_id
+    audit(request, "create", version=1)
+    log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": prompt}})
+    return json_response(definition_of(metric), 201, {"Location": f"/metrics/{metric_id}"})
+
+
+INSERT_METRIC = """\
+INSERT INTO metric_configurations (id, query_id, source, title, is_editable, prompt, created_by)
+VALUES ($1, $1, 'api', $2, $3, $4, $5)
+"""
+
+
+async def store_layouts(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
+    await conn.execute("DELETE FROM layout_items WHERE item_id = $1", metric_id)
+    rows = [(metric_id, *msgspec.structs.astuple(layout)) for layout in layouts]
+    await conn.executemany("INSERT INTO layout_items VALUES ($1, $2, $3, $4, $5, $6, $7)", rows)
+
+
+def find_metric(request: Request[State], editable: bool) -> Metric:
+    """The metric that a write names, whether it compiles or not; raises Problem 404, 403 or 409."""
+    metric = request.state["catalog"].find(request.path_params["id"], request.scope["caller"], broken=True)
+    request.scope["metric_id"] = metric.id
+    if editable and metric.about.source == "file":
+        raise Problem(409, f"The metric {metric.id} comes from queries/{metric.id}.sql; edit the file.")
+    if editable and not metric.about.is_editable:
+        raise Problem(409, f"The metric {metric.id} is not editable.")
+    return metric
+
+
+def check_version(current: int | None, wanted: int | None) -> None:
+    if current is None:
+        raise Problem(404, "The metric has been deleted meanwhile.")
+    if wanted is not None and wanted != current:
+        raise Problem(409, f"The version is {current} by now, not {wanted}; read it again.")
+
+
+LOCK_METRIC = "SELECT version FROM metric_configurations WHERE id = $1 FOR UPDATE"
+# A query that several metrics of a data set share is not changed under the others.
+UPDATE_QUERY = """\
+INSERT INTO queries (id, query)
+SELECT CASE COUNT(*) WHEN 1 THEN MIN(query_id) ELSE $1 END, $2
+FROM metric_configurations
+WHERE query_id = (SELECT query_id FROM metric_configurations WHERE id = $1)
+ON CONFLICT (id) DO UPDATE
+SET query = excluded.query
+RETURNING id
+"""
+UPDATE_METRIC = """\
+UPDATE metric_configurations
+SET
+  title = $2,
+  query_id = $3,
+  prompt = COALESCE($4, prompt),
+  version = version + 1
+WHERE id = $1
+RETURNING version
+"""
+
+
+async def change_metric(request: Request[State]) -> Response:
+    state, metric = request.state, find_metric(request, editable=True)
+    body = await read_json(request, MetricPatch)
+    wanted = body.version if isinstance(body.version, int) else None
+    check_version(metric.about.version, wanted)
+    about = patched(metric.about, body)
+    if body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET:
+        metric = await write_metric(state, about, body.query, body.query_generation_prompt)
+    prompt = body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
+    async with state["database"].connection("owner") as conn, conn.transaction():
+        check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
+        series = about.series
+        if metric.about.sql != about.sql:
+            series = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql)
+        version = await conn.fetchval(UPDATE_METRIC, metric.id, about.title, series, prompt)
+        if body.layouts is not msgspec.UNSET:
+            await store_layouts(conn, metric.id, about.layouts)
+    changed = msgspec.structs.replace(about, sql=metric.about.sql, series=series, version=version)
+    metric = msgspec.structs.replace(metric, about=changed)
+    await state["catalog"].adopt(metric)
+    audit(request, "change", version=version)
+    return json_response(definition_of(metric))
+
+
+def patched(about: Definition, body: MetricPatch) -> Definition:
+    """The definition with a patch's title and layouts; null takes them away."""
+    if isinstance(body.title, str):
+        check_text("title", body.title)
+    if not isinstance(body.title, msgspec.UnsetType):
+        about = msgspec.structs.replace(about, title=body.title or title_of(about.id))
+    if not isinstance(body.layouts, msgspec.UnsetType):
+        check_layouts(body.layouts or [])
+        about = msgspec.structs.replace(about, layouts=tuple(body.layouts or ()))
+    return about
+
+
+# The records of a series outlive its metric.
+DELETE_QUERY = """\
+DELETE FROM queries AS q
+WHERE q.id = $1
+AND NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id)
+AND NOT EXISTS (SELECT FROM metrics WHERE id = q.id)
+"""
+
+
+async def delete_metric(request: Request[State]) -> Response:
+    metric = find_metric(request, editable=True)
+    text = single_parameter(request, "version", re.compile(r"[0-9]{1,9}"), "must be a whole number")
+    async with request.state["database"].connection("owner") as conn, conn.transaction():
+        check_version(await conn.fetchval(LOCK_METRIC, metric.id), int(text) if text else None)
+        await conn.execute("DELETE FROM metric_configurations WHERE id = $1", metric.id)
+        await conn.execute(DELETE_QUERY, metric.about.series)
+    await request.state["catalog"].forget(metric.id)
+    audit(request, "delete", version=metric.about.version)
+    return Response(status_code=204)
+
+
+async def put_layouts(request: Request[State]) -> Response:
+    metric = find_metric(request, editable=False)
+    layouts = await read_json(request, list[Layout])
+    check_layouts(layouts)
+    async with request.state["database"].connection("owner") as conn, conn.transaction():
+        check_version(await conn.fetchval(LOCK_METRIC, metric.id), None)
+        await store_layouts(conn, metric.id, layouts)
+    about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
+    await request.state["catalog"].adopt(msgspec.structs.replace(metric, about=about))
+    audit(request, "layouts")
+    return json_response(layouts)
+
+
+async def create_records(request: Request[State]) -> Response:
+    state, metric = request.state, find_metric(request, editable=False)
+    kind = media_type(request)
+    if kind not in READERS:
+        raise Problem(415, f"Send Content-Type: {', '.join(READERS)}.")
+    limit = state["settings"].max_upload
+    batches = READERS[kind](read_chunks(request, limit))
+    if (
+        request.headers.get("content-length", "0").isdecimal()
+        and int(request.headers.get("content-length", "0")) > limit
+    ):
+        raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
+    async with state["database"].connection("owner") as conn, conn.transaction():
+        done = await insert_records(conn, metric.about.series, batches)
+    audit(request, "records", inserted=done.inserted, duplicates=done.duplicates)
+    return json_response(done, 201)
 
 
 async def health(request: Request[State]) -> Response:
@@ -2468,6 +3332,7 @@ async def health_ready(request: Request[State]) -> Response:
     checks = {
         "database:responseTime": [latency_check(latency)],
         "metrics:files": file_checks(state["catalog"]),
+        "database:privileges": [privileges_check(state)],
     }
     if not state["catalog"].complete:
         checks["database:migrations"] = [Check("fail", output=state["catalog"].fault)]
@@ -2480,6 +3345,15 @@ def latency_check(seconds: float | None) -> Check:
     if seconds is None:
         return Check("fail", "datastore", output="the database does not answer")
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
+
+
+def privileges_check(state: State) -> Check:
+    """A database that other applications may share is not hardened unless somebody says so, which is no fault."""
+    if not (unrevoked := state["catalog"].unrevoked):
+        return Check("pass", "datastore")
+    hardened = state["settings"].harden_database == "on"
+    reason = "could not be revoked" if hardened else "not revoked, as HARDEN_DATABASE is off"
+    return Check("warn" if hardened else "pass", "datastore", output=f"{reason}: {unrevoked}")
 
 
 def file_checks(catalog: Catalog) -> list[Check]:
@@ -2510,7 +3384,12 @@ ROUTES = [
     Route("GET", "/health/live", "public", health_live),
     Route("GET", "/health/ready", "public", health_ready),
     Route("GET", "/metrics", "read", list_metrics),
+    Route("POST", "/metrics", "write", create_metric),
     Route("GET", "/metrics/{id}", "read", read_metric),
+    Route("PATCH", "/metrics/{id}", "write", change_metric),
+    Route("DELETE", "/metrics/{id}", "write", delete_metric),
+    Route("PUT", "/metrics/{id}/layouts", "write", put_layouts),
+    Route("POST", "/metrics/{id}/metric-records", "write", create_records),
 ]
 
 
@@ -2552,6 +3431,10 @@ def migrate(settings: Settings) -> list[str]:
             backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(HERE / "migrations"))))
         finally:
             backend.connection.close()
+        if settings.harden_database == "on":
+            harden(conn)
+        with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
+            conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
         logins = [login for login in database_logins(settings).values() if login.user]
         return [fault for login in logins if (fault := open_login(conn, url, login))]
 
@@ -2561,6 +3444,25 @@ def connect_owner(url: str) -> psycopg.Connection:
         return psycopg.connect(url, autocommit=True, connect_timeout=5)
     except psycopg.OperationalError as exc:
         raise ConnectionError(str(exc).strip()) from exc
+
+
+def harden(conn: psycopg.Connection) -> None:
+    """Take from PUBLIC what lets a SELECT do more than read; who does not own the functions is only warned."""
+    row = conn.execute(REVOCABLE, [f"^({MORE_THAN_READING})$"]).fetchone()
+    if row and row[0]:
+        conn.execute(f"REVOKE EXECUTE ON FUNCTION {row[0]} FROM PUBLIC")
+    database = sql.Identifier(conn.info.dbname)
+    conn.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
+    conn.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+
+
+REVOCABLE = """\
+SELECT STRING_AGG(oid::regprocedure::text, ', ')
+FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace
+AND proname ~ %s
+AND HAS_FUNCTION_PRIVILEGE('public', oid, 'EXECUTE')
+"""
 
 
 def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
@@ -2615,8 +3517,7 @@ async def load_data(settings: Settings, database: Database, directory: Path, new
     async def accept(sql: str) -> str | None:
         definition = Definition(id="query", source="dataset", sql=sql, title="")
         try:
-            async with database.connection("guest") as conn:
-                await describe(conn, definition, settings)
+            await pass_gate(database, definition)
         except BadStatement as exc:
             return str(exc)
         return None
@@ -2788,9 +3689,46 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
     yield f"  tables: {', '.join(metric.tables.values()) or 'none'}"
     for warning in metric.warnings:
         yield f"  warning: {warning}"
+    for table in metric.scans:
+        yield f"  warning: it would read {table} from end to end; an index on what it filters by would help"
     for oid, table in metric.tables.items():
         if oid not in catalog.watched:
             yield f"  warning: {table} is not watched; `python app.py watch {table}` makes the metric exact"
+
+
+FAMILY = """\
+SELECT c.oid::regclass::text AS name, c.relkind
+FROM pg_class AS c
+WHERE c.oid = TO_REGCLASS($1)
+OR c.oid IN (SELECT relid FROM PG_PARTITION_TREE(TO_REGCLASS($1)))
+"""
+RELOAD = """\
+SELECT PG_NOTIFY('metrics_api', PG_CURRENT_XACT_ID()::text || ' ' || 'metric_configurations'::regclass::oid)
+"""
+WATCH = """\
+CREATE OR REPLACE TRIGGER metrics_api_watch
+AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {}
+FOR EACH STATEMENT EXECUTE FUNCTION metrics_api_notify()
+"""
+UNWATCH = "DROP TRIGGER IF EXISTS metrics_api_watch ON {}"
+
+
+async def watch_command(settings: Settings, options: argparse.Namespace) -> int:
+    """Put tables, with their partitions, under watch or take them out of it: all that are named, or none."""
+    await asyncio.to_thread(migrate, settings)
+    async with Database(settings) as database, database.connection("owner") as conn, conn.transaction():
+        for table in options.tables:
+            try:
+                family = await conn.fetch(FAMILY, table)
+                if not family or any(row["relkind"] not in (b"r", b"p") for row in family):
+                    raise CommandError(f"{table} is no table; for a view, name the tables that it reads")
+                for row in family:
+                    await conn.execute(options.statement.format(row["name"]))
+            except asyncpg.PostgresError as exc:
+                raise CommandError(f"{table}: {exc.message}") from exc
+        await conn.execute(RELOAD)
+    say(f"{options.done}: {', '.join(options.tables)}")
+    return 0
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -2806,6 +3744,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     seed.set_defaults(run=seed_command)
     check = commands.add_parser("check", help="compile every SQL file without running it")
     check.set_defaults(run=check_command)
+    for name, statement, done in (("watch", WATCH, "Watched"), ("unwatch", UNWATCH, "Not watched any more")):
+        command = commands.add_parser(name, help=f"{name} tables, so that metrics that read them are exact")
+        command.add_argument("tables", nargs="+", metavar="TABLE")
+        command.set_defaults(run=watch_command, statement=statement, done=done)
     return parser.parse_args(arguments)
 
 

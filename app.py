@@ -5,7 +5,8 @@
     uvicorn app:app           the same application under a server of your choice
 
 In the order in which a request meets things: settings, messages, errors, logging, authentication, database, metrics,
-parameters, changes, cache, answers, bodies, records, model, endpoints, assembly, commands.
+parameters, changes, cache, answers, bodies, records, model, endpoints,
+live updates, assembly, commands.
 """
 
 from __future__ import annotations
@@ -31,7 +32,17 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
@@ -59,6 +70,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -104,6 +116,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: Rows = 10_000
     max_result_bytes: Bytes = 16 * 2**20
     max_body: Bytes = 10 * 2**20
+    cors_origins: Names = frozenset()
     max_upload: Bytes = 256 * 2**20
     sql_model_url: str | None = None
     sql_model: str | None = None
@@ -1563,6 +1576,7 @@ class Catalog:
         self.complete = False
         self.fault = "not read yet"
         self.outdated = asyncio.Event()
+        self.reloaded_by: list[Callable[[], None]] = []
         self.lock = asyncio.Lock()
 
     def find(self, metric_id: str, caller: Caller, broken: bool = False) -> Metric:
@@ -1605,15 +1619,22 @@ class Catalog:
             definitions = merge(files, rows)
             self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
             self.mirrored, self.complete = files, True
+        self.tell()
+
+    def tell(self) -> None:
+        for tell in self.reloaded_by:
+            tell()
 
     async def adopt(self, metric: Metric) -> None:
         """Take up what was just written, before the notification of it comes."""
         async with self.lock:
             self.metrics[metric.id] = metric
+        self.tell()
 
     async def forget(self, metric_id: str) -> None:
         async with self.lock:
             self.metrics.pop(metric_id, None)
+        self.tell()
 
     async def described(self, definition: Definition) -> Metric:
         known = self.metrics.get(definition.id)
@@ -1631,6 +1652,7 @@ class Catalog:
     async def refresh(self, metric: Metric) -> Metric:
         """Describe one metric again, because its tables have changed."""
         self.metrics[metric.id] = fresh = await self.describe(metric.about)
+        self.tell()
         return fresh
 
 
@@ -1850,13 +1872,21 @@ def parse_values(texts: Sequence[str], kind: Type) -> str | None:
     return parse_scalar(texts[0], kind.base)
 
 
-def bind(metric: Metric, query: bytes, caller: Caller) -> tuple[str | None, ...]:
+def query_pairs(query: bytes) -> list[tuple[str, str]]:
+    """Raises Problem 422."""
+    try:
+        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
+    except ValueError:
+        raise Problem(422, "The query string has more than 1000 parameters.") from None
+
+
+def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tuple[str | None, ...]:
     """The values of a metric's parameters, from a query string and the caller's claims, in the order of its names.
 
     Raises Problem 422 that names every bad parameter, or 403 for a claim of another type.
     """
     given: dict[str, list[str]] = {}
-    for name, text in parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000):
+    for name, text in pairs:
         given.setdefault(name, []).append(text)
     errors = [InputError(name, detail) for name in given if (detail := unknown_parameter(metric, name))]
     values: list[str | None] = []
@@ -1949,8 +1979,9 @@ class Changes:
         self.since_at = 0.0
         self.database_id = ""
         self.tables: dict[int, TableChanges] = {}
+        self.heard_by: list[Callable[[Iterable[int] | None], None]] = []
 
-    def hear(self, transaction: int, tables: Iterable[int]) -> None:
+    def hear(self, transaction: int, tables: Collection[int]) -> None:
         self.epoch += 1
         for oid in tables:
             table = self.tables.setdefault(oid, TableChanges())
@@ -1958,6 +1989,8 @@ class Changes:
                 table.forgotten = max(table.forgotten, table.recent[0])
             table.recent.append(transaction)
             table.epoch = self.epoch
+        for tell in self.heard_by:
+            tell(tables)
 
     def begin(self, since: Snapshot, since_at: float, database_id: str) -> None:
         """Start anew: what was missed while nobody listened could be anything."""
@@ -1965,6 +1998,8 @@ class Changes:
         self.since, self.since_at, self.since_epoch, self.database_id = since, since_at, self.epoch, database_id
         self.tables.clear()
         self.connected_since = time.time()
+        for tell in self.heard_by:
+            tell(None)
 
     def cover(self, result: Result, tables: Iterable[int]) -> bool:
         """Whether a result was taken since listening began and saw every change heard of."""
@@ -2047,8 +2082,8 @@ class Plan(NamedTuple):
     media: str
 
 
-def make_plan(metric: Metric, query: bytes, caller: Caller, media: str) -> Plan:
-    values = bind(metric, query, caller)
+def make_plan(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller, media: str) -> Plan:
+    values = bind(metric, pairs, caller)
     return Plan(metric, values, f"{metric.id}:{metric.digest}:{encode(values).decode()}", media)
 
 
@@ -3030,6 +3065,7 @@ class State(TypedDict):
     catalog: Catalog
     changes: Changes
     results: Results
+    broadcast: Broadcast
     probe: Probe
 
 
@@ -3089,7 +3125,7 @@ async def read_metric(request: Request[State]) -> ASGIApp:
     metric_id, media = split_format(request.path_params["id"], request.headers.get("accept", ""))
     metric = request.state["catalog"].find(metric_id, scope["caller"])
     scope["metric_id"] = metric.id
-    plan = make_plan(metric, scope["query_string"], scope["caller"], media)
+    plan = make_plan(metric, query_pairs(scope["query_string"]), scope["caller"], media)
     wants = parse_directives(request.headers.get("cache-control", ""))
     entry, status = await results.get(plan, wants, request.receive)
     answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
@@ -3367,6 +3403,310 @@ def file_checks(catalog: Catalog) -> list[Check]:
     return [Check("warn", "component", output=warning) for warning in warnings] or [passed]
 
 
+# ------------------------------------------------------------------------------------------------ live updates
+
+DEBOUNCE = 0.1  # seconds: at most ten results a second for each subscription
+MAX_SUBSCRIPTIONS = 200
+MAX_MESSAGE = 64 * 1024
+PATIENCE = 5  # seconds for a reader to take a message
+AUTH_WITHIN = 10  # seconds from the handshake to the first token
+
+
+class Closing(Exception):
+    """Ends a socket with a code and a reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+class Subscription(msgspec.Struct, eq=False):
+    """One metric with its parameters on one socket; params are echoed as they were sent."""
+
+    subscriber: Subscriber
+    key: str
+    metric_id: str
+    params: dict[str, Any]
+    pairs: list[tuple[str, str]]
+    topic: str = ""
+    etag: bytes = b""
+
+    def result(self, answer: Answer) -> bytes:
+        self.etag = answer.etag
+        head = {"type": "result", "id": self.metric_id, "params": self.params, "etag": answer.etag.decode()}
+        return encode(head)[:-1] + b',"result":' + answer.body + b"}"
+
+
+def problem_message(exc: Exception, metric_id: Any = None, params: Any = None) -> bytes:
+    problem = as_problem(exc)
+    title = HTTPStatus(problem.status).phrase
+    what = {"type": "problem", "id": metric_id, "params": params, "status": problem.status, "title": title}
+    return encode(what | {"detail": problem.detail})
+
+
+class Topic:
+    """One metric with one set of values, run once for everybody who watches it."""
+
+    def __init__(self, broadcast: Broadcast, plan: Plan) -> None:
+        self.broadcast, self.plan = broadcast, plan
+        self.subscriptions: set[Subscription] = set()
+        self.changed = asyncio.Event()
+        self.task = asyncio.create_task(self.run(), name=f"topic {plan.metric.id}")
+
+    async def run(self) -> None:
+        """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
+        wait = 1.0
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), wait)
+                await asyncio.sleep(DEBOUNCE)
+            self.changed.clear()
+            try:
+                entry, answer = await self.broadcast.answer(self.plan)
+                wait = max(1.0, entry.ttl - entry.age)
+                self.publish(answer)
+            except Exception as exc:
+                wait = 1.0
+                log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
+
+    def publish(self, answer: Answer) -> None:
+        for subscription in self.subscriptions:
+            if subscription.etag not in (b"", answer.etag):
+                subscription.subscriber.put(subscription.key, subscription.result(answer))
+
+
+class Broadcast:
+    """The topics that somebody watches, by the key of their results."""
+
+    def __init__(self, catalog: Catalog, changes: Changes, results: Results) -> None:
+        self.catalog, self.results = catalog, results
+        self.topics: dict[str, Topic] = {}
+        self.subscribers: set[Subscriber] = set()
+        changes.heard_by.append(self.on_change)
+        catalog.reloaded_by.append(self.on_reload)
+
+    def on_change(self, tables: Iterable[int] | None) -> None:
+        """Tell the topics that read a table, or all of them when anything may have changed."""
+        for topic in self.topics.values():
+            if tables is None or not topic.plan.metric.tables.keys().isdisjoint(tables):
+                topic.changed.set()
+
+    def on_reload(self) -> None:
+        """Plan anew what watches a metric that is not what it was."""
+        for topic in list(self.topics.values()):
+            if self.catalog.metrics.get(topic.plan.metric.id) is not topic.plan.metric:
+                for subscription in list(topic.subscriptions):
+                    subscription.subscriber.renew(subscription)
+
+    async def answer(self, plan: Plan) -> tuple[Entry, Answer]:
+        entry, _ = await self.results.get(plan, Directives())
+        return entry, await self.results.answer(plan, entry, "json", False)
+
+    def subscribe(self, plan: Plan, subscription: Subscription) -> None:
+        topic = self.topics.get(plan.key)
+        if topic is None:
+            topic = self.topics[plan.key] = Topic(self, plan)
+        topic.plan = plan
+        topic.subscriptions.add(subscription)
+        subscription.topic = plan.key
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        if topic := self.topics.get(subscription.topic):
+            topic.subscriptions.discard(subscription)
+            if not topic.subscriptions:
+                topic.task.cancel()
+                del self.topics[subscription.topic]
+
+    async def close(self) -> None:
+        tasks = [topic.task for topic in self.topics.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Subscriber:
+    """One socket: takes messages in, and lets only the newest result of each subscription wait to be sent."""
+
+    def __init__(self, websocket: WebSocket, broadcast: Broadcast, verifier: Verifier) -> None:
+        self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
+        self.caller: Caller | None = None
+        self.subscriptions: dict[str, Subscription] = {}
+        self.outbox: dict[str, bytes] = {}
+        self.waiting = asyncio.Event()
+        self.answers: set[asyncio.Task[None]] = set()
+        self.problems = itertools.count()
+
+    def put(self, key: str, message: bytes) -> None:
+        self.outbox[key] = message
+        self.waiting.set()
+
+    def put_problem(self, exc: Exception, metric_id: Any = None, params: Any = None) -> None:
+        if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
+            self.put(f"problem {next(self.problems)}", problem_message(exc, metric_id, params))
+
+    async def send(self) -> None:
+        """Raises Closing for a reader that takes nothing."""
+        while True:
+            await self.waiting.wait()
+            self.waiting.clear()
+            while self.outbox:
+                message = self.outbox.pop(next(iter(self.outbox)))
+                try:
+                    async with asyncio.timeout(PATIENCE):
+                        await self.websocket.send_text(message.decode())
+                except TimeoutError:
+                    raise Closing(1013, f"nothing was read for {PATIENCE} s") from None
+
+    async def authenticate(self, header: bytes | None) -> None:
+        """Raises Closing."""
+        try:
+            caller = self.verifier.recall(header) or await self.verifier.verify(header)
+            if not self.verifier.open:
+                check_scopes(caller, "GET", self.verifier.settings)
+        except InvalidToken as exc:
+            raise Closing(4401, "no valid token") from exc
+        except KeysUnavailable as exc:
+            raise Closing(1013, "the token issuer's keys cannot be fetched") from exc
+        except Problem as exc:
+            raise Closing(4403, exc.detail) from exc
+        self.caller = caller
+        for subscription in list(self.subscriptions.values()):
+            self.renew(subscription)
+
+    async def expire(self) -> None:
+        """Raises Closing when there is no token in time, or the last one has expired."""
+        if self.caller is None:
+            await asyncio.sleep(AUTH_WITHIN)
+        while self.caller and (left := self.caller.expires - time.time()) > 0:  # noqa: ASYNC110 - a renewal moves it
+            await asyncio.sleep(min(left, 3600))
+        raise Closing(4401, "no valid token")
+
+    async def receive(self) -> None:
+        """Raises Closing, or WebSocketDisconnect."""
+        while True:
+            text = await self.websocket.receive_text()
+            message = parse_message(text)
+            if isinstance(message, Problem):
+                self.put_problem(message)
+            elif message.get("type") == "auth" and isinstance(message.get("token"), str):
+                await self.authenticate(b"Bearer " + message["token"].encode())
+            elif self.caller is None:
+                raise Closing(4401, "the first message must be the token")
+            else:
+                self.take(message)
+
+    def take(self, message: dict[str, Any]) -> None:
+        kind, metric_id, params = message.get("type"), message.get("id"), message.get("params")
+        params = {} if params is None else params
+        if kind not in ("subscribe", "unsubscribe") or not isinstance(metric_id, str) or not isinstance(params, dict):
+            detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
+            return self.put_problem(Problem(422, detail), metric_id if isinstance(metric_id, str) else None)
+        key = msgspec.json.encode([metric_id, params], order="sorted").decode()
+        if known := self.subscriptions.pop(key, None):
+            self.broadcast.unsubscribe(known)
+        if kind == "unsubscribe":
+            return None
+        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+            return self.put_problem(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
+        try:
+            subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
+        except Problem as exc:
+            return self.put_problem(exc, metric_id, params)
+        self.subscriptions[key] = subscription
+        self.renew(subscription)
+
+    def renew(self, subscription: Subscription) -> None:
+        """Subscribe to what the metric is now and the caller may see, and send its result."""
+        self.broadcast.unsubscribe(subscription)
+        task = asyncio.create_task(self.answer(subscription))
+        self.answers.add(task)
+        task.add_done_callback(self.answers.discard)
+
+    async def answer(self, subscription: Subscription) -> None:
+        """What cannot be had just now comes as soon as it can; what is wrong ends the subscription."""
+        try:
+            metric = self.broadcast.catalog.find(subscription.metric_id, cast(Caller, self.caller))
+            plan = make_plan(metric, subscription.pairs, cast(Caller, self.caller), "json")
+        except Exception as exc:
+            self.subscriptions.pop(subscription.key, None)
+            return self.put_problem(exc, subscription.metric_id, subscription.params)
+        if self.subscriptions.get(subscription.key) is not subscription:
+            return
+        self.broadcast.subscribe(plan, subscription)
+        try:
+            _, answer = await self.broadcast.answer(plan)
+            self.put(subscription.key, subscription.result(answer))
+        except Exception as exc:
+            subscription.etag = b"none yet"
+            self.put_problem(exc, subscription.metric_id, subscription.params)
+
+    async def serve(self) -> None:
+        """Until the client leaves; raises Closing."""
+        self.broadcast.subscribers.add(self)
+        tasks = [asyncio.create_task(part()) for part in (self.receive, self.send, self.expire)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except (WebSocketDisconnect, RuntimeError) as exc:
+            # Starlette's word for a message after the close.
+            if isinstance(exc, RuntimeError) and "close message" not in str(exc):
+                raise
+        finally:
+            self.broadcast.subscribers.discard(self)
+            for task in (*tasks, *self.answers):
+                task.cancel()
+            await asyncio.gather(*tasks, *self.answers, return_exceptions=True)
+            for subscription in self.subscriptions.values():
+                self.broadcast.unsubscribe(subscription)
+
+
+def parse_message(text: str) -> dict[str, Any] | Problem:
+    if len(text) > MAX_MESSAGE:
+        return Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.ValidationError:
+        return Problem(422, "A message must be a JSON object.")
+    except (msgspec.DecodeError, RecursionError):
+        return Problem(400, "The message is not JSON.")
+
+
+def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Parameters as a query string would hold them; raises Problem 422."""
+    for name, value in params.items():
+        for item in as_list(value):
+            if isinstance(item, bool) or not isinstance(item, str | int | float):
+                raise Problem(422, f"{name} must be a text or a number.", [InputError(name, "is no text or number")])
+            yield name, item if isinstance(item, str) else encode(item).decode()
+
+
+async def live(websocket: WebSocket) -> None:
+    """One socket for a whole dashboard."""
+    state: State = websocket.scope["state"]
+    await websocket.accept()
+    subscriber = Subscriber(websocket, state["broadcast"], state["verifier"])
+    try:
+        check_origin(websocket.scope, state["settings"])
+        header = dict(websocket.scope["headers"]).get(b"authorization")
+        if header or subscriber.verifier.open:
+            await subscriber.authenticate(header)
+        await subscriber.serve()
+    except Closing as closing:
+        # A reader that takes nothing does not take this either.
+        with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
+            await asyncio.wait_for(websocket.close(closing.code, closing.reason), 1)
+
+
+def check_origin(scope: Scope, settings: Settings) -> None:
+    """Keep other sites' pages out of an open service: browsers let them open sockets anywhere. Raises Closing."""
+    head = dict(scope["headers"])
+    origin = head.get(b"origin", b"").decode("latin-1")
+    foreign = origin and urlsplit(origin).netloc != head.get(b"host", b"").decode("latin-1")
+    if foreign and settings.auth == "on" and not settings.jwt_issuer and origin not in settings.cors_origins:
+        raise Closing(4403, "the page comes from another origin")
+
+
 # ------------------------------------------------------------------------------------------------ assembly
 
 
@@ -3566,6 +3906,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
         catalog, changes = Catalog(settings, database), Changes()
         results = Results(settings, catalog, changes)
         stack.push_async_callback(results.shared.close)
+        broadcast = Broadcast(catalog, changes, results)
+        stack.push_async_callback(broadcast.close)
         state = State(
             settings=settings,
             log=stream if log.isEnabledFor(logging.INFO) else None,
@@ -3574,6 +3916,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
             catalog=catalog,
             changes=changes,
             results=results,
+            broadcast=broadcast,
             probe=probe,
         )
         starting = asyncio.create_task(start(state, embedded), name="start")
@@ -3592,7 +3935,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
 
 
 app = Starlette(
-    routes=cast(Any, starlette_routes()),
+    routes=cast(Any, [*starlette_routes(), routing.WebSocketRoute("/live", live)]),
     middleware=[Middleware(RequestLog), Middleware(Authentication, public=PUBLIC), Middleware(Hits)],
     exception_handlers={HTTPException: on_http_exception},
     lifespan=cast(Any, lifespan),
@@ -3627,6 +3970,8 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
+        ws_max_size=MAX_MESSAGE + 1024,
+        ws_per_message_deflate=False,
     )
     configure_logging(settings.log_level)
     if options.workers > 1:

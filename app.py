@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import csv
 import functools
 import gzip
@@ -44,6 +45,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 from decimal import Decimal
@@ -61,12 +63,14 @@ import uvicorn
 import yoyo
 from aiocache import Cache, SimpleMemoryCache
 from aiocache.serializers import NullSerializer
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from psycopg import sql
 from redis.exceptions import RedisError
 from starlette import routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -504,6 +508,29 @@ class LogStream(logging.Handler):
         self.write()
 
 
+class Repeats(logging.Filter):
+    """Lets one line for a fault through in ten seconds, however often it strikes, and says how often it did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        fields = getattr(record, "fields", {})
+        cause = repr(record.exc_info[1]) if record.exc_info else str(fields.get("reason"))
+        since, repeated = self.seen.get((record.msg, cause), (0.0, 0))
+        if record.created - since < 10:
+            self.seen[record.msg, cause] = since, repeated + 1
+            return False
+        if len(self.seen) > 1000:
+            self.seen.clear()
+        self.seen[record.msg, cause] = record.created, 0
+        record.fields = fields | {"repeated": repeated} if repeated else fields
+        return True
+
+
 def log_line(record: logging.LogRecord) -> dict[str, Any]:
     line = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -520,6 +547,7 @@ def log_line(record: logging.LogRecord) -> dict[str, Any]:
 def configure_logging(level: str) -> LogStream:
     """Everything the process says becomes JSON lines on standard output, the server's own lines included."""
     stream = LogStream()
+    stream.addFilter(Repeats())
     logging.basicConfig(handlers=[stream], level=level.upper(), force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
@@ -544,7 +572,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True):
     method: str
     path: str
     metric_id: str | None
-    status: int | None
+    status: int
     duration_ms: float
     cache: str | None
     subject: str | None
@@ -557,8 +585,13 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 
 
+# What a log line of the database says of the request that caused it.
+REQUEST = ContextVar("request", default="")
+MAX_CONCURRENT = 2000
+
+
 class RequestLog:
-    """The outermost layer: gives every request an id, refuses a malformed head, writes one line about the answer."""
+    """The outermost layer: gives every request an id and writes one line about its answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -573,6 +606,7 @@ class RequestLog:
         given = head.get(b"x-request-id", b"")
         scope["request_id"] = given.decode() if REQUEST_ID.fullmatch(given) else next(self.ids)
         given_back = [(b"x-request-id", scope["request_id"].encode()), *trace_headers(scope)]
+        REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -582,17 +616,11 @@ class RequestLog:
             await send(message)
 
         try:
-            check_head(scope)
             await self.app(scope, receive, send_with_id)
-        except ClientGone:
-            status = 499
-        except Exception as exc:
-            if status is not None:
-                log.exception("an answer was cut off", extra={"fields": {"request_id": scope["request_id"]}})
-                raise
-            await fail(exc, scope, receive, send_with_id)
         finally:
-            write_line(scope, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            scope["state"]["instruments"].count(scope, status or 499, seconds)
+            write_line(scope, status or 499, seconds)
 
 
 def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -605,15 +633,7 @@ def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
 
 
-async def fail(exc: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    response = problem_response(exc, scope)
-    scope["reason"] = f"{type(exc).__name__}: {exc}"
-    if response.status_code == 500:
-        log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
-    await response(scope, receive, send)
-
-
-def write_line(scope: Scope, status: int | None, seconds: float) -> None:
+def write_line(scope: Scope, status: int, seconds: float) -> None:
     stream: LogStream | None = scope["state"]["log"]
     if stream is None:
         return
@@ -636,10 +656,121 @@ def write_line(scope: Scope, status: int | None, seconds: float) -> None:
     stream.put(encode(line))
 
 
+class Instruments:
+    """What /prometheus tells; the values of gauges are asked for when it is read."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        buckets = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+        self.requests = Histogram(
+            "http_request_duration_seconds",
+            "Requests",
+            ["method", "route", "status"],
+            registry=registry,
+            buckets=buckets,
+        )
+        self.results = Counter(
+            "metric_results", "Results by where they came from", ["metric_id", "cache"], registry=registry
+        )
+        self.runs = Histogram(
+            "metric_run_seconds", "Runs of metrics", ["metric_id"], registry=registry, buckets=buckets
+        )
+        self.rows = Counter("metric_rows", "Rows that runs gave", ["metric_id"], registry=registry)
+        # Looking a child up by its labels costs as much as counting does.
+        self.kept: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self.gauges: dict[str, Gauge] = {}
+
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        method, cache, metric_id = scope["method"], scope.get("cache"), scope.get("metric_id")
+        key = (method, status, cache, metric_id, scope.get("route"))
+        children = self.kept.get(key)
+        if children is None:
+            known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+            request = self.requests.labels(known, scope.get("route") or "none", status)
+            result = self.results.labels(metric_id, cache.split(";")[0]) if cache and metric_id else None
+            children = self.kept[key] = request, result
+        children[0].observe(seconds)
+        if children[1]:
+            children[1].inc()
+
+    def count_run(self, metric_id: str, rows: int, seconds: float) -> None:
+        self.runs.labels(metric_id).observe(seconds)
+        self.rows.labels(metric_id).inc(rows)
+
+    def gauge(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
+        """A value by label; the first call for a name names its labels."""
+        gauge = self.gauges.get(name) or Gauge(name, text, list(labels), registry=self.registry)
+        self.gauges[name] = gauge
+        (gauge.labels(**labels) if labels else gauge).set_function(read)
+
+
+class Cors:
+    """Starlette's CORS headers, on errors too, for the origins in CORS_ORIGINS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or b"origin" not in scope["head"]:
+            return await self.app(scope, receive, send)
+        origins = scope["state"]["settings"].cors_origins
+        layer = CORSMiddleware(
+            self.app,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Cache-Control", "If-None-Match", "X-Request-ID", "traceparent"],
+            expose_headers=["ETag", "Age", "Cache-Status", "Location", "X-Request-ID"],
+        )
+        await layer(scope, receive, send)
+
+
+class Errors:
+    """Refuses a malformed head and too many requests at once, and answers whatever is raised with a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        self.under_way += 1
+        try:
+            check_head(scope)
+            if self.under_way > MAX_CONCURRENT:
+                raise Problem(503, "Too many requests are under way; try again.", headers={"Retry-After": "1"})
+            await self.app(scope, receive, send_noting)
+        except ClientGone:
+            return
+        except asyncio.CancelledError:
+            # The server cancels what is still under way ten seconds after it was told to stop.
+            if not begun:
+                stopping = Problem(503, "The service is stopping; try again.", headers={"Retry-After": "1"})
+                await problem_response(stopping, scope)(scope, receive, send)
+            raise
+        except Exception as exc:
+            scope["reason"] = f"{type(exc).__name__}: {exc}"
+            if begun or as_problem(exc).status == 500:
+                log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
+            if begun:
+                raise
+            await problem_response(exc, scope)(scope, receive, send)
+        finally:
+            self.under_way -= 1
+
+
 def check_head(scope: Scope) -> None:
     """Join headers that are repeated and drop a trailing slash.
 
-    Raises Problem 400 or 431.
+    Raises Problem 400, 414 or 431.
     """
     head: dict[bytes, bytes] = scope["head"]
     if len(head) < len(scope["headers"]):
@@ -650,6 +781,8 @@ def check_head(scope: Scope) -> None:
             head[name] = head[name] + b", " + value if name in head else value
     if sum(map(len, head)) + sum(map(len, head.values())) > MAX_HEAD:
         raise Problem(431, "The headers are larger than 64 KB.")
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
+        raise Problem(414, "The URL is longer than 64 KB.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
@@ -928,6 +1061,7 @@ class Database:
         self.settings = settings
         self.logins = database_logins(settings)
         self.pools = {name: self.create_pool(name) for name in self.logins}
+        self.waiting = dict.fromkeys(self.logins, 0)
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         login = self.logins[name]
@@ -959,11 +1093,14 @@ class Database:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for pool in self.pools.values():
-            try:
-                await asyncio.wait_for(pool.close(), 2)
-            except (TimeoutError, *DATABASE_DOWN):
-                pool.terminate()
+        await asyncio.gather(*map(self.close_pool, self.pools.values()))
+
+    async def close_pool(self, pool: asyncpg.Pool) -> None:
+        """Whoever still holds a connection is waited for, but not for long."""
+        try:
+            await asyncio.wait_for(pool.close(), 2)
+        except (TimeoutError, *DATABASE_DOWN):
+            pool.terminate()
 
     @asynccontextmanager
     async def connection(self, name: str) -> AsyncIterator[asyncpg.Connection]:
@@ -974,12 +1111,15 @@ class Database:
         """
         pool, patience = self.pools[name], self.settings.pool_timeout
         started = time.monotonic()
+        self.waiting[name] += 1
         try:
             conn = await pool.acquire(timeout=patience)
         except TimeoutError:
             if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
                 raise PoolBusy from None
             raise ConnectionError("no connection within POOL_TIMEOUT") from None
+        finally:
+            self.waiting[name] -= 1
         limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
         deadline = asyncio.get_running_loop().call_later(limit, conn.terminate) if name != "owner" else None
         try:
@@ -1431,6 +1571,7 @@ class Result(NamedTuple):
     """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began."""
 
     rows: bytes
+    row_count: int
     truncated: bool
     columns: tuple[Column, ...]
     snapshot: str
@@ -1440,11 +1581,14 @@ class Result(NamedTuple):
 async def run_once(database: Database, metric: Metric, values: Sequence[str | None]) -> asyncpg.Record:
     """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
     async with database.connection(metric.login) as conn:
+        name = f"SET application_name = '{REQUEST.get()[:63]}'"
         if metric.login == "reader":
+            await conn.execute(name)
             return (await conn.fetch(metric.run, *values))[0]
         transaction = conn.transaction(readonly=True)
         await transaction.start()
         try:
+            await conn.execute(name)
             return (await conn.fetch(metric.run, *values))[0]
         finally:
             await transaction.rollback()
@@ -1484,7 +1628,7 @@ def as_result(metric: Metric, row: asyncpg.Record, limit: int) -> Result:
     rows, truncated = row["records"] or b"", row["rows"] > limit
     if truncated:
         rows = rows[: rows.rindex(b"\n")]
-    return Result(rows, truncated, metric.columns, row["snapshot"], row["taken_at"])
+    return Result(rows, row["rows"] - truncated, truncated, metric.columns, row["snapshot"], row["taken_at"])
 
 
 def compiled(metric: Metric) -> Metric:
@@ -1743,7 +1887,7 @@ DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
 INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
 DURATION = re.compile(r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?", re.ASCII)
-ARRAY_ITEM = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^{},"\\]+?))\s*(?:,(?!$)|$)', re.DOTALL)
+ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
 def parse_integer(text: str, bits: int) -> str:
@@ -1847,17 +1991,17 @@ def array_literal(values: Iterable[str | None]) -> str:
 
 
 def split_array(text: str) -> Iterator[str | None]:
-    position = 0
-    while text.strip() and position < len(text):
+    """The items of a one-dimensional array literal without its braces; raises ValueError."""
+    position, delimiter = 0, "," if text.strip() else ""
+    while delimiter:
         item = ARRAY_ITEM.match(text, position)
-        if not item:
+        if not item or not (item[1] is not None or item[2].strip()):
             raise ValueError("must be an array such as {a,b}, or its name repeated")
-        position = item.end()
-        quoted, bare = item.groups()
-        if quoted is not None:
-            yield re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)
+        position, delimiter = item.end(), item[3]
+        if item[1] is not None:
+            yield re.sub(r"\\(.)", r"\1", item[1], flags=re.DOTALL)
         else:
-            yield None if bare.upper() == "NULL" else bare
+            yield None if item[2].strip().upper() == "NULL" else item[2].strip()
 
 
 def quote_item(text: str) -> str:
@@ -2260,14 +2404,15 @@ class Flight:
 class Results:
     """Results by key: from memory, from the shared cache, or from one run for all who ask meanwhile."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, changes: Changes) -> None:
-        self.settings, self.catalog, self.changes = settings, catalog, changes
+    def __init__(self, settings: Settings, catalog: Catalog, changes: Changes, instruments: Instruments) -> None:
+        self.settings, self.catalog, self.changes, self.instruments = settings, catalog, changes, instruments
         self.memory = MemoryCache(settings.cache_max_bytes)
         self.shared = SharedCache(settings.cache_url)
         self.flights: dict[str, Flight] = {}
         self.questions: dict[Question, Plan] = {}
         self.background: set[asyncio.Task[Any]] = set()
         self.database_fails = False
+        self.asked = self.hits = 0
 
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
@@ -2276,6 +2421,9 @@ class Results:
                 return False
             entry.epoch = self.changes.epoch
         return True
+
+    def hit_ratio(self) -> float:
+        return round(self.hits / self.asked, 3) if self.asked else 0.0
 
     def fresh(self, key: str) -> Entry | None:
         entry = self.memory.peek(key)
@@ -2375,6 +2523,7 @@ class Results:
         self.database_fails = False
         entry = self.make_entry(plan, result, began)
         entry.milliseconds = (time.monotonic() - began) * 1000
+        self.instruments.count_run(plan.metric.id, result.row_count, time.monotonic() - began)
         if self.is_current(entry):
             await self.keep(plan, entry)
             self.share(plan, entry)
@@ -2535,6 +2684,9 @@ OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"
 async def send_answer(scope: Scope, send: Send, answer: Answer, entry: Entry, status: str) -> None:
     """Send a 200, or a 304 when the client has the same bytes."""
     scope["cache"] = status
+    results: Results = scope["state"]["results"]
+    results.asked += 1
+    results.hits += status.startswith("hit")
     code, headers, body = 200, answer.headers, answer.body
     none_match = scope["head"].get(b"if-none-match")
     if none_match and matches(none_match, answer.etag):
@@ -2571,7 +2723,7 @@ class Hits:
             ):
                 gzipped = accepts_gzip(scope["head"].get(b"accept-encoding", b""))
                 if entry.about is plan.metric.about and (answer := entry.answers.get((plan.media, gzipped))):
-                    scope["metric_id"] = plan.metric.id
+                    scope["metric_id"], scope["route"] = plan.metric.id, "/metrics/{id}"
                     return await send_answer(scope, send, answer, entry, "hit")
         await self.app(scope, receive, send)
 
@@ -3060,6 +3212,7 @@ class State(TypedDict):
 
     settings: Settings
     log: LogStream | None
+    instruments: Instruments
     database: Database
     verifier: Verifier
     catalog: Catalog
@@ -3067,6 +3220,7 @@ class State(TypedDict):
     results: Results
     broadcast: Broadcast
     probe: Probe
+    owner_probe: Probe
 
 
 def chart_of(metric: Metric) -> str:
@@ -3353,6 +3507,34 @@ async def create_records(request: Request[State]) -> Response:
     return json_response(done, 201)
 
 
+PAGE_POLICY = (
+    "default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; img-src data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@functools.cache
+def dashboard_page() -> tuple[bytes, dict[str, str]]:
+    """The page and its headers; its own script and style are the only ones that its policy lets run."""
+    page = (HERE / "dashboard.html").read_text()
+    hashes = {}
+    for tag in ("script", "style"):
+        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        hashes[tag] = f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    headers = {
+        "Content-Security-Policy": PAGE_POLICY.format(**hashes),
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return page.encode(), headers
+
+
+async def dashboard(request: Request[State]) -> Response:
+    page, headers = dashboard_page()
+    return Response(page, headers=headers, media_type="text/html")
+
+
 async def health(request: Request[State]) -> Response:
     database = await request.state["probe"].ask() is not None
     return Response(encode(Health(True, database)), 200 if database else 503, media_type="application/json")
@@ -3363,24 +3545,75 @@ async def health_live(request: Request[State]) -> Response:
 
 
 async def health_ready(request: Request[State]) -> Response:
-    state = request.state
-    latency = await state["probe"].ask()
-    checks = {
-        "database:responseTime": [latency_check(latency)],
-        "metrics:files": file_checks(state["catalog"]),
-        "database:privileges": [privileges_check(state)],
-    }
-    if not state["catalog"].complete:
-        checks["database:migrations"] = [Check("fail", output=state["catalog"].fault)]
+    checks = await ready_checks(request.state)
     worst = max((check.status for group in checks.values() for check in group), key=("pass", "warn", "fail").index)
     body = encode(Readiness(worst, checks))
     return Response(body, 503 if worst == "fail" else 200, media_type="application/health+json")
 
 
-def latency_check(seconds: float | None) -> Check:
+async def ready_checks(state: State) -> dict[str, list[Check]]:
+    """What requests depend on; only what makes them fail is a failure, so a busy pool is none."""
+    catalog, database, verifier = state["catalog"], state["database"], state["verifier"]
+    latencies = await asyncio.gather(state["probe"].ask(), state["owner_probe"].ask())
+    checks = {
+        "reader:responseTime": [latency_check(latencies[0], "fail")],
+        "owner:responseTime": [latency_check(latencies[1], "warn")],
+        "database:migrations": [Check("pass") if catalog.complete else Check("fail", output=catalog.fault)],
+        "database:privileges": [privileges_check(state)],
+        "metrics:files": file_checks(catalog),
+        "listener:connectedSince": [listener_check(state["changes"])],
+        "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
+        "cache:hitRatio": [Check("pass", "component", state["results"].hit_ratio())],
+    }
+    for name, pool in database.pools.items():
+        used = pool.get_size() - pool.get_idle_size()
+        checks[f"{name}:connections"] = [Check("pass", "datastore", used, f"of {pool.get_max_size()}")]
+        checks[f"{name}:waiting"] = [Check("pass", "datastore", database.waiting[name], "requests")]
+    if not verifier.open:
+        checks["keys:age"] = [keys_check(verifier.keys)]
+    return checks
+
+
+def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Check:
     if seconds is None:
-        return Check("fail", "datastore", output="the database does not answer")
+        return Check(without, "datastore", output="the database does not answer")
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
+
+
+def listener_check(changes: Changes) -> Check:
+    if changes.connected_since is None:
+        return Check("warn", "component", output="not connected: results are kept for their ttl and no longer")
+    return Check(
+        "pass", "component", datetime.fromtimestamp(changes.connected_since, UTC).isoformat(timespec="seconds")
+    )
+
+
+def keys_check(keys: KeySet) -> Check:
+    if not keys.keys:
+        return Check("fail" if keys.failures else "pass", "system", output="the issuer's keys were not fetched yet")
+    status: Literal["pass", "warn"] = "warn" if keys.failures else "pass"
+    return Check(status, "system", round(time.monotonic() - keys.fetched_at), "s")
+
+
+async def prometheus(request: Request[State]) -> Response:
+    # A balancer that keeps the path from the world compares it as it is written.
+    if request.scope["raw_path"].rstrip(b"/") != b"/prometheus":
+        raise HTTPException(404)
+    return Response(generate_latest(request.state["instruments"].registry), media_type="text/plain; version=0.0.4")
+
+
+def add_gauges(instruments: Instruments, state: State) -> None:
+    database, changes, results, keys = state["database"], state["changes"], state["results"], state["verifier"].keys
+    for name, pool in database.pools.items():
+        instruments.gauge("database_connections", "Open connections", pool.get_size, login=name)
+        instruments.gauge("database_connections_idle", "Idle connections", pool.get_idle_size, login=name)
+        instruments.gauge(
+            "database_waiting", "Requests that wait", functools.partial(database.waiting.__getitem__, name), login=name
+        )
+    instruments.gauge("listener_connected", "Whether changes are heard of", lambda: bool(changes.connected_since))
+    instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
+    instruments.gauge("cache_bytes", "In-process cache", lambda: results.memory.bytes)
+    instruments.gauge("live_subscribers", "Open sockets", lambda: len(state["broadcast"].subscribers))
 
 
 def privileges_check(state: State) -> Check:
@@ -3720,9 +3953,11 @@ class Route(NamedTuple):
 
 
 ROUTES = [
+    Route("GET", "/", "public", dashboard),
     Route("GET", "/health", "public", health),
     Route("GET", "/health/live", "public", health_live),
     Route("GET", "/health/ready", "public", health_ready),
+    Route("GET", "/prometheus", "public", prometheus),
     Route("GET", "/metrics", "read", list_metrics),
     Route("POST", "/metrics", "write", create_metric),
     Route("GET", "/metrics/{id}", "read", read_metric),
@@ -3741,11 +3976,12 @@ def starlette_routes() -> list[routing.Route]:
     paths: dict[str, dict[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = route.endpoint
-    return [routing.Route(path, dispatch(methods), methods=list(methods)) for path, methods in paths.items()]
+    return [routing.Route(path, dispatch(path, methods), methods=list(methods)) for path, methods in paths.items()]
 
 
-def dispatch(methods: Mapping[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]) -> Any:
+def dispatch(path: str, methods: Mapping[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]) -> Any:
     async def endpoint(request: Request[State]) -> Response | ASGIApp:
+        request.scope["route"] = path
         return await methods["GET" if request.method == "HEAD" else request.method](request)
 
     return endpoint
@@ -3901,16 +4137,19 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
         stack.callback(stream.stop)
         settings = await stack.enter_async_context(with_database(settings))
         database = await stack.enter_async_context(Database(settings))
-        probe = Probe(database.logins["reader"], database.session("reader"))
+        probe, owner_probe = (Probe(database.logins[name], database.session(name)) for name in ("reader", "owner"))
         stack.callback(probe.close)
+        stack.callback(owner_probe.close)
         catalog, changes = Catalog(settings, database), Changes()
-        results = Results(settings, catalog, changes)
+        instruments = Instruments()
+        results = Results(settings, catalog, changes, instruments)
         stack.push_async_callback(results.shared.close)
         broadcast = Broadcast(catalog, changes, results)
         stack.push_async_callback(broadcast.close)
         state = State(
             settings=settings,
             log=stream if log.isEnabledFor(logging.INFO) else None,
+            instruments=instruments,
             verifier=Verifier(settings),
             database=database,
             catalog=catalog,
@@ -3918,7 +4157,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
             results=results,
             broadcast=broadcast,
             probe=probe,
+            owner_probe=owner_probe,
         )
+        add_gauges(instruments, state)
         starting = asyncio.create_task(start(state, embedded), name="start")
         await asyncio.wait([starting], timeout=3)
         tasks = [
@@ -3936,7 +4177,13 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
 
 app = Starlette(
     routes=cast(Any, [*starlette_routes(), routing.WebSocketRoute("/live", live)]),
-    middleware=[Middleware(RequestLog), Middleware(Authentication, public=PUBLIC), Middleware(Hits)],
+    middleware=[
+        Middleware(RequestLog),
+        Middleware(Cors),
+        Middleware(Errors),
+        Middleware(Authentication, public=PUBLIC),
+        Middleware(Hits),
+    ],
     exception_handlers={HTTPException: on_http_exception},
     lifespan=cast(Any, lifespan),
 )
@@ -3958,12 +4205,14 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         )
     listener = bind_socket(options.host, options.port)
     host, port = listener.getsockname()[:2]
-    say(f"Metrics API on http://{f'[{host}]' if ':' in host else host}:{port}")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    say(f"Metrics API on {url} with the dashboard; documentation on {url}/docs")
     if not settings.jwt_issuer:
         say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
     config = uvicorn.Config(
         "app:app",
         workers=options.workers,
+        lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -11,7 +11,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-
 from dataset import Accept, DatasetError, Report, load, with_parameters
 
 pytestmark = pytest.mark.anyio

@@ -1022,16 +1022,12 @@ class Login(NamedTuple):
 
 
 def database_logins(settings: Settings) -> dict[str, Login]:
+    """The gate is the guest once more: describing must not wait for bad queries that occupy the guest's pool."""
     owner = settings.database_url or ""
-    reader = settings.reader_database_url
-    guest = settings.guest_database_url
-    return {
-        "owner": Login(owner),
-        "reader": derived_login(owner, reader, owner, "metrics_reader"),
-        "guest": derived_login(owner, guest, reader or owner, "metrics_guest"),
-        # Describing must not wait for bad queries that occupy the guest's pool.
-        "gate": derived_login(owner, guest, reader or owner, "metrics_guest"),
-    }
+    reader = derived_login(owner, settings.reader_database_url, owner, "metrics_reader")
+    guest = derived_login(owner, settings.guest_database_url, settings.reader_database_url or owner, "metrics_guest")
+    replicated = {"reader on primary": reader, "guest on primary": guest} if settings.reader_database_url else {}
+    return {"owner": Login(owner), "reader": reader, "guest": guest, "gate": guest, **replicated}
 
 
 def derived_login(owner: str, url: str | None, hosts: str, user: str) -> Login:
@@ -1065,14 +1061,16 @@ class Database:
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         login = self.logins[name]
+        primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
         return asyncpg.create_pool(
             login.dsn,
             user=login.user,
             password=login.password,
             min_size=0,
-            max_size=GUEST_POOL_SIZE if name in ("guest", "gate") else self.settings.pool_size,
-            reset=keep_session if name == "reader" else None,
+            max_size=GUEST_POOL_SIZE if name.startswith(("guest", "gate")) else self.settings.pool_size,
+            reset=keep_session if name.startswith("reader") else None,
             server_settings=self.session(name),
+            **primary,
         )
 
     def session(self, name: str) -> dict[str, str]:
@@ -1377,7 +1375,8 @@ SELECT
   CASE WHEN bytes <= {max_bytes} THEN CONVERT_TO(records, 'UTF8') END AS records,
   {shape} AS shape,
   PG_CURRENT_SNAPSHOT()::text AS snapshot,
-  EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at
+  EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at,
+  PG_IS_IN_RECOVERY() AS replayed
 FROM (
   SELECT
     COUNT(*) AS rows,
@@ -1568,7 +1567,10 @@ def scanned(node: dict[str, Any]) -> set[str]:
 
 
 class Result(NamedTuple):
-    """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began."""
+    """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began.
+
+    replayed says that a replica gave it.
+    """
 
     rows: bytes
     row_count: int
@@ -1576,11 +1578,12 @@ class Result(NamedTuple):
     columns: tuple[Column, ...]
     snapshot: str
     taken_at: float
+    replayed: bool
 
 
-async def run_once(database: Database, metric: Metric, values: Sequence[str | None]) -> asyncpg.Record:
+async def run_once(database: Database, metric: Metric, values: Sequence[str | None], primary: bool) -> asyncpg.Record:
     """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
-    async with database.connection(metric.login) as conn:
+    async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
         name = f"SET application_name = '{REQUEST.get()[:63]}'"
         if metric.login == "reader":
             await conn.execute(name)
@@ -1594,7 +1597,7 @@ async def run_once(database: Database, metric: Metric, values: Sequence[str | No
             await transaction.rollback()
 
 
-async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | None]) -> Result:
+async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | None], primary: bool = False) -> Result:
     """Run a metric, anew when a connection turned out to be dead or its tables to have changed since it was described.
 
     Raises Problem, PoolBusy, asyncpg's errors or one of DATABASE_DOWN.
@@ -1602,13 +1605,14 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
     started = time.monotonic()
     for attempt in itertools.count():
         try:
-            row = await run_once(catalog.database, metric, values)
+            row = await run_once(catalog.database, metric, values, primary)
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError):
             metric = compiled(await catalog.refresh(metric))
             if attempt == 2:
                 raise
             continue
-        except DATABASE_DOWN:
+        except (asyncpg.SerializationError, *DATABASE_DOWN):
+            # A replica cancels what stands in the way of replaying.
             if attempt or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
             continue
@@ -1628,7 +1632,15 @@ def as_result(metric: Metric, row: asyncpg.Record, limit: int) -> Result:
     rows, truncated = row["records"] or b"", row["rows"] > limit
     if truncated:
         rows = rows[: rows.rindex(b"\n")]
-    return Result(rows, row["rows"] - truncated, truncated, metric.columns, row["snapshot"], row["taken_at"])
+    return Result(
+        rows,
+        row["rows"] - truncated,
+        truncated,
+        metric.columns,
+        row["snapshot"],
+        row["taken_at"],
+        row["replayed"],
+    )
 
 
 def compiled(metric: Metric) -> Metric:
@@ -2103,9 +2115,9 @@ def parse_snapshot(text: str) -> Snapshot:
 
 
 class TableChanges(msgspec.Struct):
-    """The last transactions that changed a table, the highest of those forgotten, and when the last was heard of."""
+    """The last transactions that changed a table, each by the epoch at which it was heard of."""
 
-    recent: deque[int] = msgspec.field(default_factory=lambda: deque(maxlen=64))
+    recent: deque[tuple[int, int]] = msgspec.field(default_factory=lambda: deque(maxlen=64))
     forgotten: int = 0
     epoch: int = 0
 
@@ -2130,8 +2142,8 @@ class Changes:
         for oid in tables:
             table = self.tables.setdefault(oid, TableChanges())
             if len(table.recent) == table.recent.maxlen:
-                table.forgotten = max(table.forgotten, table.recent[0])
-            table.recent.append(transaction)
+                table.forgotten = max(table.forgotten, table.recent[0][1])
+            table.recent.append((self.epoch, transaction))
             table.epoch = self.epoch
         for tell in self.heard_by:
             tell(tables)
@@ -2145,8 +2157,8 @@ class Changes:
         for tell in self.heard_by:
             tell(None)
 
-    def cover(self, result: Result, tables: Iterable[int]) -> bool:
-        """Whether a result was taken since listening began and saw every change heard of."""
+    def cover(self, result: Result, tables: Iterable[int], until: int | None = None) -> bool:
+        """Whether a result was taken since listening began and saw every change that was heard of, until an epoch."""
         if self.since is None:
             return True
         snapshot = parse_snapshot(result.snapshot)
@@ -2155,12 +2167,29 @@ class Changes:
         known = [self.tables[oid] for oid in tables if oid in self.tables]
         return all(
             min(snapshot.running, default=snapshot.xmax) > table.forgotten
-            and all(snapshot.sees(transaction) for transaction in table.recent)
+            and all(
+                snapshot.sees(transaction) for epoch, transaction in table.recent if until is None or epoch <= until
+            )
             for table in known
         )
 
     def last_epoch(self, tables: Iterable[int]) -> int:
         return max((self.tables[oid].epoch for oid in tables if oid in self.tables), default=self.since_epoch)
+
+
+async def notify(conn: asyncpg.Connection, table: str) -> None:
+    """Say that a transaction changes a table where no trigger does; what a trigger says, too, is delivered once."""
+    await conn.execute(
+        "SELECT PG_NOTIFY('metrics_api', PG_CURRENT_XACT_ID()::text || ' ' || $1::text::regclass::oid)", table
+    )
+
+
+@asynccontextmanager
+async def writing(database: Database, table: str) -> AsyncIterator[asyncpg.Connection]:
+    """The owner's connection in a transaction that changes a table."""
+    async with database.connection("owner") as conn, conn.transaction():
+        yield conn
+        await notify(conn, table)
 
 
 HEARTBEAT = 3
@@ -2516,7 +2545,7 @@ class Results:
             return entry
         began = time.monotonic()
         try:
-            result = await run_metric(self.catalog, plan.metric, plan.values)
+            result = await self.run_up_to_date(plan)
         except Exception as exc:
             self.database_fails = isinstance(exc, DATABASE_DOWN)
             raise
@@ -2528,6 +2557,21 @@ class Results:
             await self.keep(plan, entry)
             self.share(plan, entry)
         return entry
+
+    async def run_up_to_date(self, plan: Plan) -> Result:
+        """Run a metric so that it sees all that had been heard of before.
+
+        A replica may be behind: it is given POOL_TIMEOUT to catch up, then the primary is asked. Raises as run_metric
+        does, and PoolBusy when no host is up to date.
+        """
+        epoch, deadline = self.changes.epoch, time.monotonic() + self.settings.pool_timeout
+        while True:
+            result = await run_metric(self.catalog, plan.metric, plan.values)
+            if not result.replayed or self.changes.cover(result, plan.metric.tables, epoch):
+                return result
+            if time.monotonic() > deadline:
+                return await run_metric(self.catalog, plan.metric, plan.values, primary=True)
+            await asyncio.sleep(0.02)
 
     def make_entry(self, plan: Plan, result: Result, made_at: float, shared: bool = False) -> Entry:
         about = plan.metric.about
@@ -3354,7 +3398,7 @@ async def create_metric(request: Request[State]) -> Response:
     if dry_run:
         return json_response(definition_of(metric, dry_run=True))
     prompt = body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
-    async with state["database"].connection("owner") as conn, conn.transaction():
+    async with writing(state["database"], "metric_configurations") as conn:
         await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", metric_id, metric.about.sql)
         values = (metric_id, about.title, about.is_editable, prompt, request.scope["caller"].subject)
         await conn.execute(INSERT_METRIC, *values)
@@ -3428,7 +3472,7 @@ async def change_metric(request: Request[State]) -> Response:
     if body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET:
         metric = await write_metric(state, about, body.query, body.query_generation_prompt)
     prompt = body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
-    async with state["database"].connection("owner") as conn, conn.transaction():
+    async with writing(state["database"], "metric_configurations") as conn:
         check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
         series = about.series
         if metric.about.sql != about.sql:
@@ -3467,7 +3511,7 @@ AND NOT EXISTS (SELECT FROM metrics WHERE id = q.id)
 async def delete_metric(request: Request[State]) -> Response:
     metric = find_metric(request, editable=True)
     text = single_parameter(request, "version", re.compile(r"[0-9]{1,9}"), "must be a whole number")
-    async with request.state["database"].connection("owner") as conn, conn.transaction():
+    async with writing(request.state["database"], "metric_configurations") as conn:
         check_version(await conn.fetchval(LOCK_METRIC, metric.id), int(text) if text else None)
         await conn.execute("DELETE FROM metric_configurations WHERE id = $1", metric.id)
         await conn.execute(DELETE_QUERY, metric.about.series)
@@ -3480,7 +3524,7 @@ async def put_layouts(request: Request[State]) -> Response:
     metric = find_metric(request, editable=False)
     layouts = await read_json(request, list[Layout])
     check_layouts(layouts)
-    async with request.state["database"].connection("owner") as conn, conn.transaction():
+    async with writing(request.state["database"], "metric_configurations") as conn:
         check_version(await conn.fetchval(LOCK_METRIC, metric.id), None)
         await store_layouts(conn, metric.id, layouts)
     about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
@@ -3501,7 +3545,7 @@ async def create_records(request: Request[State]) -> Response:
         and int(request.headers.get("content-length", "0")) > limit
     ):
         raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
-    async with state["database"].connection("owner") as conn, conn.transaction():
+    async with writing(state["database"], "metrics") as conn:
         done = await insert_records(conn, metric.about.series, batches)
     audit(request, "records", inserted=done.inserted, duplicates=done.duplicates)
     return json_response(done, 201)
@@ -4011,7 +4055,7 @@ def migrate(settings: Settings) -> list[str]:
             harden(conn)
         with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
             conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
-        logins = [login for login in database_logins(settings).values() if login.user]
+        logins = {login for login in database_logins(settings).values() if login.user}
         return [fault for login in logins if (fault := open_login(conn, url, login))]
 
 
@@ -4296,9 +4340,6 @@ FROM pg_class AS c
 WHERE c.oid = TO_REGCLASS($1)
 OR c.oid IN (SELECT relid FROM PG_PARTITION_TREE(TO_REGCLASS($1)))
 """
-RELOAD = """\
-SELECT PG_NOTIFY('metrics_api', PG_CURRENT_XACT_ID()::text || ' ' || 'metric_configurations'::regclass::oid)
-"""
 WATCH = """\
 CREATE OR REPLACE TRIGGER metrics_api_watch
 AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {}
@@ -4320,7 +4361,7 @@ async def watch_command(settings: Settings, options: argparse.Namespace) -> int:
                     await conn.execute(options.statement.format(row["name"]))
             except asyncpg.PostgresError as exc:
                 raise CommandError(f"{table}: {exc.message}") from exc
-        await conn.execute(RELOAD)
+        await notify(conn, "metric_configurations")
     say(f"{options.done}: {', '.join(options.tables)}")
     return 0
 

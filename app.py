@@ -815,13 +815,17 @@ LAST_SECOND = 253_402_300_799  # of the year 9999
 KEYS_REFRESH, KEYS_KEPT = 600, 24 * 3600
 
 
+class JWKS(msgspec.Struct):
+    keys: list[Any]
+
+
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     """The usable signing keys of a JWK set (RFC 7517) by kid; one broken key does not take the others with it.
 
     Raises ValueError when there is none.
     """
     keys: dict[str, jwt.PyJWK] = {}
-    for item in msgspec.json.decode(body, type=dict[str, Any]).get("keys") or []:
+    for item in msgspec.json.decode(body, type=JWKS).keys:
         with suppress(Exception):
             key = jwt.PyJWK(item)
             if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str) and item.get("use", "sig") == "sig":
@@ -883,7 +887,9 @@ class KeySet:
 
     async def download(self) -> bytes:
         body = b""
-        async with httpx.AsyncClient(timeout=3) as client, client.stream("GET", self.url) as response:
+        # Reading the certificates takes 50 ms.
+        client = await asyncio.to_thread(httpx.AsyncClient, timeout=3)
+        async with client, client.stream("GET", self.url) as response:
             if response.status_code != 200:
                 raise ValueError(f"the answer is {response.status_code}")
             async for chunk in response.aiter_bytes():
@@ -921,15 +927,19 @@ class Verifier:
         if len(token) > MAX_TOKEN:
             raise InvalidToken("it is longer than 8 KB")
         try:
-            key = await self.keys.find(jwt.get_unverified_header(token)["kid"])
-            options = {"require": ["exp", "iss"], "verify_aud": False}
+            header_claims = jwt.get_unverified_header(token)
+            if header_claims.get("alg") not in ALGORITHMS:
+                raise InvalidToken("its algorithm is not RS256 or ES256")
+            key = await self.keys.find(header_claims["kid"])
+            options = {"require": ["exp", "iss"], "verify_aud": False, "enforce_minimum_key_length": True}
             issuer = self.settings.jwt_issuer
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
+            encode(claims)  # refuses half a character (a lone surrogate), which neither log nor database could take
+            caller = as_caller(claims, self.settings.jwt_client_ids)
         except KeyError:
             raise InvalidToken("it names no key") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
-        caller = as_caller(claims, self.settings.jwt_client_ids)
         self.remember(header or b"", caller)
         return caller
 
@@ -981,7 +991,7 @@ class Authentication:
         self.app, self.public = app, public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self.public:
+        if scope["type"] == "http" and not self.is_public(scope["path"]):
             verifier: Verifier = scope["state"]["verifier"]
             header = scope["head"].get(b"authorization")
             scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
@@ -990,6 +1000,9 @@ class Authentication:
             else:
                 check_scopes(caller, scope["method"], verifier.settings)
         await self.app(scope, receive, send)
+
+    def is_public(self, path: str) -> bool:
+        return path in self.public or path.startswith("/health")
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
@@ -2073,6 +2086,14 @@ def unknown_parameter(metric: Metric, name: str) -> str | None:
     return f"is no parameter of {metric.id}, which has {', '.join(known) or 'none'}"
 
 
+def claim_text(item: Any, base: str) -> str | None:
+    if item is None:
+        return None
+    if isinstance(item, list | dict) and base not in ("json", "jsonb"):
+        raise ValueError("must be a single value")
+    return parse_scalar(item if isinstance(item, str) else encode(item).decode(), base)
+
+
 def claimed(caller: Caller, path: str, kind: Type) -> str | None:
     """A claim by its name, or by names with dots between them, as the text of a parameter.
 
@@ -2083,11 +2104,10 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
         value = value.get(name) if isinstance(value, dict) else None
     if value is None:
         return None
-    texts = [item if isinstance(item, str) else encode(item).decode() for item in as_list(value)]
+    items = value if kind.is_array and isinstance(value, list) else [value]
     try:
-        if kind.is_array:
-            return array_literal([parse_scalar(text, kind.base) for text in texts])
-        return parse_values(texts, kind)
+        values = [claim_text(item, kind.base) for item in items]
+        return array_literal(values) if kind.is_array else values[0]
     except ValueError:
         raise Problem(403, f"The token's claim {path} is no {kind.name}.") from None
 
@@ -3312,6 +3332,8 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 async def list_metrics(request: Request[State]) -> Response:
     catalog = request.state["catalog"]
+    if not catalog.complete:
+        raise Problem(503, "The database has not been reached yet; try again.", headers={"Retry-After": "1"})
     caller: Caller = request.scope["caller"]
     visible = [m for m in catalog.metrics.values() if not m.fault and caller.has_any(m.about.roles)]
     metrics = [summary(catalog, metric) for metric in visible]
@@ -4281,7 +4303,6 @@ def bind_socket(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as exc:
         raise CommandError(f"Cannot serve on {host}:{port}: {exc.strerror}. Choose another --port or --host.") from exc
-    listener.set_inheritable(True)
     return listener
 
 

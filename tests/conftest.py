@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -42,20 +43,28 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-async def cluster(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[str]:
+async def cluster(anyio_backend: str) -> AsyncIterator[str]:
     """The URL of an empty database on a server of its own."""
-    server = await embedded.start(tmp_path_factory.mktemp("data"))
+    data = Path(tempfile.mkdtemp(prefix="metrics-api-test-"))
+    data.chmod(0o755)  # as root, the database's user must reach it
+    server = await embedded.start(data)
     conn = await asyncpg.connect(server.dsn)
     await conn.execute("CREATE DATABASE metrics_test")
     await conn.close()
     yield server.dsn.replace("/postgres?", "/metrics_test?")
     await server.stop()
+    shutil.rmtree(data)
+
+
+@pytest.fixture(scope="session")
+def database_url(cluster: str) -> str:
+    return cluster
 
 
 @pytest.fixture(scope="session")
 def start_service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Start `python app.py` on a free port, on the session's database unless told otherwise."""
-    started: list[Service] = []
+    started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, ready: bool = True, **env: str) -> Service:
         queries = tmp_path_factory.mktemp("project") / "queries"
@@ -66,16 +75,16 @@ def start_service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         command = [sys.executable, "-W", "error", str(ROOT / "app.py"), "--port", "0", *arguments]
         with log.open("w") as out:
             process = subprocess.Popen(command, env=inherited | settings, stdout=out, stderr=out, text=True)
+        started.append(process)
         service = Service(wait_for_url(process, log), process, log, queries)
-        started.append(service)
         if ready:
             wait_until(lambda: httpx.get(f"{service.url}/health/ready").status_code == 200)
         return service
 
     yield start
-    for service in started:
-        service.process.kill()
-        service.process.wait()
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for_url(process: subprocess.Popen[str], log: Path) -> str:

@@ -1,7 +1,7 @@
 """The data set loader, on a real PostgreSQL: dirty directories, and what of them is in the database afterwards."""
 
+import asyncio
 import json
-import os
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
@@ -11,37 +11,28 @@ from typing import Any
 
 import asyncpg
 import pytest
-from dataset import Accept, DatasetError, Report, load, with_parameters
+
+import app
+from seed.dataset import Accept, DatasetError, Report, load, with_parameters
 
 pytestmark = pytest.mark.anyio
 
-SCHEMA = """
-DROP TABLE IF EXISTS queries, metric_configurations, layout_items, metrics;
-CREATE TABLE queries (id text PRIMARY KEY, query text NOT NULL);
-CREATE TABLE metric_configurations (
-    id text PRIMARY KEY, query_id text NOT NULL REFERENCES queries, source text NOT NULL, title text,
-    is_editable boolean NOT NULL DEFAULT true, version integer NOT NULL DEFAULT 1, prompt text, created_by text,
-    created_at timestamptz NOT NULL DEFAULT now());
-CREATE TABLE layout_items (
-    item_id text NOT NULL REFERENCES metric_configurations ON DELETE CASCADE, breakpoint text NOT NULL,
-    x integer NOT NULL, y integer NOT NULL, w integer NOT NULL, h integer NOT NULL,
-    static boolean NOT NULL DEFAULT false, PRIMARY KEY (item_id, breakpoint));
-CREATE TABLE metrics (
-    id text NOT NULL REFERENCES queries, metric_id uuid NOT NULL DEFAULT gen_random_uuid(),
-    date timestamptz NOT NULL DEFAULT now(), obsolescence_val numeric, obsolescence numeric, parts_flagged integer,
-    alert_type text, alert_category text, PRIMARY KEY (id, metric_id));
-"""
+
+@pytest.fixture(scope="module")
+async def database(cluster: str) -> str:
+    """A database of the loader's own, migrated and otherwise empty."""
+    conn = await asyncpg.connect(cluster)
+    await conn.execute("CREATE DATABASE dataset_test")
+    await conn.close()
+    url = cluster.replace("/metrics_test?", "/dataset_test?")
+    await asyncio.to_thread(app.migrate, app.Settings(database_url=url))
+    return url
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def conn() -> AsyncIterator[Any]:
-    conn = await asyncpg.connect(os.environ["TEST_DATABASE_URL"])
-    await conn.execute(SCHEMA)
+async def conn(database: str) -> AsyncIterator[Any]:
+    conn = await asyncpg.connect(database, server_settings={"timezone": "UTC"})
+    await conn.execute("TRUNCATE queries, metric_configurations, layout_items, metrics")
     yield conn
     await conn.close()
 

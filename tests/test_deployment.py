@@ -68,7 +68,7 @@ def construct_function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> d
     return {name if name in ("Ref", "Condition") else f"Fn::{name}": value}
 
 
-CloudFormationLoader.add_multi_constructor("!", construct_function)
+CloudFormationLoader.add_multi_constructor("!", construct_function)  # type: ignore[no-untyped-call]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -4168,9 +4168,14 @@ async def load_data(settings: Settings, database: Database, directory: Path, new
         return await dataset.load(directory, conn, accept, newest=newest)
 
 
+# What mirrors the files does not count: other commands write it, too.
 IS_EMPTY = """\
-SELECT NOT EXISTS (SELECT FROM queries)
-AND NOT EXISTS (SELECT FROM metric_configurations)
+SELECT NOT EXISTS (SELECT FROM metrics)
+AND NOT EXISTS (
+  SELECT
+  FROM queries AS q
+  WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id AND source = 'file')
+)
 """
 
 
@@ -4191,6 +4196,14 @@ async def start(state: State, embedded: bool) -> None:
             catalog.fault = f"{type(exc).__name__}: {exc}"
             warn("the start has to wait for the database", reason=catalog.fault)
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
+
+
+async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
+    """Start, however long the database takes, and then keep up with its changes and those of the files."""
+    await start(state, embedded)
+    started.set()
+    catalog = state["catalog"]
+    await asyncio.gather(watch_catalog(catalog), listen(state["database"], state["changes"], catalog.outdated))
 
 
 @asynccontextmanager
@@ -4226,19 +4239,15 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
             owner_probe=owner_probe,
         )
         add_gauges(instruments, state)
-        starting = asyncio.create_task(start(state, embedded), name="start")
-        await asyncio.wait([starting], timeout=3)
-        tasks = [
-            starting,
-            asyncio.create_task(watch_catalog(catalog), name="catalog"),
-            asyncio.create_task(listen(database, changes, catalog.outdated), name="listener"),
-        ]
+        started = asyncio.Event()
+        running = asyncio.create_task(run(state, embedded, started), name="database")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(started.wait(), 3)
         try:
             yield state
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
 
 app = Starlette(

@@ -51,7 +51,7 @@ from datetime import time as clock_time
 from decimal import Decimal
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -4206,15 +4206,27 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await asyncio.gather(watch_catalog(catalog), listen(state["database"], state["changes"], catalog.outdated))
 
 
+def give_up(exc: Exception) -> NoReturn:
+    """Leave while nothing is open yet: the server would bury the one sentence that helps in a traceback."""
+    print(exc, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[State]:
-    settings = load_settings(os.environ)
+    try:
+        settings = load_settings(os.environ)
+    except SettingsError as exc:
+        give_up(exc)
     embedded = not settings.database_url
     stream = configure_logging(settings.log_level)
     stream.start()
     async with AsyncExitStack() as stack:
         stack.callback(stream.stop)
-        settings = await stack.enter_async_context(with_database(settings))
+        try:
+            settings = await stack.enter_async_context(with_database(settings))
+        except CommandError as exc:
+            give_up(exc)
         database = await stack.enter_async_context(Database(settings))
         probe, owner_probe = (Probe(database.logins[name], database.session(name)) for name in ("reader", "owner"))
         stack.callback(probe.close)

@@ -32,6 +32,7 @@ import threading
 import time
 import traceback
 import uuid
+from bisect import bisect_left
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -64,12 +65,14 @@ import yoyo
 from aiocache import Cache, SimpleMemoryCache
 from aiocache.serializers import NullSerializer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as PrometheusMetric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 from psycopg import sql
 from redis.exceptions import RedisError
 from starlette import routing
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -453,10 +456,6 @@ def problem_response(exc: Exception, scope: Scope) -> Response:
     return Response(encode(details), problem.status, problem.headers, "application/problem+json")
 
 
-async def on_http_exception(request: Request, exc: Exception) -> Response:
-    return problem_response(exc, request.scope)
-
-
 # ------------------------------------------------------------------------------------------------ logging
 
 
@@ -471,6 +470,15 @@ class LogStream(logging.Handler):
         self.lines: deque[bytes] = deque(maxlen=100_000)
         self.waiting = threading.Event()
         self.writer: threading.Thread | None = None
+        self.second, self.second_text = 0, ""
+
+    def clock(self) -> str:
+        """The time in ISO 8601, of which only the milliseconds are written anew for each line of a second."""
+        now = time.time()
+        if int(now) != self.second:
+            self.second = int(now)
+            self.second_text = datetime.fromtimestamp(self.second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self.second_text}.{int(now % 1 * 1000):03d}+00:00"
 
     def emit(self, record: logging.LogRecord) -> None:
         self.put(encode(log_line(record)))
@@ -590,55 +598,9 @@ REQUEST = ContextVar("request", default="")
 MAX_CONCURRENT = 2000
 
 
-class RequestLog:
-    """The outermost layer: gives every request an id and writes one line about its answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.ids = map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        started = time.perf_counter()
-        status: int | None = None
-        head = scope["head"] = dict(scope["headers"])
-        given = head.get(b"x-request-id", b"")
-        scope["request_id"] = given.decode() if REQUEST_ID.fullmatch(given) else next(self.ids)
-        given_back = [(b"x-request-id", scope["request_id"].encode()), *trace_headers(scope)]
-        REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *given_back]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        finally:
-            seconds = time.perf_counter() - started
-            scope["state"]["instruments"].count(scope, status or 499, seconds)
-            write_line(scope, status or 499, seconds)
-
-
-def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
-    given = scope["head"].get(b"traceparent")
-    parent = TRACEPARENT.fullmatch(given) if given else None
-    if not parent:
-        return []
-    scope["trace_id"] = parent[1].decode()
-    return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
-
-
-def write_line(scope: Scope, status: int, seconds: float) -> None:
-    stream: LogStream | None = scope["state"]["log"]
-    if stream is None:
-        return
-    line = RequestLine(
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+def request_line(scope: Scope, status: int, seconds: float, now: str) -> RequestLine:
+    return RequestLine(
+        time=now,
         level="info",
         logger="metrics_api",
         message="request",
@@ -653,7 +615,106 @@ def write_line(scope: Scope, status: int, seconds: float) -> None:
         trace_id=scope.get("trace_id", ""),
         reason=scope.get("reason", ""),
     )
-    stream.put(encode(line))
+
+
+def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Give a request the id that its client sent or one of ours; returns the headers that say so."""
+    given = scope["head"].get(b"x-request-id")
+    fits = given is not None and REQUEST_ID.fullmatch(given)
+    scope["request_id"] = request_id = given.decode() if fits else next(scope["state"]["request_ids"])
+    return [(b"x-request-id", request_id.encode()), *trace_headers(scope)]
+
+
+def request_ids() -> Iterator[str]:
+    return map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
+
+
+def finish(scope: Scope, status: int) -> None:
+    """Count a request and write its line."""
+    seconds = time.perf_counter() - scope["started"]
+    scope["state"]["instruments"].requests.count(scope, status, seconds)
+    if stream := scope["state"]["log"]:
+        stream.put(encode(request_line(scope, status, seconds, stream.clock())))
+
+
+class RequestLog:
+    """Gives every request an id and writes one line about its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        status = 499
+        named = name_request(scope)
+        REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *named]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_named)
+        finally:
+            finish(scope, status)
+
+
+def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
+    given = scope["head"].get(b"traceparent")
+    parent = TRACEPARENT.fullmatch(given) if given else None
+    if not parent:
+        return []
+    scope["trace_id"] = parent[1].decode()
+    return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
+
+
+class RequestCounts(Collector):
+    """Requests by labels and results by where they came from, counted at the cost of two look-ups each."""
+
+    def __init__(self) -> None:
+        self.durations: dict[tuple[str, str, str], list[float]] = {}
+        self.results: dict[tuple[str, str], list[int]] = {}
+        self.kept: dict[tuple[Any, ...], tuple[list[float], list[int]]] = {}
+
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        key = (scope["method"], scope.get("route"), status, scope.get("metric_id"), scope.get("cache"))
+        if (counts := self.kept.get(key)) is None:
+            counts = self.kept[key] = self.counts_of(*key)
+        durations, results = counts
+        durations[bisect_left(BUCKETS, seconds)] += 1
+        durations[-1] += seconds
+        results[0] += 1
+
+    def counts_of(
+        self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None
+    ) -> tuple[list[float], list[int]]:
+        known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+        durations = self.durations.setdefault((known, route or "none", str(status)), [0.0] * (len(BUCKETS) + 2))
+        outcome = (metric_id, cache.partition("; ")[0]) if metric_id and cache else None
+        return durations, self.results.setdefault(outcome, [0]) if outcome else [0]
+
+    def collect(self) -> Iterator[PrometheusMetric]:
+        requests = HistogramMetricFamily(
+            "http_request_duration_seconds", "Requests", labels=["method", "route", "status"]
+        )
+        edges = [*map(floatToGoString, BUCKETS), "+Inf"]
+        for labels, (*counts, total) in self.durations.items():
+            cumulative = zip(edges, itertools.accumulate(counts), strict=True)
+            requests.add_metric(labels, buckets=list(cumulative), sum_value=total)
+        results = CounterMetricFamily(
+            "metric_results", "Results by where they came from", labels=["metric_id", "cache"]
+        )
+        for outcome, (count,) in self.results.items():
+            results.add_metric(outcome, count)
+        yield from (requests, results)
+
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Instruments:
@@ -662,37 +723,13 @@ class Instruments:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        buckets = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-        self.requests = Histogram(
-            "http_request_duration_seconds",
-            "Requests",
-            ["method", "route", "status"],
-            registry=registry,
-            buckets=buckets,
-        )
-        self.results = Counter(
-            "metric_results", "Results by where they came from", ["metric_id", "cache"], registry=registry
-        )
+        self.requests = RequestCounts()
+        registry.register(self.requests)
         self.runs = Histogram(
-            "metric_run_seconds", "Runs of metrics", ["metric_id"], registry=registry, buckets=buckets
+            "metric_run_seconds", "Runs of metrics", ["metric_id"], registry=registry, buckets=BUCKETS
         )
         self.rows = Counter("metric_rows", "Rows that runs gave", ["metric_id"], registry=registry)
-        # Looking a child up by its labels costs as much as counting does.
-        self.kept: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         self.gauges: dict[str, Gauge] = {}
-
-    def count(self, scope: Scope, status: int, seconds: float) -> None:
-        method, cache, metric_id = scope["method"], scope.get("cache"), scope.get("metric_id")
-        key = (method, status, cache, metric_id, scope.get("route"))
-        children = self.kept.get(key)
-        if children is None:
-            known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
-            request = self.requests.labels(known, scope.get("route") or "none", status)
-            result = self.results.labels(metric_id, cache.split(";")[0]) if cache and metric_id else None
-            children = self.kept[key] = request, result
-        children[0].observe(seconds)
-        if children[1]:
-            children[1].inc()
 
     def count_run(self, metric_id: str, rows: int, seconds: float) -> None:
         self.runs.labels(metric_id).observe(seconds)
@@ -743,6 +780,8 @@ class Errors:
             await send(message)
 
         self.under_way += 1
+        # Starlette's router raises its 404 and 405 only where it finds an application around it.
+        scope["app"] = self
         try:
             check_head(scope)
             if self.under_way > MAX_CONCURRENT:
@@ -767,6 +806,10 @@ class Errors:
             self.under_way -= 1
 
 
+def oversized(head: Mapping[bytes, bytes]) -> bool:
+    return sum(map(len, head)) + sum(map(len, head.values())) > MAX_HEAD
+
+
 def check_head(scope: Scope) -> None:
     """Join headers that are repeated and drop a trailing slash.
 
@@ -779,7 +822,7 @@ def check_head(scope: Scope) -> None:
             if name == b"authorization" and name in head:
                 raise Problem(400, "There are two Authorization headers; send one.")
             head[name] = head[name] + b", " + value if name in head else value
-    if sum(map(len, head)) + sum(map(len, head.values())) > MAX_HEAD:
+    if oversized(head):
         raise Problem(431, "The headers are larger than 64 KB.")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise Problem(414, "The URL is longer than 64 KB.")
@@ -2280,15 +2323,16 @@ def make_plan(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller, 
     return Plan(metric, values, f"{metric.id}:{metric.digest}:{encode(values).decode()}", media)
 
 
-# A request in its own words: caller, method, path, query string, Accept.
-Question = tuple[Caller, str, str, bytes, bytes | None]
+# A request in its own words: caller, method, path, query string, Accept, and the address that it came to.
+Question = tuple[Caller, str, str, bytes, bytes | None, Any]
 MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
 
 
 class Answer(NamedTuple):
-    """A body ready to be sent, with the headers that do not change from one request to the next."""
+    """A body ready to be sent, with the headers that do not change between requests, of a 200 and of a 304."""
 
     headers: list[tuple[bytes, bytes]]
+    headers_304: list[tuple[bytes, bytes]]
     etag: bytes
     body: bytes
 
@@ -2706,6 +2750,10 @@ def csv_cell(value: bytes) -> str:
     return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
 
 
+# Headers that speak of the body, which a 304 does not have.
+OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
+
+
 MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 
 
@@ -2723,7 +2771,8 @@ def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stal
         body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
         headers["content-encoding"] = "gzip"
     headers |= {"etag": f'"{etag}"', "content-length": str(len(body))}
-    return Answer([(name.encode(), value.encode()) for name, value in headers.items()], f'"{etag}"'.encode(), body)
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Answer(pairs, [pair for pair in pairs if pair[0] not in OF_THE_BODY], f'"{etag}"'.encode(), body)
 
 
 @functools.lru_cache(maxsize=256)
@@ -2741,59 +2790,74 @@ def matches(header: bytes, etag: bytes) -> bool:
     return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
 
 
-# Headers that speak of the body, which a 304 does not have.
-OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
-
-
-async def send_answer(scope: Scope, send: Send, answer: Answer, entry: Entry, status: str) -> None:
-    """Send a 200, or a 304 when the client has the same bytes."""
+async def send_answer(
+    scope: Scope, send: Send, answer: Answer, entry: Entry, status: str, named: Sequence[tuple[bytes, bytes]] = ()
+) -> int:
+    """Send a 200, or a 304 when the client has the same bytes; returns which."""
     scope["cache"] = status
     results: Results = scope["state"]["results"]
     results.asked += 1
-    results.hits += status.startswith("hit")
+    hit = status == "hit"
+    results.hits += hit
     code, headers, body = 200, answer.headers, answer.body
     none_match = scope["head"].get(b"if-none-match")
     if none_match and matches(none_match, answer.etag):
-        code, headers, body = 304, [header for header in headers if header[0] not in OF_THE_BODY], b""
-    timing = b"cache;desc=hit" if status == "hit" else b"db;dur=%.1f" % entry.milliseconds
+        code, headers, body = 304, answer.headers_304, b""
     headers = [
         *headers,
         (b"age", b"%d" % entry.age),
-        (b"cache-status", b"metrics; " + status.encode()),
-        (b"server-timing", timing),
+        (b"cache-status", b"metrics; hit" if hit else b"metrics; " + status.encode()),
+        (b"server-timing", b"cache;desc=hit" if hit else b"db;dur=%.1f" % entry.milliseconds),
+        *named,
     ]
     await send({"type": "http.response.start", "status": code, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    return code
 
 
 class Hits:
     """Answers what was asked in the same words before, from memory and at the cost of a few look-ups.
 
-    Whatever is not that simple goes on to the endpoint, which comes to the same answer.
+    It stands in front of everything, the log of requests included. Whatever is not that simple takes the whole way,
+    which comes to the same answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and "caller" in scope and b"cache-control" not in scope["head"]:
-            results: Results = scope["state"]["results"]
-            question = question_of(scope)
-            plan = results.questions.get(question)
-            if (
-                plan
-                and (entry := results.fresh(plan.key))
-                and results.catalog.metrics.get(plan.metric.id) is plan.metric
-            ):
-                gzipped = accepts_gzip(scope["head"].get(b"accept-encoding", b""))
-                if entry.about is plan.metric.about and (answer := entry.answers.get((plan.media, gzipped))):
-                    scope["metric_id"], scope["route"] = plan.metric.id, "/metrics/{id}"
-                    return await send_answer(scope, send, answer, entry, "hit")
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        scope["started"] = time.perf_counter()
+        scope["head"] = dict(scope["headers"])
+        if (hit := known_answer(scope)) is None:
+            return await self.app(scope, receive, send)
+        finish(scope, await send_answer(scope, send, *hit, "hit", name_request(scope)))
+
+
+def known_answer(scope: Scope) -> tuple[Answer, Entry] | None:
+    """The answer to a question that was answered before: same caller, same words, and nothing has changed since."""
+    head, state = scope["head"], scope["state"]
+    if b"cache-control" in head or b"origin" in head or len(head) != len(scope["headers"]) or oversized(head):
+        return None
+    verifier, results = state["verifier"], state["results"]
+    if (caller := verifier.recall(head.get(b"authorization"))) is None:
+        return None
+    scope["caller"] = caller
+    plan = results.questions.get(question_of(scope))
+    if plan is None or results.catalog.metrics.get(plan.metric.id) is not plan.metric:
+        return None
+    entry = results.fresh(plan.key)
+    if entry is None or entry.about is not plan.metric.about:
+        return None
+    answer = entry.answers.get((plan.media, accepts_gzip(head.get(b"accept-encoding", b""))))
+    scope["metric_id"], scope["route"] = plan.metric.id, "/metrics/{id}"
+    return (answer, entry) if answer else None
 
 
 def question_of(scope: Scope) -> Question:
-    return scope["caller"], scope["method"], scope["path"], scope["query_string"], scope["head"].get(b"accept")
+    head = scope["head"]
+    return scope["caller"], scope["method"], scope["path"], scope["query_string"], head.get(b"accept"), scope["server"]
 
 
 # ------------------------------------------------------------------------------------------------ bodies
@@ -3276,6 +3340,7 @@ class State(TypedDict):
 
     settings: Settings
     log: LogStream | None
+    request_ids: Iterator[str]
     instruments: Instruments
     database: Database
     verifier: Verifier
@@ -3350,7 +3415,11 @@ async def read_metric(request: Request[State]) -> ASGIApp:
     entry, status = await results.get(plan, wants, request.receive)
     answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
     results.remember(question_of(scope), plan)
-    return lambda scope, receive, send: send_answer(scope, send, answer, entry, status)
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_answer(scope, send, answer, entry, status)
+
+    return respond
 
 
 def audit(request: Request[State], action: str, **fields: Any) -> None:
@@ -4213,7 +4282,7 @@ def give_up(exc: Exception) -> NoReturn:
 
 
 @asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[State]:
+async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
     try:
         settings = load_settings(os.environ)
     except SettingsError as exc:
@@ -4240,6 +4309,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
         state = State(
             settings=settings,
             log=stream if log.isEnabledFor(logging.INFO) else None,
+            request_ids=request_ids(),
             instruments=instruments,
             verifier=Verifier(settings),
             database=database,
@@ -4262,19 +4332,11 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
             await asyncio.gather(running, return_exceptions=True)
 
 
-app = Starlette(
-    routes=cast(Any, [*starlette_routes(), routing.WebSocketRoute("/live", live)]),
-    middleware=[
-        Middleware(RequestLog),
-        Middleware(Cors),
-        Middleware(Errors),
-        Middleware(Authentication, public=PUBLIC),
-        Middleware(Hits),
-    ],
-    exception_handlers={HTTPException: on_http_exception},
-    lifespan=cast(Any, lifespan),
+site = routing.Router(
+    [*starlette_routes(), routing.WebSocketRoute("/live", live)], redirect_slashes=False, lifespan=cast(Any, lifespan)
 )
-app.router.redirect_slashes = False
+# The router without Starlette's own middleware: a hit is answered in front of it, errors have a place of their own.
+app = Hits(RequestLog(Cors(Errors(Authentication(site, public=PUBLIC)))))
 
 
 # ------------------------------------------------------------------------------------------------ commands

@@ -53,7 +53,7 @@ from decimal import Decimal
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict, TypeVar, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import asyncpg
 import httpx
@@ -88,6 +88,7 @@ encode = msgspec.json.Encoder().encode
 # ------------------------------------------------------------------------------------------------ settings
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000, description="a number of seconds above 0")]
+Timeout = Annotated[float, msgspec.Meta(ge=0.001, le=86_400, description="a number of seconds from 0.001 to 86400")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=2**40, description="a number of bytes, 1024 at least")]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=10_000_000, description="a whole number from 1 to 10000000")]
@@ -117,9 +118,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_read_scope: str = "api/backend_access"
     jwt_write_scope: str = "api/backend_write"
     auth: Switch = "on"
-    statement_timeout: Seconds = 10
+    statement_timeout: Timeout = 10
     pool_size: Count = 10
-    pool_timeout: Seconds = 1
+    pool_timeout: Timeout = 1
     max_rows: Rows = 10_000
     max_result_bytes: Bytes = 16 * 2**20
     max_body: Bytes = 10 * 2**20
@@ -128,7 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sql_model_url: str | None = None
     sql_model: str | None = None
     sql_model_key: str | None = None
-    sql_model_timeout: Seconds = 20
+    sql_model_timeout: Timeout = 20
     log_level: Level = "info"
 
 
@@ -175,21 +176,31 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def split_url(url: str | None) -> SplitResult:
+    """A URL in parts, empty ones where it cannot be taken apart."""
+    try:
+        parts = urlsplit(url or "")
+        _ = parts.port if "," not in parts.netloc else None
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
         url = getattr(settings, name)
-        if url and urlsplit(url).scheme not in ("postgresql", "postgres"):
+        if url and split_url(url).scheme not in ("postgresql", "postgres"):
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
-    if settings.sql_model_url and urlsplit(settings.sql_model_url).scheme not in ("http", "https"):
+    if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
     if settings.sql_model_url and not settings.sql_model:
         yield "SQL_MODEL must name the model that SQL_MODEL_URL serves"
     for name in ("jwt_issuer", "jwks_url"):
-        url = urlsplit(getattr(settings, name) or "https://issuer")
+        url = split_url(getattr(settings, name) or "https://issuer")
         if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
             yield f"{name.upper()} must be an https URL (http on loopback only), not {getattr(settings, name)!r}"
-    if settings.cache_url != "memory://" and urlsplit(settings.cache_url).scheme != "redis":
+    if settings.cache_url != "memory://" and split_url(settings.cache_url).scheme != "redis":
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
     if not settings.queries_dir.is_dir():
         yield f"QUERIES_DIR must be a directory of .sql files; {str(settings.queries_dir)!r} is none"
@@ -405,6 +416,8 @@ DATABASE_DOWN = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+# A division by zero, a subquery with two rows, what a function raises.
+FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 
@@ -436,7 +449,7 @@ def as_problem(exc: Exception) -> Problem:
             return Problem(422, "The result is larger than the database may use for it; ask for a shorter period.")
         case asyncpg.IntegrityConstraintViolationError():
             return Problem(409, "The metric was changed or deleted meanwhile; read it again.")
-        case asyncpg.DataError():
+        case _ if isinstance(exc, FAILS_ON_DATA):
             return Problem(422, "The query fails on its data with these parameters.")
         case _:
             return Problem(500, "The service failed; its log has the reason under this request_id.")
@@ -796,7 +809,7 @@ class Errors:
                 await problem_response(stopping, scope)(scope, receive, send)
             raise
         except Exception as exc:
-            scope["reason"] = f"{type(exc).__name__}: {exc}"
+            scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
             if begun or as_problem(exc).status == 500:
                 log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
             if begun:
@@ -811,7 +824,7 @@ def oversized(head: Mapping[bytes, bytes]) -> bool:
 
 
 def check_head(scope: Scope) -> None:
-    """Join headers that are repeated and drop a trailing slash.
+    """Join headers that are repeated and drop a trailing slash, unless it is an encoded one and so part of an id.
 
     Raises Problem 400, 414 or 431.
     """
@@ -822,15 +835,16 @@ def check_head(scope: Scope) -> None:
             if name == b"authorization" and name in head:
                 raise Problem(400, "There are two Authorization headers; send one.")
             head[name] = head[name] + b", " + value if name in head else value
-    if oversized(head):
-        raise Problem(431, "The headers are larger than 64 KB.")
-    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
-        raise Problem(414, "The URL is longer than 64 KB.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    scope["path"] = scope["path"].rstrip("/") or "/"
+    if oversized(head):
+        raise Problem(431, "The headers are larger than 64 KB.")
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
+        raise Problem(414, "The URL is longer than 64 KB.")
+    if scope["raw_path"].endswith(b"/"):
+        scope["path"] = scope["path"].removesuffix("/") or "/"
 
 
 # ------------------------------------------------------------------------------------------------ authentication
@@ -1454,6 +1468,10 @@ SHAPE = """\
     WHERE attrelid = ANY ('{{{oids}}}'::oid[])
     AND attnum > 0
     AND NOT attisdropped
+  ) + (
+    SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || xmin::text)), 0)::bigint
+    FROM pg_rewrite
+    WHERE ev_class = ANY ('{{{oids}}}'::oid[])
   )"""
 LARGE_TABLE = 100_000  # rows
 LOCKED_RELATIONS = """\
@@ -1467,8 +1485,9 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 AND c.oid IN (
-  SELECT relation
+  SELECT UNNEST(ARRAY[relation, tree.relid])
   FROM pg_locks
+  LEFT JOIN LATERAL PG_PARTITION_ANCESTORS(relation) AS tree ON true
   WHERE pid = PG_BACKEND_PID()
   AND locktype = 'relation'
   UNION ALL
@@ -1480,7 +1499,7 @@ TYPES = """\
 SELECT
   t.oid,
   CASE WHEN e.oid IS NULL THEN t.typname ELSE e.typname || '[]' END AS name,
-  FORMAT_TYPE(t.oid, NULL) AS sql,
+  FORMAT_TYPE(t.oid, -1) AS sql,
   COALESCE(b.typname, e.typname, t.typname) AS base,
   e.oid IS NOT NULL AS is_array
 FROM pg_type AS t
@@ -1567,6 +1586,10 @@ STATEMENT_REFUSED = (
     asyncpg.InvalidTransactionStateError,
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.ProgramLimitExceededError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.CardinalityViolationError,
+    asyncpg.PLPGSQLError,
+    asyncpg.QueryCanceledError,
     asyncpg.InternalServerError,
     asyncpg.UnsupportedClientFeatureError,
 )
@@ -1672,10 +1695,10 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             if attempt or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
             continue
-        except asyncpg.DataError:
+        except FAILS_ON_DATA as exc:
             if metric.names:
                 raise
-            raise Problem(500, "The query fails on its data; the log has the reason.") from None
+            raise Problem(500, "The query fails on its data; the log has the reason.") from exc
         if row["shape"] == metric.shape or attempt == 2:
             return as_result(metric, row, catalog.settings.max_rows)
         metric = compiled(await catalog.refresh(metric))
@@ -1704,7 +1727,8 @@ def compiled(metric: Metric) -> Metric:
     if not metric.fault:
         return metric
     subject = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"The metric {metric.id}"
-    raise Problem(500, f"{subject} does not compile; `python app.py check` says why.")
+    reason = BadStatement(metric.fault)
+    raise Problem(500, f"{subject} does not compile; `python app.py check` says why.") from reason
 
 
 DEFINITIONS = """\
@@ -1813,8 +1837,12 @@ class Catalog:
 
     def file_stamps(self) -> dict[str, tuple[int, int]]:
         """What tells that a file has been written to, without reading it."""
-        entries = [entry for entry in os.scandir(self.settings.queries_dir) if entry.name.endswith(".sql")]
-        return {entry.name: (entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries}
+        stamps = {}
+        for entry in os.scandir(self.settings.queries_dir):
+            if entry.name.endswith(".sql"):
+                with suppress(OSError):
+                    stamps[entry.name] = entry.stat().st_mtime_ns, entry.stat().st_size
+        return stamps
 
     async def reload(self) -> None:
         """Read files and database again and describe what is new, has changed or did not compile."""
@@ -1985,7 +2013,7 @@ def parse_boolean(text: str) -> str:
 def parse_time(text: str, read: Callable[[str], date | clock_time], example: str) -> str:
     try:
         return read(text).isoformat()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"must be ISO 8601, such as {example}") from None
 
 
@@ -2002,10 +2030,9 @@ def parse_duration(text: str) -> str:
 
 
 def parse_uuid(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise ValueError("must be a UUID") from None
+    if not re.fullmatch(r"[0-9a-f]{8}(-?)([0-9a-f]{4}\1){3}[0-9a-f]{12}", text, re.IGNORECASE | re.ASCII):
+        raise ValueError("must be a UUID")
+    return str(uuid.UUID(text))
 
 
 def parse_json(text: str) -> str:
@@ -2215,19 +2242,18 @@ class Changes:
         """Start anew: what was missed while nobody listened could be anything."""
         self.epoch += 1
         self.since, self.since_at, self.since_epoch, self.database_id = since, since_at, self.epoch, database_id
-        self.tables.clear()
         self.connected_since = time.time()
         for tell in self.heard_by:
             tell(None)
 
-    def cover(self, result: Result, tables: Iterable[int], until: int | None = None) -> bool:
+    def cover(self, result: Result, tables: Iterable[int], until: int | None = None, began: int = -1) -> bool:
         """Whether a result was taken since listening began and saw every change that was heard of, until an epoch."""
         if self.since is None:
             return True
         snapshot = parse_snapshot(result.snapshot)
         if result.taken_at < self.since_at or not snapshot.includes(self.since):
             return False
-        known = [self.tables[oid] for oid in tables if oid in self.tables]
+        known = [self.tables[oid] for oid in tables if oid in self.tables and self.tables[oid].epoch > began]
         return all(
             min(snapshot.running, default=snapshot.xmax) > table.forgotten
             and all(
@@ -2293,6 +2319,7 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
     conn = await asyncpg.connect(database.logins["owner"].dsn, timeout=5, server_settings=database.session("listener"))
     try:
         conn.add_termination_listener(lambda _: lost.set())
+        changes.tables.clear()
         await conn.add_listener("metrics_api", on_change)
         row = await conn.fetchrow(LISTENING, timeout=5)
         definitions.update(row["definitions"])
@@ -2347,6 +2374,7 @@ class Entry(msgspec.Struct, eq=False):
     epoch: int
     about: Definition
     shared: bool = False
+    began: int = -1
     milliseconds: float = 0
     answers: dict[tuple[str, bool], Answer] = {}
 
@@ -2379,6 +2407,8 @@ class MemoryCache(SimpleMemoryCache):  # type: ignore[misc]
             return
         self.bytes += entry.size + len(key) - self.sizes.get(key, 0)
         self.sizes[key] = entry.size + len(key)
+        if self.sizes[key] > self.max_bytes:
+            self._SimpleMemoryBackend__delete(key)
         while self.bytes > self.max_bytes:
             self._SimpleMemoryBackend__delete(next(iter(self._cache)))
 
@@ -2510,7 +2540,7 @@ class Results:
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
         if entry.epoch != self.changes.epoch:
-            if not self.changes.cover(entry.result, entry.tables):
+            if not self.changes.cover(entry.result, entry.tables, began=entry.began):
                 return False
             entry.epoch = self.changes.epoch
         return True
@@ -2526,7 +2556,7 @@ class Results:
         """Spare the next request in the same words the way to its plan."""
         if len(self.questions) >= MAX_QUESTIONS:
             self.questions.clear()
-        if len(question[3]) <= MAX_QUESTION:
+        if len(question[3]) + len(question[4] or b"") <= MAX_QUESTION:
             self.questions[question] = plan
 
     def within_stale(self, entry: Entry | None) -> bool:
@@ -2546,7 +2576,7 @@ class Results:
             if self.changes.connected_since:
                 self.refresh(plan)
                 return entry, "fwd=stale"
-        if entry and acceptable and self.database_fails:
+        if entry and acceptable and self.database_fails and not self.changes.connected_since:
             self.refresh(plan)
             return entry, "fwd=stale"
         if wants.only_if_cached:
@@ -2564,11 +2594,10 @@ class Results:
         raise Problem(504, "Nothing is cached for only-if-cached; ask without it.")
 
     async def run(self, plan: Plan, arrived: float, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
-        directed = wants.max_age != float("inf")
         flight = self.flights.get(plan.key)
-        joined = flight is not None and self.joinable(flight, plan) and not (directed and flight.began < arrived)
+        joined = flight is not None and self.joinable(flight, plan) and flight.began + wants.max_age >= arrived
         if flight is None or not joined:
-            flight = self.take_off(plan, use_shared=not directed)
+            flight = self.take_off(plan, wants.max_age)
         entry = await flight.wait(receive)
         if entry.shared:
             return entry, "hit; detail=shared"
@@ -2582,7 +2611,7 @@ class Results:
         """Run a metric for nobody in particular."""
         flight = self.flights.get(plan.key)
         if flight is None or not self.joinable(flight, plan):
-            task = asyncio.create_task(self.take_off(plan, use_shared=True).wait(None))
+            task = asyncio.create_task(self.take_off(plan).wait(None))
             self.background.add(task)
             task.add_done_callback(self.landed_in_background)
 
@@ -2591,8 +2620,8 @@ class Results:
         if not task.cancelled() and (exc := task.exception()):
             warn("a stale result cannot be refreshed", reason=repr(exc))
 
-    def take_off(self, plan: Plan, use_shared: bool) -> Flight:
-        flight = Flight(self.fly(plan, use_shared), self.changes.epoch)
+    def take_off(self, plan: Plan, max_age: float = float("inf")) -> Flight:
+        flight = Flight(self.fly(plan, max_age), self.changes.epoch)
         self.flights[plan.key] = flight
 
         def landed(task: asyncio.Task[Entry]) -> None:
@@ -2604,10 +2633,10 @@ class Results:
         flight.task.add_done_callback(landed)
         return flight
 
-    async def fly(self, plan: Plan, use_shared: bool) -> Entry:
-        if use_shared and (entry := await self.recall(plan)):
+    async def fly(self, plan: Plan, max_age: float) -> Entry:
+        if max_age > 0 and (entry := await self.recall(plan)) and entry.age <= max_age:
             return entry
-        began = time.monotonic()
+        began, epoch = time.monotonic(), self.changes.epoch
         try:
             result = await self.run_up_to_date(plan)
         except Exception as exc:
@@ -2616,6 +2645,7 @@ class Results:
         self.database_fails = False
         entry = self.make_entry(plan, result, began)
         entry.milliseconds = (time.monotonic() - began) * 1000
+        entry.began = epoch
         self.instruments.count_run(plan.metric.id, result.row_count, time.monotonic() - began)
         if self.is_current(entry):
             await self.keep(plan, entry)
@@ -2683,8 +2713,9 @@ class Results:
             large = len(entry.result.rows) > 64 * 1024
             make = functools.partial(make_answer, about, entry, media, gzipped, self.settings.cache_stale)
             answer = await asyncio.to_thread(make) if large and (gzipped or media == "csv") else make()
-            entry.answers[media, gzipped] = answer
-            self.memory.account(plan.key, entry)
+            if entry.about is about:
+                entry.answers[media, gzipped] = answer
+                self.memory.account(plan.key, entry)
         return answer
 
 
@@ -3407,11 +3438,11 @@ async def list_metrics(request: Request[State]) -> Response:
 
 async def read_metric(request: Request[State]) -> ASGIApp:
     scope, results = request.scope, request.state["results"]
-    metric_id, media = split_format(request.path_params["id"], request.headers.get("accept", ""))
+    metric_id, media = split_format(request.path_params["id"], scope["head"].get(b"accept", b"").decode("latin-1"))
     metric = request.state["catalog"].find(metric_id, scope["caller"])
     scope["metric_id"] = metric.id
     plan = make_plan(metric, query_pairs(scope["query_string"]), scope["caller"], media)
-    wants = parse_directives(request.headers.get("cache-control", ""))
+    wants = parse_directives(scope["head"].get(b"cache-control", b"").decode("latin-1"))
     entry, status = await results.get(plan, wants, request.receive)
     answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
     results.remember(question_of(scope), plan)
@@ -4355,7 +4386,8 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     listener = bind_socket(options.host, options.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f"Metrics API on {url} with the dashboard; documentation on {url}/docs")
+    say(f"Metrics API on {url}")
+    say(f"Dashboard: {url}/  Documentation: {url}/docs")
     if not settings.jwt_issuer:
         say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
     config = uvicorn.Config(
@@ -4470,12 +4502,24 @@ async def watch_command(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def worker_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError("workers are a number from 1 to 64")
+    return int(text)
+
+
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--workers", type=int, default=1, help="processes that serve")
+    parser.add_argument("--port", type=port_number, default=8000, help="0 for any that is free")
+    parser.add_argument("--workers", type=worker_count, default=1, help="processes that serve")
     commands = parser.add_subparsers(title="commands, instead of serving")
     commands.add_parser("migrate", help="apply the migrations and exit").set_defaults(run=migrate_command)
     seed = commands.add_parser("seed", help="load a data set directory")

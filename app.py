@@ -4301,9 +4301,9 @@ async def start(state: State, embedded: bool) -> None:
 async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     """Start, however long the database takes, and then keep up with its changes and those of the files."""
     await start(state, embedded)
-    started.set()
-    catalog = state["catalog"]
-    await asyncio.gather(watch_catalog(catalog), listen(state["database"], state["changes"], catalog.outdated))
+    catalog, changes = state["catalog"], state["changes"]
+    changes.heard_by.append(lambda _: started.set())
+    await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
 
 
 def give_up(exc: Exception) -> NoReturn:

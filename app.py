@@ -483,15 +483,15 @@ class LogStream(logging.Handler):
         self.lines: deque[bytes] = deque(maxlen=100_000)
         self.waiting = threading.Event()
         self.writer: threading.Thread | None = None
-        self.second, self.second_text = 0, ""
+        self.second, self.second_text = 0, b""
 
-    def clock(self) -> str:
+    def clock(self) -> bytes:
         """The time in ISO 8601, of which only the milliseconds are written anew for each line of a second."""
         now = time.time()
         if int(now) != self.second:
             self.second = int(now)
-            self.second_text = datetime.fromtimestamp(self.second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self.second_text}.{int(now % 1 * 1000):03d}+00:00"
+            self.second_text = datetime.fromtimestamp(self.second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+        return b"%b.%03d+00:00" % (self.second_text, int(now % 1 * 1000))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.put(encode(log_line(record)))
@@ -631,23 +631,27 @@ def request_line(scope: Scope, status: int, seconds: float, now: str) -> Request
 
 
 def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Give a request the id that its client sent or one of ours; returns the headers that say so."""
+    """The headers that give a request's id back, the client's or one of ours, and its trace."""
     given = scope["head"].get(b"x-request-id")
-    fits = given is not None and REQUEST_ID.fullmatch(given)
-    scope["request_id"] = request_id = given.decode() if fits else next(scope["state"]["request_ids"])
-    return [(b"x-request-id", request_id.encode()), *trace_headers(scope)]
+    request_id = given if given and REQUEST_ID.fullmatch(given) else next(scope["state"]["request_ids"])
+    if b"traceparent" in scope["head"]:
+        return [(b"x-request-id", request_id), *trace_headers(scope)]
+    return [(b"x-request-id", request_id)]
 
 
-def request_ids() -> Iterator[str]:
-    return map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
+def request_ids() -> Iterator[bytes]:
+    prefix = uuid.uuid4().hex[:16].encode()
+    return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
 
 
 def finish(scope: Scope, status: int) -> None:
     """Count a request and write its line."""
     seconds = time.perf_counter() - scope["started"]
-    scope["state"]["instruments"].requests.count(scope, status, seconds)
+    requests: RequestCounts = scope["state"]["instruments"].requests
+    counts = requests.of(scope["method"], scope.get("route"), status, scope.get("metric_id"), scope.get("cache"))
+    tally(counts, seconds)
     if stream := scope["state"]["log"]:
-        stream.put(encode(request_line(scope, status, seconds, stream.clock())))
+        stream.put(encode(request_line(scope, status, seconds, stream.clock().decode())))
 
 
 class RequestLog:
@@ -661,6 +665,7 @@ class RequestLog:
             return await self.app(scope, receive, send)
         status = 499
         named = name_request(scope)
+        scope["request_id"] = named[0][1].decode()
         REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
 
         async def send_named(message: Message) -> None:
@@ -678,38 +683,40 @@ class RequestLog:
 
 def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
-    given = scope["head"].get(b"traceparent")
-    parent = TRACEPARENT.fullmatch(given) if given else None
+    parent = TRACEPARENT.fullmatch(scope["head"][b"traceparent"])
     if not parent:
         return []
     scope["trace_id"] = parent[1].decode()
     return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
 
 
+def tally(counts: tuple[list[float], list[int]], seconds: float) -> None:
+    durations, results = counts
+    durations[bisect_left(BUCKETS, seconds)] += 1
+    durations[-1] += seconds
+    results[0] += 1
+
+
 class RequestCounts(Collector):
-    """Requests by labels and results by where they came from, counted at the cost of two look-ups each."""
+    """Requests by labels and results by where they came from, as lists that tally() adds to."""
 
     def __init__(self) -> None:
         self.durations: dict[tuple[str, str, str], list[float]] = {}
         self.results: dict[tuple[str, str], list[int]] = {}
-        self.kept: dict[tuple[Any, ...], tuple[list[float], list[int]]] = {}
 
-    def count(self, scope: Scope, status: int, seconds: float) -> None:
-        key = (scope["method"], scope.get("route"), status, scope.get("metric_id"), scope.get("cache"))
-        if (counts := self.kept.get(key)) is None:
-            counts = self.kept[key] = self.counts_of(*key)
-        durations, results = counts
-        durations[bisect_left(BUCKETS, seconds)] += 1
-        durations[-1] += seconds
-        results[0] += 1
-
-    def counts_of(
+    def of(
         self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None
     ) -> tuple[list[float], list[int]]:
+        """What tally() counts in; keeping it spares the look-ups."""
         known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
         durations = self.durations.setdefault((known, route or "none", str(status)), [0.0] * (len(BUCKETS) + 2))
         outcome = (metric_id, cache.partition("; ")[0]) if metric_id and cache else None
         return durations, self.results.setdefault(outcome, [0]) if outcome else [0]
+
+    def hit_ratio(self) -> float:
+        asked = sum(count for (count,) in self.results.values())
+        hits = sum(count for (_, cache), (count,) in self.results.items() if cache == "hit")
+        return round(hits / asked, 3) if asked else 0.0
 
     def collect(self) -> Iterator[PrometheusMetric]:
         requests = HistogramMetricFamily(
@@ -2350,8 +2357,17 @@ def make_plan(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller, 
     return Plan(metric, values, f"{metric.id}:{metric.digest}:{encode(values).decode()}", media)
 
 
-# A request in its own words: caller, method, path, query string, Accept, and the address that it came to.
-Question = tuple[Caller, str, str, bytes, bytes | None, Any]
+class Known(msgspec.Struct, eq=False, frozen=True):
+    """What a question came to when it was asked before, and what the log and the counts say of it each time."""
+
+    plan: Plan
+    gzipped: bool
+    line: bytes
+    counts: dict[int, tuple[list[float], list[int]]]
+
+
+# A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
+Question = tuple[Caller, str, str, bytes, bytes | None, bytes | None, Any]
 MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
 
 
@@ -2532,10 +2548,9 @@ class Results:
         self.memory = MemoryCache(settings.cache_max_bytes)
         self.shared = SharedCache(settings.cache_url)
         self.flights: dict[str, Flight] = {}
-        self.questions: dict[Question, Plan] = {}
+        self.questions: dict[Question, Known] = {}
         self.background: set[asyncio.Task[Any]] = set()
         self.database_fails = False
-        self.asked = self.hits = 0
 
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
@@ -2545,19 +2560,21 @@ class Results:
             entry.epoch = self.changes.epoch
         return True
 
-    def hit_ratio(self) -> float:
-        return round(self.hits / self.asked, 3) if self.asked else 0.0
-
     def fresh(self, key: str) -> Entry | None:
         entry = self.memory.peek(key)
         return entry if entry and entry.age <= entry.ttl and self.is_current(entry) else None
 
     def remember(self, question: Question, plan: Plan) -> None:
         """Spare the next request in the same words the way to its plan."""
+        caller, method, path, query, accept, encoding, _ = question
+        if len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION:
+            return
         if len(self.questions) >= MAX_QUESTIONS:
             self.questions.clear()
-        if len(question[3]) + len(question[4] or b"") <= MAX_QUESTION:
-            self.questions[question] = plan
+        words = {"method": method, "path": path, "metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+        of = self.instruments.requests.of
+        counts = {status: of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
+        self.questions[question] = Known(plan, accepts_gzip(encoding or b""), encode(words)[1:-1], counts)
 
     def within_stale(self, entry: Entry | None) -> bool:
         return entry is not None and entry.age <= entry.ttl + self.settings.cache_stale
@@ -2821,29 +2838,21 @@ def matches(header: bytes, etag: bytes) -> bool:
     return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
 
 
-async def send_answer(
-    scope: Scope, send: Send, answer: Answer, entry: Entry, status: str, named: Sequence[tuple[bytes, bytes]] = ()
-) -> int:
+async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said: Sequence[tuple[bytes, bytes]]) -> int:
     """Send a 200, or a 304 when the client has the same bytes; returns which."""
-    scope["cache"] = status
-    results: Results = scope["state"]["results"]
-    results.asked += 1
-    hit = status == "hit"
-    results.hits += hit
-    code, headers, body = 200, answer.headers, answer.body
+    status, headers, body = 200, answer.headers, answer.body
     none_match = scope["head"].get(b"if-none-match")
     if none_match and matches(none_match, answer.etag):
-        code, headers, body = 304, answer.headers_304, b""
-    headers = [
-        *headers,
-        (b"age", b"%d" % entry.age),
-        (b"cache-status", b"metrics; hit" if hit else b"metrics; " + status.encode()),
-        (b"server-timing", b"cache;desc=hit" if hit else b"db;dur=%.1f" % entry.milliseconds),
-        *named,
-    ]
-    await send({"type": "http.response.start", "status": code, "headers": headers})
+        status, headers, body = 304, answer.headers_304, b""
+    headers = [*headers, (b"age", b"%d" % age), *said]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-    return code
+    return status
+
+
+HIT = [(b"cache-status", b"metrics; hit"), (b"server-timing", b"cache;desc=hit")]
+HIT_LINE = b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b'
+HIT_LINE_END = b',"status":%d,"duration_ms":%.3f%b}'
 
 
 class Hits:
@@ -2859,15 +2868,23 @@ class Hits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        scope["started"] = time.perf_counter()
+        scope["started"] = started = time.perf_counter()
         scope["head"] = dict(scope["headers"])
         if (hit := known_answer(scope)) is None:
             return await self.app(scope, receive, send)
-        finish(scope, await send_answer(scope, send, *hit, "hit", name_request(scope)))
+        known, answer, age = hit
+        named = name_request(scope)
+        status = await send_answer(scope, send, answer, age, HIT + named)
+        seconds = time.perf_counter() - started
+        tally(known.counts[status], seconds)
+        if stream := scope["state"]["log"]:
+            trace = b',"trace_id":"%b"' % scope["trace_id"].encode() if "trace_id" in scope else b""
+            begin = HIT_LINE % (stream.clock(), named[0][1], known.line)
+            stream.put(begin + HIT_LINE_END % (status, seconds * 1000, trace))
 
 
-def known_answer(scope: Scope) -> tuple[Answer, Entry] | None:
-    """The answer to a question that was answered before: same caller, same words, and nothing has changed since."""
+def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
+    """The answer to a question that was answered before, and its age, if nothing has changed since."""
     head, state = scope["head"], scope["state"]
     if b"cache-control" in head or b"origin" in head or len(head) != len(scope["headers"]) or oversized(head):
         return None
@@ -2875,20 +2892,20 @@ def known_answer(scope: Scope) -> tuple[Answer, Entry] | None:
     if (caller := verifier.recall(head.get(b"authorization"))) is None:
         return None
     scope["caller"] = caller
-    plan = results.questions.get(question_of(scope))
-    if plan is None or results.catalog.metrics.get(plan.metric.id) is not plan.metric:
+    known = results.questions.get(question_of(scope))
+    if known is None or results.catalog.metrics.get(known.plan.metric.id) is not known.plan.metric:
         return None
-    entry = results.fresh(plan.key)
-    if entry is None or entry.about is not plan.metric.about:
+    entry = results.fresh(known.plan.key)
+    if entry is None or entry.about is not known.plan.metric.about:
         return None
-    answer = entry.answers.get((plan.media, accepts_gzip(head.get(b"accept-encoding", b""))))
-    scope["metric_id"], scope["route"] = plan.metric.id, "/metrics/{id}"
-    return (answer, entry) if answer else None
+    answer = entry.answers.get((known.plan.media, known.gzipped))
+    return (known, answer, entry.age) if answer else None
 
 
 def question_of(scope: Scope) -> Question:
-    head = scope["head"]
-    return scope["caller"], scope["method"], scope["path"], scope["query_string"], head.get(b"accept"), scope["server"]
+    get = scope["head"].get
+    asked = scope["method"], scope["path"], scope["query_string"]
+    return scope["caller"], *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
 
 
 # ------------------------------------------------------------------------------------------------ bodies
@@ -3371,7 +3388,7 @@ class State(TypedDict):
 
     settings: Settings
     log: LogStream | None
-    request_ids: Iterator[str]
+    request_ids: Iterator[bytes]
     instruments: Instruments
     database: Database
     verifier: Verifier
@@ -3448,7 +3465,10 @@ async def read_metric(request: Request[State]) -> ASGIApp:
     results.remember(question_of(scope), plan)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        await send_answer(scope, send, answer, entry, status)
+        scope["cache"] = status
+        timing = b"cache;desc=hit" if status.startswith("hit") else b"db;dur=%.1f" % entry.milliseconds
+        said = [(b"cache-status", f"metrics; {status}".encode()), (b"server-timing", timing)]
+        await send_answer(scope, send, answer, entry.age, said)
 
     return respond
 
@@ -3729,7 +3749,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         "metrics:files": file_checks(catalog),
         "listener:connectedSince": [listener_check(state["changes"])],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
-        "cache:hitRatio": [Check("pass", "component", state["results"].hit_ratio())],
+        "cache:hitRatio": [Check("pass", "component", state["instruments"].requests.hit_ratio())],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()

@@ -683,7 +683,7 @@ class RequestCounts(Collector):
         self.kept: dict[tuple[Any, ...], tuple[list[float], list[int]]] = {}
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
-        key = (scope["method"], scope.get("route"), status, scope.get("metric_id"), scope.get("cache"))
+        key = (scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
         if (counts := self.kept.get(key)) is None:
             counts = self.kept[key] = self.counts_of(*key)
         durations, results = counts
@@ -2859,7 +2859,7 @@ def known_answer(scope: Scope) -> tuple[Answer, Entry] | None:
     if entry is None or entry.about is not plan.metric.about:
         return None
     answer = entry.answers.get((plan.media, accepts_gzip(head.get(b"accept-encoding", b""))))
-    scope["metric_id"], scope["route"] = plan.metric.id, "/metrics/{id}"
+    scope["metric_id"], scope["template"] = plan.metric.id, "/metrics/{id}"
     return (answer, entry) if answer else None
 
 
@@ -4542,7 +4542,7 @@ def starlette_routes() -> list[routing.Route]:
 
 def dispatch(path: str, methods: Mapping[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]) -> Any:
     async def endpoint(request: Request[State]) -> Response | ASGIApp:
-        request.scope["route"] = path
+        request.scope["template"] = path
         return await methods["GET" if request.method == "HEAD" else request.method](request)
 
     return endpoint

@@ -12,7 +12,7 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /srv
 COPY --from=build /venv /venv
-COPY app.py dashboard.html ./
+COPY app.py dashboard.html docs.html ./
 COPY migrations/ migrations/
 COPY queries/ queries/
 # What reads prompts while no SQL_MODEL_URL is set; the rest of seed/ is for laptops.

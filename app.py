@@ -6,7 +6,7 @@
 
 In the order in which a request meets things: settings, messages, errors, logging, authentication, database, metrics,
 parameters, changes, cache, answers, bodies, records, model, endpoints,
-live updates, assembly, commands.
+live updates, OpenAPI, assembly, commands.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from datetime import UTC, date, datetime
 from datetime import time as clock_time
 from decimal import Decimal
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -75,7 +76,7 @@ from starlette import routing
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.supervisors import Multiprocess
@@ -301,7 +302,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One record of a series; date defaults to now, metric_id to a random one."""
 
     metric_id: uuid.UUID | None = None
-    date: str | None = None
+    date: Annotated[str | None, msgspec.Meta(extra_json_schema={"format": "date-time"})] = None
     obsolescence_val: Decimal | None = None
     obsolescence: Decimal | None = None
     parts_flagged: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] | None = None
@@ -648,7 +649,7 @@ def finish(scope: Scope, status: int) -> None:
     """Count a request and write its line."""
     seconds = time.perf_counter() - scope["started"]
     requests: RequestCounts = scope["state"]["instruments"].requests
-    counts = requests.of(scope["method"], scope.get("route"), status, scope.get("metric_id"), scope.get("cache"))
+    counts = requests.of(scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
     tally(counts, seconds)
     if stream := scope["state"]["log"]:
         stream.put(encode(request_line(scope, status, seconds, stream.clock().decode())))
@@ -1406,12 +1407,16 @@ def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
 
 
 class Type(NamedTuple):
-    """A type by PostgreSQL's short name, by the name a cast wants, and by the built-in type its values look like."""
+    """A type by PostgreSQL's short name, by the name a cast wants, and by the built-in type its values look like.
+
+    category is the letter that pg_type has for it, or for the items of an array.
+    """
 
     name: str
     sql: str
     base: str
     is_array: bool
+    category: str
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -1424,6 +1429,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     types: tuple[Type, ...] = ()
     columns: tuple[Column, ...] = ()
+    column_types: tuple[Type, ...] = ()
     tables: dict[int, str] = {}
     shape: int | None = None
     cost: float = 0
@@ -1508,7 +1514,8 @@ SELECT
   CASE WHEN e.oid IS NULL THEN t.typname ELSE e.typname || '[]' END AS name,
   FORMAT_TYPE(t.oid, -1) AS sql,
   COALESCE(b.typname, e.typname, t.typname) AS base,
-  e.oid IS NOT NULL AS is_array
+  e.oid IS NOT NULL AS is_array,
+  COALESCE(e.typcategory, t.typcategory)::text AS category
 FROM pg_type AS t
 LEFT JOIN pg_type AS e ON e.oid = t.typelem AND t.typcategory = 'A'
 LEFT JOIN pg_type AS b ON b.oid = COALESCE(e.typbasetype, t.typbasetype)
@@ -1547,6 +1554,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             names=statement.names,
             types=tuple(known[kind.oid] for kind in types),
             columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
+            column_types=tuple(known[column.type.oid] for column in columns),
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
             shape=await conn.fetchval(f"SELECT {shape}"),
             cost=plan.get("Total Cost", 0),
@@ -1618,7 +1626,7 @@ def check_columns(names: list[str]) -> None:
 
 async def describe_types(conn: asyncpg.Connection, oids: set[int]) -> dict[int, Type]:
     rows = await conn.fetch(TYPES, oids)
-    return {row["oid"]: Type(row["name"], row["sql"], row["base"], row["is_array"]) for row in rows}
+    return {oid: Type(*kind) for oid, *kind in rows}
 
 
 def run_sql(statement: Statement, types: Sequence[Type], shape: str, settings: Settings) -> str:
@@ -3398,6 +3406,7 @@ class State(TypedDict):
     broadcast: Broadcast
     probe: Probe
     owner_probe: Probe
+    documents: Documents
 
 
 def chart_of(metric: Metric) -> str:
@@ -3700,15 +3709,15 @@ PAGE_POLICY = (
 
 
 @functools.cache
-def dashboard_page() -> tuple[bytes, dict[str, str]]:
-    """The page and its headers; its own script and style are the only ones that its policy lets run."""
-    page = (HERE / "dashboard.html").read_text()
+def read_page(name: str, policy: str) -> tuple[bytes, dict[str, str]]:
+    """A page and its headers; what its policy lets run is its own script and style."""
+    page = (HERE / name).read_text()
     hashes = {}
     for tag in ("script", "style"):
         text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
         hashes[tag] = f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
     headers = {
-        "Content-Security-Policy": PAGE_POLICY.format(**hashes),
+        "Content-Security-Policy": policy.format(**hashes),
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
@@ -3717,7 +3726,7 @@ def dashboard_page() -> tuple[bytes, dict[str, str]]:
 
 
 async def dashboard(request: Request[State]) -> Response:
-    page, headers = dashboard_page()
+    page, headers = read_page("dashboard.html", PAGE_POLICY)
     return Response(page, headers=headers, media_type="text/html")
 
 
@@ -4126,35 +4135,452 @@ def check_origin(scope: Scope, settings: Settings) -> None:
         raise Closing(4403, "the page comes from another origin")
 
 
-# ------------------------------------------------------------------------------------------------ assembly
+# ------------------------------------------------------------------------------------------------ OpenAPI
+
+Content = Mapping[str, Any]  # what a body may be, by media type
+Schema = dict[str, Any]
 
 
 class Route(NamedTuple):
-    """access says who is let in: everybody, the read scope, or the read and the write scope."""
+    """A route and all that the document says of it; errors are those that do not follow from the rest.
+
+    access says who is let in: everybody, the read scope, or the read and the write scope.
+    """
 
     method: str
     path: str
     access: Literal["public", "read", "write"]
     endpoint: Callable[[Request[State]], Awaitable[Response | ASGIApp]]
+    summary: str
+    answers: Mapping[int, Content]
+    body: Content | None = None
+    query: Mapping[str, Any] | None = None
+    errors: tuple[int, ...] = ()
 
 
+ABOUT = """\
+Each metric is one SELECT and one path here; its parameters and columns are typed by PostgreSQL.
+An absent or empty parameter is NULL. `start_date`, `end_date` and `day_range` are accepted by every metric.
+Add `.csv` or `.ndjson` to a metric's path, or send `Accept`, for the records alone.
+
+The WebSocket `/live` sends a metric's result again whenever it changes: send
+`{"type": "subscribe", "id": "…", "params": {}}`, after `{"type": "auth", "token": "…"}` where a token is needed.
+"""
+JSON, HEALTH, PROBLEM = "application/json", "application/health+json", "application/problem+json"
+TAGS = {
+    "metrics": "One typed operation for each metric that the caller may see",
+    "catalog": "Every metric alike: list, make, change, place, write records",
+    "service": "Health, figures and pages",
+}
+REF = "#/components/schemas/{name}"
+ERRORS = {
+    400: "The request is malformed.",
+    401: "The access token is missing or bad.",
+    403: "The token lacks a scope, or the role that the metric is for.",
+    404: "There is no such metric.",
+    408: "The body stopped coming.",
+    409: "The metric is not editable, or was changed meanwhile.",
+    413: "The body is too large.",
+    414: "The URL is too long.",
+    415: "The body is of another media type.",
+    422: "The input is of the right form and wrong; errors name what.",
+    431: "The headers are too large.",
+    500: "The service failed, or the metric does.",
+    502: "The SQL model failed.",
+    503: "The database, or what else the service needs, cannot be reached or is busy.",
+    504: "The query took too long.",
+}
+ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{METRIC_ID.pattern}$"}}
+ERROR_HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
+SPECIALS = ["NaN", "Infinity", "-Infinity"]
+
+
+def integer_schema(bits: int) -> Schema:
+    bounds = {"minimum": 0 if bits == 32 else -(2**bits), "maximum": 2**bits - 1}
+    return {"type": "integer", "format": "int32" if bits < 32 else "int64", **bounds}
+
+
+def text_schema(form: str) -> Schema:
+    return {"type": "string", "format": form}
+
+
+NUMBER, TEXT, ANYTHING = Schema(type="number"), Schema(type="string"), Schema()
+JSON_TEXT = TEXT | {"contentMediaType": JSON}
+FLOAT = {"$ref": REF.format(name="Number")}
+PARAMETER_SCHEMAS: dict[str, Schema] = {
+    **{name: integer_schema(bits) for name, bits in INTEGERS.items()},
+    **{"numeric": NUMBER, "float4": NUMBER, "float8": NUMBER},
+    "bool": {"type": "boolean"},
+    "date": text_schema("date"),
+    "timestamp": text_schema("date-time-local"),
+    "timestamptz": text_schema("date-time"),
+    "time": text_schema("time-local"),
+    "interval": text_schema("duration"),
+    "uuid": text_schema("uuid"),
+    **{"json": JSON_TEXT, "jsonb": JSON_TEXT},
+}
+# What row_to_json writes in another way than it is sent.
+COLUMN_SCHEMAS: dict[str, Schema] = PARAMETER_SCHEMAS | {
+    **{"numeric": FLOAT, "float4": FLOAT, "float8": FLOAT},
+    **{"oid": TEXT, "interval": TEXT, "bytea": TEXT, "xml": TEXT},
+    **{"json": ANYTHING, "jsonb": ANYTHING},
+}
+WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
+
+
+def parameter_schema(kind: Type) -> Schema:
+    item = PARAMETER_SCHEMAS.get(kind.base, TEXT)
+    return {"type": "array", "items": item} if kind.is_array else item
+
+
+def column_schema(kind: Type) -> Schema:
+    """Composites, and types that have a cast to JSON, may be anything."""
+    item = COLUMN_SCHEMAS.get(kind.base, TEXT if kind.category in WRITTEN_AS_TEXT else ANYTHING)
+    if kind.is_array:
+        item = {"type": "array", "items": nullable(item)}
+    return nullable(item) | {"description": kind.name}
+
+
+def nullable(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]} if schema else {}
+
+
+def client_names(ids: Iterable[str]) -> dict[str, str]:
+    """What generated clients call each metric: words in lower case, numbered where two ids come to the same."""
+    names: dict[str, str] = {}
+    taken = {"metric"}
+    for metric_id in sorted(ids):
+        name = re.sub(r"[^a-z0-9]+", "_", metric_id.lower()).strip("_")
+        name = f"metric_{name}" if name[0].isdigit() else name
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        names[metric_id] = next(name for name in candidates if name.replace("_", "") not in taken)
+        taken.add(names[metric_id].replace("_", ""))
+    return names
+
+
+@functools.cache
+def schema_of(kind: Any) -> Schema:
+    return msgspec.json.schema_components([kind], ref_template=REF)[0][0]
+
+
+def content_of(content: Content) -> Schema:
+    return {"content": {media: {"schema": schema_of(kind)} for media, kind in content.items()}} if content else {}
+
+
+def shared_schemas(routes: Sequence[Route]) -> Schema:
+    """The Structs that the handlers read and write."""
+    contents = [content for route in routes for content in (*route.answers.values(), route.body or {})]
+    kinds = [ProblemDetails, *(kind for content in contents for kind in content.values())]
+    schemas = msgspec.json.schema_components(kinds, ref_template=REF)[1]
+    for schema in schemas["Record"]["properties"].values():
+        # A Decimal is read from a JSON number with all its digits.
+        for option in schema["anyOf"]:
+            if option.get("format") == "decimal":
+                option["type"] = "number"
+    return {**schemas, "Number": {"anyOf": [{"type": "number"}, {"type": "string", "enum": SPECIALS}]}}
+
+
+def operation(route: Route, scopes: Sequence[str] | None) -> Schema:
+    """What a route takes and answers; scopes None means that nobody needs a token."""
+    takes_id = "{id}" in route.path
+    errors = {400, 414, 431, 500, 503, *route.errors}
+    errors |= {401, 403} if route.access != "public" else set()
+    errors |= {404, 422} if takes_id else set()
+    errors |= {408, 413, 415, 422} if route.body else set()
+    errors |= {422} if route.query else set()
+    errors |= {409, 504} if route.access == "write" else set()
+    errors -= {401} if scopes is None else set()
+    responses = {str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(errors)}
+    for status, content in route.answers.items():
+        either = {**content, PROBLEM: ProblemDetails} if status in errors else content
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, **content_of(either)}
+    query = [{"name": name, "in": "query", "schema": schema_of(kind)} for name, kind in (route.query or {}).items()]
+    return {
+        "operationId": getattr(route.endpoint, "__name__", ""),
+        "tags": ["catalog" if route.path.startswith("/metrics") else "service"],
+        "summary": route.summary,
+        "parameters": [ID, *query] if takes_id else query,
+        **({"requestBody": {"required": True, **content_of(route.body)}} if route.body else {}),
+        "responses": responses,
+        **({"security": [{"bearer": list(scopes)}] if scopes else []} if scopes is not None else {}),
+    }
+
+
+def error_response(status: int) -> Schema:
+    header = ERROR_HEADERS.get(status)
+    headers = {"headers": {header: {"schema": {"type": "string"}}}} if header else {}
+    return {"description": ERRORS[status], **headers, **content_of({PROBLEM: ProblemDetails})}
+
+
+def metric_parameters(metric: Metric) -> Iterator[Schema]:
+    about, types = metric.about, dict(zip(metric.names, metric.types, strict=True))
+    for parameter in parameters_of(metric):
+        yield {
+            "name": parameter.name,
+            "in": "query",
+            "required": parameter.required,
+            "description": parameter.description,
+            "schema": parameter_schema(types[parameter.name]),
+        }
+    for name in sorted(DASHBOARD_FILTERS.difference(metric.names, about.claims)):
+        schema = PARAMETER_SCHEMAS["int4" if name == "day_range" else "date"]
+        yield {"name": name, "in": "query", "description": "Accepted and ignored.", "schema": schema}
+
+
+def metric_operation(metric: Metric, name: str, read: Schema, result: Schema, example: bytes | None) -> Schema:
+    """The operation that reads any metric, made exact for one."""
+    about, ok = metric.about, read["responses"]["200"]
+    answer = {"schema": result} | ({"example": msgspec.Raw(example)} if example else {})
+    unit = f"Unit: {about.unit}." if about.unit else ""
+    return read | {
+        "operationId": f"read_{name}",
+        "tags": ["metrics"],
+        "summary": about.title,
+        "description": " ".join(filter(None, (about.description, unit))),
+        "parameters": list(metric_parameters(metric)),
+        "responses": read["responses"] | {"200": ok | {"content": ok["content"] | {"application/json": answer}}},
+    }
+
+
+def record_schema(metric: Metric) -> Schema:
+    kinds = zip(metric.columns, metric.column_types, strict=True)
+    properties = {column.name: column_schema(kind) for column, kind in kinds}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def document(state: State, routes: Sequence[Route], metrics: Sequence[Metric], examples: Mapping[str, bytes]) -> Schema:
+    """OpenAPI 3.1, for a caller who sees these metrics."""
+    settings, secured = state["settings"], not state["verifier"].open
+    scopes = {"public": [], "read": [settings.jwt_read_scope]}
+    scopes["write"] = [*scopes["read"], settings.jwt_write_scope]
+    paths: dict[str, Schema] = {}
+    for route in routes:
+        needed = scopes[route.access] if secured else None
+        paths.setdefault(route.path, {})[route.method.lower()] = operation(route, needed)
+    schemas, names = shared_schemas(routes), client_names(state["catalog"].metrics)
+    for metric in metrics:
+        name = names[metric.id]
+        kind = "".join(word.capitalize() for word in name.split("_"))
+        records = {"type": "array", "items": {"$ref": REF.format(name=f"{kind}Record")}}
+        properties = schemas["MetricResult"]["properties"] | {"records": records}
+        schemas[f"{kind}Record"] = record_schema(metric)
+        schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
+        result, read = {"$ref": REF.format(name=f"{kind}Result")}, paths["/metrics/{id}"]["get"]
+        one = metric_operation(metric, name, read, result, examples.get(metric.id))
+        paths[f"/metrics/{metric.id}"] = {"get": one}
+    bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Metrics API", "version": "1", "description": ABOUT},
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "responses": {f"Error{status}": error_response(status) for status in ERRORS},
+            **({"securitySchemes": {"bearer": bearer}} if secured else {}),
+        },
+    }
+
+
+class Documents:
+    """What documents are made of: the routes, results by the key of their plan, bodies by what a caller sees."""
+
+    def __init__(self, routes: Sequence[Route], catalog: Catalog) -> None:
+        self.routes = routes
+        self.examples: dict[str, bytes] = {}
+        self.bodies: dict[Any, bytes] = {}
+        catalog.reloaded_by.append(self.bodies.clear)
+
+    def body(self, state: State, metrics: Sequence[Metric], examples: Mapping[str, bytes]) -> bytes:
+        seen = tuple(metric.id for metric in metrics), tuple(examples.items())
+        if seen not in self.bodies:
+            while len(self.bodies) >= MAX_DOCUMENTS:
+                del self.bodies[next(iter(self.bodies))]
+            self.bodies[seen] = encode(document(state, self.routes, metrics, examples))
+        return self.bodies[seen]
+
+
+EXAMPLES_WITHIN, EXAMPLE_WITHIN = 2, 0.5  # seconds, for all and for one
+MAX_EXAMPLE, MAX_EXAMPLES, MAX_DOCUMENTS = 4096, 1000, 20  # bytes of one; how many are kept
+
+
+async def read_examples(state: State, caller: Caller, metrics: Iterable[Metric]) -> dict[str, bytes]:
+    """Real results, cut short, by metric id; each is run for once, and is none when that fails or takes long."""
+    kept, plans = state["documents"].examples, dict[str, Plan]()
+    if len(kept) > MAX_EXAMPLES:
+        kept.clear()
+    for metric in metrics:
+        with suppress(Problem):
+            plans[metric.id] = make_plan(metric, (), caller, "json")
+    with suppress(TimeoutError, PoolBusy, *DATABASE_DOWN):
+        async with asyncio.timeout(EXAMPLES_WITHIN):
+            for plan in plans.values():
+                if plan.key not in kept:
+                    kept[plan.key] = await read_example(state["results"], plan)
+    return {metric_id: kept[plan.key] for metric_id, plan in plans.items() if kept.get(plan.key)}
+
+
+async def read_example(results: Results, plan: Plan) -> bytes:
+    try:
+        async with asyncio.timeout(EXAMPLE_WITHIN):
+            entry, _ = await results.get(plan, Directives())
+    except (TimeoutError, Problem, asyncpg.DataError):
+        return b""
+    rows = b"\n".join(entry.result.rows.split(b"\n", 2)[:2])
+    return render(plan.metric.about, entry.result._replace(rows=rows), "json") if 0 < len(rows) <= MAX_EXAMPLE else b""
+
+
+STRANGER = Caller(roles=frozenset())
+
+
+async def reader_or_stranger(request: Request[State]) -> Caller:
+    """Who asks for the document: a good token without the read scope shows no more than none.
+
+    Raises InvalidToken, KeysUnavailable, or Problem 403.
+    """
+    verifier, header = request.state["verifier"], request.scope["head"].get(b"authorization")
+    if verifier.open:
+        check_loopback(request.scope, verifier.settings)
+        return OPEN
+    if header is None:
+        return STRANGER
+    caller = verifier.recall(header) or await verifier.verify(header)
+    return caller if verifier.settings.jwt_read_scope in caller.scopes else STRANGER
+
+
+async def openapi(request: Request[State]) -> Response:
+    """The document, with values of metrics for those only who may read them."""
+    state, caller = request.state, await reader_or_stranger(request)
+    metrics = [m for m in state["catalog"].metrics.values() if not m.fault and caller.has_any(m.about.roles)]
+    metrics.sort(key=lambda metric: metric.id)
+    examples = {} if caller is STRANGER else await read_examples(state, caller, metrics)
+    body = state["documents"].body(state, metrics, examples)
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
+    if matches(request.scope["head"].get(b"if-none-match", b""), etag.encode()):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' '{script}'; style-src 'self' '{style}'; connect-src 'self';"
+    " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+DOCS_FILES = frozenset({"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/docs/favicon-32x32.png"})
+
+
+async def docs(request: Request[State]) -> Response:
+    page, headers = read_page("docs.html", DOCS_POLICY)
+    return Response(page, headers=headers, media_type="text/html")
+
+
+@functools.cache
+def swagger_ui() -> Path:
+    """The folder of Swagger UI in the wheel that ships it, whose code is not wanted."""
+    package = find_spec("swagger_ui_bundle")
+    return next(Path(str(package and package.origin)).parent.glob("vendor/swagger-ui-*"))
+
+
+async def docs_file(request: Request[State]) -> Response:
+    if request.scope["path"] not in DOCS_FILES:
+        raise HTTPException(404)
+    return FileResponse(swagger_ui() / request.path_params["name"], headers={"Cache-Control": "public, max-age=86400"})
+
+
+# ------------------------------------------------------------------------------------------------ assembly
+
+
+PROMPTED = (502, 504)
 ROUTES = [
-    Route("GET", "/", "public", dashboard),
-    Route("GET", "/health", "public", health),
-    Route("GET", "/health/live", "public", health_live),
-    Route("GET", "/health/ready", "public", health_ready),
-    Route("GET", "/prometheus", "public", prometheus),
-    Route("GET", "/metrics", "read", list_metrics),
-    Route("POST", "/metrics", "write", create_metric),
-    Route("GET", "/metrics/{id}", "read", read_metric),
-    Route("PATCH", "/metrics/{id}", "write", change_metric),
-    Route("DELETE", "/metrics/{id}", "write", delete_metric),
-    Route("PUT", "/metrics/{id}/layouts", "write", put_layouts),
-    Route("POST", "/metrics/{id}/metric-records", "write", create_records),
+    Route("GET", "/", "public", dashboard, "The example dashboard", {200: {"text/html": str}}),
+    Route("GET", "/docs", "public", docs, "This document, to read and to try out", {200: {"text/html": str}}),
+    Route("GET", "/openapi.json", "public", openapi, "This document", {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
+    Route(
+        "GET",
+        "/health",
+        "public",
+        health,
+        "Whether the database answers",
+        {200: {JSON: Health}, 503: {JSON: Health}},
+    ),
+    Route("GET", "/health/live", "public", health_live, "Whether the process turns", {200: {HEALTH: Check}}),
+    Route(
+        "GET",
+        "/health/ready",
+        "public",
+        health_ready,
+        "What requests depend on, part by part",
+        {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}},
+    ),
+    Route("GET", "/prometheus", "public", prometheus, "Figures for Prometheus", {200: {"text/plain": str}}),
+    Route("GET", "/metrics", "read", list_metrics, "The metrics that the caller may see", {200: {JSON: MetricList}}),
+    Route(
+        "POST",
+        "/metrics",
+        "write",
+        create_metric,
+        "Make a metric of a prompt or of SQL; a dry run stores nothing",
+        {201: {JSON: MetricDefinition}, 200: {JSON: MetricDefinition}},
+        body={JSON: NewMetric},
+        query={"dry_run": bool},
+        errors=PROMPTED,
+    ),
+    Route(
+        "GET",
+        "/metrics/{id}",
+        "read",
+        read_metric,
+        "Run any metric; the query string binds its parameters",
+        {200: {JSON: MetricResult, "text/csv": str, "application/x-ndjson": str}, 304: {}},
+        query={"parameters": dict[str, str]},
+        errors=(504,),
+    ),
+    Route(
+        "PATCH",
+        "/metrics/{id}",
+        "write",
+        change_metric,
+        "Change an editable metric",
+        {200: {JSON: MetricDefinition}},
+        body={"application/merge-patch+json": MetricPatch, JSON: MetricPatch},
+        errors=PROMPTED,
+    ),
+    Route(
+        "DELETE",
+        "/metrics/{id}",
+        "write",
+        delete_metric,
+        "Delete an editable metric; its records stay",
+        {204: {}},
+        query={"version": Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]},
+    ),
+    Route(
+        "PUT",
+        "/metrics/{id}/layouts",
+        "write",
+        put_layouts,
+        "Place a metric's tile on the dashboard, for each breakpoint",
+        {200: {JSON: list[Layout]}},
+        body={JSON: list[Layout]},
+    ),
+    Route(
+        "POST",
+        "/metrics/{id}/metric-records",
+        "write",
+        create_records,
+        "Write records of a metric's series, all or nothing",
+        {201: {JSON: Inserted}},
+        body={JSON: Record | list[Record], "text/csv": str, "application/x-ndjson": str},
+    ),
 ]
 
 
-PUBLIC = frozenset(route.path for route in ROUTES if route.access == "public")
+PUBLIC = DOCS_FILES.union(route.path for route in ROUTES if route.access == "public")
 
 
 def starlette_routes() -> list[routing.Route]:
@@ -4167,7 +4593,7 @@ def starlette_routes() -> list[routing.Route]:
 
 def dispatch(path: str, methods: Mapping[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]) -> Any:
     async def endpoint(request: Request[State]) -> Response | ASGIApp:
-        request.scope["route"] = path
+        request.scope["template"] = path
         return await methods["GET" if request.method == "HEAD" else request.method](request)
 
     return endpoint
@@ -4370,6 +4796,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             broadcast=broadcast,
             probe=probe,
             owner_probe=owner_probe,
+            documents=Documents(ROUTES, catalog),
         )
         add_gauges(instruments, state)
         started = asyncio.Event()
@@ -4384,7 +4811,9 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
 
 
 site = routing.Router(
-    [*starlette_routes(), routing.WebSocketRoute("/live", live)], redirect_slashes=False, lifespan=cast(Any, lifespan)
+    [*starlette_routes(), routing.Route("/docs/{name}", docs_file), routing.WebSocketRoute("/live", live)],
+    redirect_slashes=False,
+    lifespan=cast(Any, lifespan),
 )
 # The router without Starlette's own middleware: a hit is answered in front of it, errors have a place of their own.
 app = Hits(RequestLog(Cors(Errors(Authentication(site, public=PUBLIC)))))

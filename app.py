@@ -1136,6 +1136,7 @@ class Database:
         self.logins = database_logins(settings)
         self.pools = {name: self.create_pool(name) for name in self.logins}
         self.waiting = dict.fromkeys(self.logins, 0)
+        self.uploads = asyncio.Semaphore(max(1, settings.pool_size // 2))
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         login = self.logins[name]
@@ -1183,7 +1184,8 @@ class Database:
         """Lend a connection of one login.
 
         A frozen server answers no cancellation, so whoever reads loses the connection after POOL_TIMEOUT and
-        STATEMENT_TIMEOUT together. Raises PoolBusy, or one of DATABASE_DOWN.
+        STATEMENT_TIMEOUT together; who writes may take longer while the server answers others. Raises PoolBusy, or one
+        of DATABASE_DOWN.
         """
         pool, patience = self.pools[name], self.settings.pool_timeout
         started = time.monotonic()
@@ -1197,15 +1199,43 @@ class Database:
         finally:
             self.waiting[name] -= 1
         limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
-        deadline = asyncio.get_running_loop().call_later(limit, conn.terminate) if name != "owner" else None
+        ending: asyncio.Task[None] | asyncio.TimerHandle
+        if name == "owner":
+            ending = asyncio.create_task(self.end_when_frozen(conn, limit / 2))
+        else:
+            ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
         try:
             yield conn
         finally:
             try:
                 await pool.release(conn)
             finally:
-                if deadline:
-                    deadline.cancel()
+                ending.cancel()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Let half of the owner's connections wait for clients who send slowly. Raises PoolBusy."""
+        try:
+            await asyncio.wait_for(self.uploads.acquire(), self.settings.pool_timeout)
+        except TimeoutError:
+            raise PoolBusy from None
+        try:
+            yield
+        finally:
+            self.uploads.release()
+
+    async def end_when_frozen(self, conn: asyncpg.Connection, interval: float) -> None:
+        """End a connection as soon as the server does not take another one within an interval (seconds)."""
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                async with asyncio.timeout(interval):
+                    with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
+                        other = await asyncpg.connect(self.logins["owner"].dsn)
+                        other.terminate()
+            except TimeoutError:
+                conn.terminate()
+                return
 
 
 class Probe:
@@ -3029,11 +3059,16 @@ def json_row(place: str, text: bytes) -> Row:
 
 
 async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """Whole lines, with their ends, as they arrive; the last may have none."""
+    """Whole lines, with their ends, as they arrive; the last may have none.
+
+    Raises Problem 400 for a line that is too long to be held.
+    """
     rest = b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         yield [line + b"\n" for line in lines]
+        if len(rest) > WHOLE:
+            raise Problem(400, f"A line is longer than {WHOLE} bytes.", headers={"Connection": "close"})
     yield [rest] if rest else []
 
 
@@ -3150,6 +3185,17 @@ def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
         return place, InputError(f"{place}, {path.strip('`')}", detail)
 
 
+async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
+    """The same rows, at least SLICE at a time except for the last."""
+    pending: list[Row] = []
+    async for rows in batches:
+        pending += rows
+        if len(pending) >= SLICE:
+            yield pending
+            pending = []
+    yield pending
+
+
 READERS = {
     "application/json": json_rows,
     "application/x-ndjson": ndjson_rows,
@@ -3215,15 +3261,17 @@ ON CONFLICT DO NOTHING
 """
 
 
-async def insert_records(conn: asyncpg.Connection, series: str, batches: AsyncIterator[list[Row]]) -> Inserted:
-    """All or nothing, in the caller's transaction.
+async def insert_records(
+    conn: asyncpg.Connection, series: str, rows: list[Row], batches: AsyncIterator[list[Row]]
+) -> Inserted:
+    """All or nothing, in the caller's transaction: rows, then what else comes.
 
     Raises Problem 422 with the first hundred errors.
     """
     now = datetime.now(UTC)
     total = inserted = 0
     errors: list[InputError] = []
-    async for rows in batches:
+    while rows:
         values = [value for row in rows if (value := checked_values(row, errors))]
         if len(errors) >= MAX_ERRORS:
             break
@@ -3231,6 +3279,7 @@ async def insert_records(conn: asyncpg.Connection, series: str, batches: AsyncIt
             done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*values, strict=True)))
             total, inserted = total + len(values), inserted + int(done.rpartition(" ")[2])
         await asyncio.sleep(0)
+        rows = await anext(batches, [])
     if errors:
         raise Problem(422, f"Nothing was written: {errors[0].name} {errors[0].detail}.", errors[:MAX_ERRORS])
     return Inserted(inserted, total - inserted)
@@ -3690,14 +3739,19 @@ async def create_records(request: Request[State]) -> Response:
     if kind not in READERS:
         raise Problem(415, f"Send Content-Type: {', '.join(READERS)}.")
     limit = state["settings"].max_upload
-    batches = READERS[kind](read_chunks(request, limit))
+    batches = slices(READERS[kind](read_chunks(request, limit)))
     if (
         request.headers.get("content-length", "0").isdecimal()
         and int(request.headers.get("content-length", "0")) > limit
     ):
         raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
-    async with writing(state["database"], "metrics") as conn:
-        done = await insert_records(conn, metric.about.series, batches)
+    # Most bodies are all here before a connection is taken, so that who sends slowly keeps none from the others.
+    rows = await anext(batches)
+    async with AsyncExitStack() as stack:
+        if len(rows) >= SLICE:
+            await stack.enter_async_context(state["database"].turn())
+        conn = await stack.enter_async_context(writing(state["database"], "metrics"))
+        done = await insert_records(conn, metric.about.series, rows, batches)
     audit(request, "records", inserted=done.inserted, duplicates=done.duplicates)
     return json_response(done, 201)
 

@@ -3892,6 +3892,9 @@ MAX_SUBSCRIPTIONS = 200
 MAX_MESSAGE = 64 * 1024
 PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
+FAREWELL = 30  # seconds for a reader to take the reason why it is closed
+SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
+NONE_YET = b"none yet"  # the etag of a subscription that has been told of a problem
 
 
 class Closing(Exception):
@@ -3913,10 +3916,18 @@ class Subscription(msgspec.Struct, eq=False):
     topic: str = ""
     etag: bytes = b""
 
-    def result(self, answer: Answer) -> bytes:
-        self.etag = answer.etag
-        head = {"type": "result", "id": self.metric_id, "params": self.params, "etag": answer.etag.decode()}
-        return encode(head)[:-1] + b',"result":' + answer.body + b"}"
+    def tell(self, news: Answer | Exception) -> None:
+        """Send a result that is another than the last one, or say, once, what is the matter."""
+        etag = news.etag if isinstance(news, Answer) else NONE_YET
+        if self.etag != etag:
+            self.etag = etag
+            self.subscriber.put(self.key, functools.partial(self.message, news))
+
+    def message(self, news: Answer | Exception) -> bytes:
+        if isinstance(news, Exception):
+            return problem_message(news, self.metric_id, self.params)
+        head = {"type": "result", "id": self.metric_id, "params": self.params, "etag": news.etag.decode()}
+        return encode(head)[:-1] + b',"result":' + news.body + b"}"
 
 
 def problem_message(exc: Exception, metric_id: Any = None, params: Any = None) -> bytes:
@@ -3937,24 +3948,20 @@ class Topic:
 
     async def run(self) -> None:
         """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
-        wait = 1.0
+        wait = SOON
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), wait)
                 await asyncio.sleep(DEBOUNCE)
             self.changed.clear()
-            try:
-                entry, answer = await self.broadcast.answer(self.plan)
-                wait = max(1.0, entry.ttl - entry.age)
-                self.publish(answer)
-            except Exception as exc:
-                wait = 1.0
-                log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
+            news, wait = await self.broadcast.ask(self.plan)
+            self.publish(news)
 
-    def publish(self, answer: Answer) -> None:
+    def publish(self, news: Answer | Exception) -> None:
+        """Those who have not had their first answer yet are about to get it."""
         for subscription in self.subscriptions:
-            if subscription.etag not in (b"", answer.etag):
-                subscription.subscriber.put(subscription.key, subscription.result(answer))
+            if subscription.etag:
+                subscription.tell(news)
 
 
 class Broadcast:
@@ -3980,9 +3987,16 @@ class Broadcast:
                 for subscription in list(topic.subscriptions):
                     subscription.subscriber.renew(subscription)
 
-    async def answer(self, plan: Plan) -> tuple[Entry, Answer]:
-        entry, _ = await self.results.get(plan, Directives())
-        return entry, await self.results.answer(plan, entry, "json", False)
+    async def ask(self, plan: Plan) -> tuple[Answer | Exception, float]:
+        """A result, or what is the matter, and for how many seconds that will do."""
+        try:
+            entry, _ = await self.results.get(plan, Directives())
+            answer = await self.results.answer(plan, entry, "json", False)
+        except Exception as exc:
+            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
+            return exc, SOON
+        # What stands in while the database fails is looked at again, whatever its TTL.
+        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
 
     def subscribe(self, plan: Plan, subscription: Subscription) -> None:
         topic = self.topics.get(plan.key)
@@ -3991,6 +4005,10 @@ class Broadcast:
         topic.plan = plan
         topic.subscriptions.add(subscription)
         subscription.topic = plan.key
+
+    def look_again(self, subscription: Subscription) -> None:
+        if topic := self.topics.get(subscription.topic):
+            topic.changed.set()
 
     def unsubscribe(self, subscription: Subscription) -> None:
         if topic := self.topics.get(subscription.topic):
@@ -4013,18 +4031,19 @@ class Subscriber:
         self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
         self.caller: Caller | None = None
         self.subscriptions: dict[str, Subscription] = {}
-        self.outbox: dict[str, bytes] = {}
-        self.waiting = asyncio.Event()
+        self.outbox: dict[str, Callable[[], bytes]] = {}
+        self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
         self.answers: set[asyncio.Task[None]] = set()
         self.problems = itertools.count()
 
-    def put(self, key: str, message: bytes) -> None:
+    def put(self, key: str, message: Callable[[], bytes]) -> None:
+        """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
         self.outbox[key] = message
         self.waiting.set()
 
     def put_problem(self, exc: Exception, metric_id: Any = None, params: Any = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(f"problem {next(self.problems)}", problem_message(exc, metric_id, params))
+            self.put(f"problem {next(self.problems)}", functools.partial(problem_message, exc, metric_id, params))
 
     async def send(self) -> None:
         """Raises Closing for a reader that takes nothing."""
@@ -4035,7 +4054,7 @@ class Subscriber:
                 message = self.outbox.pop(next(iter(self.outbox)))
                 try:
                     async with asyncio.timeout(PATIENCE):
-                        await self.websocket.send_text(message.decode())
+                        await self.websocket.send_text(message().decode())
                 except TimeoutError:
                     raise Closing(1013, f"nothing was read for {PATIENCE} s") from None
 
@@ -4052,22 +4071,23 @@ class Subscriber:
         except Problem as exc:
             raise Closing(4403, exc.detail) from exc
         self.caller = caller
+        self.renewed.set()
         for subscription in list(self.subscriptions.values()):
             self.renew(subscription)
 
     async def expire(self) -> None:
         """Raises Closing when there is no token in time, or the last one has expired."""
-        if self.caller is None:
-            await asyncio.sleep(AUTH_WITHIN)
-        while self.caller and (left := self.caller.expires - time.time()) > 0:  # noqa: ASYNC110 - a renewal moves it
-            await asyncio.sleep(min(left, 3600))
+        until = time.time() + AUTH_WITHIN
+        while (left := (self.caller.expires if self.caller else until) - time.time()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.renewed.wait(), min(left, 3600))
+            self.renewed.clear()
         raise Closing(4401, "no valid token")
 
     async def receive(self) -> None:
-        """Raises Closing, or WebSocketDisconnect."""
-        while True:
-            text = await self.websocket.receive_text()
-            message = parse_message(text)
+        """Until the client leaves; raises Closing."""
+        while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
+            message = parse_message(event.get("text") or event.get("bytes") or "")
             if isinstance(message, Problem):
                 self.put_problem(message)
             elif message.get("type") == "auth" and isinstance(message.get("token"), str):
@@ -4086,6 +4106,7 @@ class Subscriber:
         key = msgspec.json.encode([metric_id, params], order="sorted").decode()
         if known := self.subscriptions.pop(key, None):
             self.broadcast.unsubscribe(known)
+            self.outbox.pop(key, None)
         if kind == "unsubscribe":
             return None
         if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
@@ -4098,7 +4119,7 @@ class Subscriber:
         self.renew(subscription)
 
     def renew(self, subscription: Subscription) -> None:
-        """Subscribe to what the metric is now and the caller may see, and send its result."""
+        """Subscribe to what the metric is now and the caller may see, and send its result if it is another."""
         self.broadcast.unsubscribe(subscription)
         task = asyncio.create_task(self.answer(subscription))
         self.answers.add(task)
@@ -4115,12 +4136,11 @@ class Subscriber:
         if self.subscriptions.get(subscription.key) is not subscription:
             return
         self.broadcast.subscribe(plan, subscription)
-        try:
-            _, answer = await self.broadcast.answer(plan)
-            self.put(subscription.key, subscription.result(answer))
-        except Exception as exc:
-            subscription.etag = b"none yet"
-            self.put_problem(exc, subscription.metric_id, subscription.params)
+        news, wait = await self.broadcast.ask(plan)
+        if self.subscriptions.get(subscription.key) is subscription:
+            subscription.tell(news)
+        if wait == SOON:
+            self.broadcast.look_again(subscription)
 
     async def serve(self) -> None:
         """Until the client leaves; raises Closing."""
@@ -4139,19 +4159,19 @@ class Subscriber:
             for task in (*tasks, *self.answers):
                 task.cancel()
             await asyncio.gather(*tasks, *self.answers, return_exceptions=True)
+            self.outbox.clear()
             for subscription in self.subscriptions.values():
                 self.broadcast.unsubscribe(subscription)
 
 
-def parse_message(text: str) -> dict[str, Any] | Problem:
+def parse_message(text: str | bytes) -> dict[str, Any] | Problem:
     if len(text) > MAX_MESSAGE:
         return Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.ValidationError:
-        return Problem(422, "A message must be a JSON object.")
-    except (msgspec.DecodeError, RecursionError):
+        message = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Problem(400, "The message is not JSON.")
+    return message if isinstance(message, dict) else Problem(422, "A message must be a JSON object.")
 
 
 def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -4175,9 +4195,9 @@ async def live(websocket: WebSocket) -> None:
             await subscriber.authenticate(header)
         await subscriber.serve()
     except Closing as closing:
-        # A reader that takes nothing does not take this either.
+        # A reader that takes nothing does not take this either, until it goes on.
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
-            await asyncio.wait_for(websocket.close(closing.code, closing.reason), 1)
+            await asyncio.wait_for(websocket.close(closing.code, closing.reason), FAREWELL)
 
 
 def check_origin(scope: Scope, settings: Settings) -> None:

@@ -11,12 +11,14 @@ short rounds, and the median counts, so that other load on the machine strikes b
 
 import argparse
 import asyncio
+import base64
 import http.client
 import itertools
 import json
 import os
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import asyncpg
 import jwt
@@ -58,6 +60,7 @@ ORDER BY date
 LIMIT {rows}::int4
 """
 VALUE = "SELECT :n::int4 AS n"
+COUNT = "SELECT COUNT(*) AS records FROM metrics"
 # Always a run of its own.
 SMALL = {"path": "/metrics/rows?rows=25", "cache_control": "no-cache"}
 
@@ -416,9 +419,82 @@ def ndjson(records: list[tuple[Any, ...]]) -> bytes:
     return msgspec.json.Encoder(decimal_format="number").encode_lines(lines)
 
 
+class Watcher(asyncio.Protocol):
+    """Subscribes to a metric and notes when something comes, and no more, so that five hundred of them are cheap."""
+
+    def __init__(self, port: int, metric_id: str) -> None:
+        self.port, self.metric_id = port, metric_id
+        self.said, self.came = b"", 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(
+            get("/live", upgrade="websocket", connection="Upgrade", sec_websocket_key=KEY, sec_websocket_version="13")
+        )
+
+    def data_received(self, data: bytes) -> None:
+        self.said, self.came = data, time.monotonic()
+        if data.startswith(b"HTTP/1.1 101"):
+            text = json.dumps({"type": "subscribe", "id": self.metric_id}).encode()
+            # A client masks what it sends; zeros are a mask.
+            self.transport.write(struct.pack("!BB4x", 0x81, 0x80 | len(text)) + text)
+
+    async def hears(self, value: bytes) -> float:
+        """When it came."""
+        while value not in self.said:  # noqa: ASYNC110 - an event would cost the client what it has to spare
+            await asyncio.sleep(0.02)
+        return self.came
+
+
+KEY = base64.b64encode(bytes(16)).decode()
+
+
+@asynccontextmanager
+async def watching(port: int, metric_id: str, count: int) -> AsyncIterator[list[Watcher]]:
+    loop, make = asyncio.get_running_loop(), partial(Watcher, port, metric_id)
+    watchers = [(await loop.create_connection(make, "127.0.0.1", port))[1] for _ in range(count)]
+    yield watchers
+    for watcher in watchers:
+        watcher.transport.abort()
+
+
+async def runs(server: Server) -> float:
+    """How many queries there were."""
+    text = (await answered(server, get("/prometheus"))).body.decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("metric_run_seconds_count"))
+
+
+async def live(bench: Bench) -> list[Figure]:
+    """A commit, until the last of 500 subscribers has what it changed, and what it costs the database."""
+    server = await bench.open()
+    conn = await asyncpg.connect(bench.settings["DATABASE_URL"])
+    late, queries = [], []
+    async with watching(server.port, "count", 500) as watchers:
+        await asyncio.gather(*[watcher.hears(b'"records":[') for watcher in watchers])
+        for _ in range(5 if bench.short else 50):
+            before = await runs(server)
+            await conn.execute("INSERT INTO metrics (id) VALUES ('value')")
+            committed = time.monotonic()
+            expected = f'"records":{await conn.fetchval(COUNT)}}}'.encode()
+            late += [await watcher.hears(expected) - committed for watcher in watchers]
+            queries.append(await runs(server) - before)
+    await conn.close()
+    value = statistics.quantiles(late, n=100)[98] * 1000
+    return [
+        Figure(
+            "live",
+            value,
+            300,
+            "ms",
+            f"99 % of 500 subscribers after a commit, half {statistics.median(late) * 1000:.0f}",
+        ),
+        Figure("live queries", max(queries), 2, "", "for one commit"),
+    ]
+
+
 # ---- command
 
-FIGURES = {figure.__name__: figure for figure in (miss, stall, start, hit, token, memory, bulk)}
+FIGURES = {figure.__name__: figure for figure in (miss, stall, start, hit, token, memory, bulk, live)}
 
 
 async def measure(home: Path, names: list[str], short: bool) -> bool:
@@ -446,6 +522,7 @@ def main() -> int:
         (home / "queries").mkdir()
         (home / "queries" / "rows.sql").write_text(ROWS.format(rows=":rows"))
         (home / "queries" / "value.sql").write_text(VALUE)
+        (home / "queries" / "count.sql").write_text(COUNT)
         return 0 if asyncio.run(measure(home, options.names or list(FIGURES), options.short)) else 1
 
 

@@ -265,7 +265,8 @@ class MetricResult(msgspec.Struct, frozen=True):
 
 Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
-SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=100_000)]
+MAX_SQL = 100_000
+SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
 
 
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -1100,12 +1101,20 @@ class Login(NamedTuple):
 
 
 def database_logins(settings: Settings) -> dict[str, Login]:
-    """The gate is the guest once more: describing must not wait for bad queries that occupy the guest's pool."""
+    """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
     owner = settings.database_url or ""
     reader = derived_login(owner, settings.reader_database_url, owner, "metrics_reader")
     guest = derived_login(owner, settings.guest_database_url, settings.reader_database_url or owner, "metrics_guest")
     replicated = {"reader on primary": reader, "guest on primary": guest} if settings.reader_database_url else {}
-    return {"owner": Login(owner), "reader": reader, "guest": guest, "gate": guest, **replicated}
+    return {
+        "owner": Login(owner),
+        "upload": Login(owner),
+        "reader": reader,
+        "guest": guest,
+        "gate": guest,
+        "catalog": guest,
+        **replicated,
+    }
 
 
 def derived_login(owner: str, url: str | None, hosts: str, user: str) -> Login:
@@ -1126,6 +1135,8 @@ async def keep_session(conn: asyncpg.Connection) -> None:
 
 
 GUEST_POOL_SIZE = 2
+# Uploads last as long as their senders like, and other writes must not wait for them.
+WRITERS = ("owner", "upload")
 
 
 class Database:
@@ -1136,7 +1147,6 @@ class Database:
         self.logins = database_logins(settings)
         self.pools = {name: self.create_pool(name) for name in self.logins}
         self.waiting = dict.fromkeys(self.logins, 0)
-        self.uploads = asyncio.Semaphore(max(1, settings.pool_size // 2))
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         login = self.logins[name]
@@ -1146,7 +1156,7 @@ class Database:
             user=login.user,
             password=login.password,
             min_size=0,
-            max_size=GUEST_POOL_SIZE if name.startswith(("guest", "gate")) else self.settings.pool_size,
+            max_size=GUEST_POOL_SIZE if name.startswith(("guest", "gate", "catalog")) else self.settings.pool_size,
             reset=keep_session if name.startswith("reader") else None,
             server_settings=self.session(name),
             **primary,
@@ -1154,7 +1164,7 @@ class Database:
 
     def session(self, name: str) -> dict[str, str]:
         session = {"application_name": f"metrics-api {name}", "timezone": "UTC"}
-        if name != "owner":
+        if name not in WRITERS:
             milliseconds = str(int(self.settings.statement_timeout * 1000))
             session |= {
                 "statement_timeout": milliseconds,
@@ -1200,29 +1210,22 @@ class Database:
             self.waiting[name] -= 1
         limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
         ending: asyncio.Task[None] | asyncio.TimerHandle
-        if name == "owner":
+        if name in WRITERS:
             ending = asyncio.create_task(self.end_when_frozen(conn, limit / 2))
         else:
             ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
         try:
             yield conn
+        except DATABASE_DOWN as exc:
+            # What a statement raises may look as if the database were down: it may name a database that is not there.
+            if getattr(exc, "severity_en", None) == "ERROR":
+                raise asyncpg.DataError(str(exc)) from exc
+            raise
         finally:
             try:
                 await pool.release(conn)
             finally:
                 ending.cancel()
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Let half of the owner's connections wait for clients who send slowly. Raises PoolBusy."""
-        try:
-            await asyncio.wait_for(self.uploads.acquire(), self.settings.pool_timeout)
-        except TimeoutError:
-            raise PoolBusy from None
-        try:
-            yield
-        finally:
-            self.uploads.release()
 
     async def end_when_frozen(self, conn: asyncpg.Connection, interval: float) -> None:
         """End a connection as soon as the server does not take another one within an interval (seconds)."""
@@ -1282,15 +1285,17 @@ class Probe:
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CHARTS = ("number", "line", "bar", "table")
 HEADER_LINE = re.compile(r"--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
-# What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments.
+# What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments. As for
+# PostgreSQL, what is not ASCII is a letter, a carriage return ends a comment, and a string may go on in the next line.
 TOKEN = re.compile(
     r"""
-      \b[eE]'(?:[^'\\]|\\.|'')*'
+      \b[eE]'(?:[^'\\]++|\\.|'')*+'
+      (?:(?:[ \t\f\v]++|--[^\r\n]*+)*+[\r\n](?:[ \t\f\v\r\n]++|--[^\r\n]*+[\r\n])*+'(?:[^'\\]++|\\.|'')*+')*+
     | '[^']*' | "[^"]*"
-    | \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$
-    | --[^\n]*
+    | (?P<dollars>\$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?\$)
+    | --[^\r\n]*
     | (?P<comment>/\*)
-    | [^\W\d][\w$]*
+    | [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*
     | ::|:=
     | (?<!\w):(?P<name>[^\W\d]\w*)
     | (?P<number>\$\d+)
@@ -1332,6 +1337,8 @@ def parse_statement(sql: str) -> Statement:
         start = token.start()
         parts.append(sql[position:start])
         position = comment_end(sql, start) if token["comment"] else token.end()
+        if token["dollars"]:
+            position = quote_end(sql, position, token["dollars"])
         text = sql[start:position]
         if token["number"]:
             raise BadStatement(f"{text} has no name; write :name for a parameter", *line_and_column(sql, start))
@@ -1355,6 +1362,11 @@ def comment_end(sql: str, start: int) -> int:
         if depth == 0:
             return edge.end()
     return len(sql)
+
+
+def quote_end(sql: str, start: int, delimiter: str) -> int:
+    end = sql.find(delimiter, start)
+    return len(sql) if end < 0 else end + len(delimiter)
 
 
 def line_and_column(sql: str, offset: int) -> tuple[int, int]:
@@ -1598,7 +1610,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
 # What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
 MORE_THAN_READING = (
     r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|lo_.*|loread|lowrite|ts_stat|ts_rewrite"
-    r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
+    r"|setseed|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
 )
 
 
@@ -1609,7 +1621,7 @@ def check_names(statement: Statement) -> None:
     """
     before = ""
     for part in statement.parts:
-        if re.fullmatch(MORE_THAN_READING, part.strip('"').lower()):
+        if re.fullmatch(f"{MORE_THAN_READING}|set_config", part.strip('"').lower()):
             raise BadStatement(f"{part} does more than read")
         if part.startswith('"') and before.lower() == "u&":
             raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
@@ -1730,9 +1742,12 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
     for attempt in itertools.count():
         try:
             row = await run_once(catalog.database, metric, values, primary)
-        except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError):
+        except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
             metric = compiled(await catalog.refresh(metric))
             if attempt == 2:
+                # A value may name what is not there, such as a regclass.
+                if metric.names:
+                    raise asyncpg.DataError(str(exc)) from exc
                 raise
             continue
         except (asyncpg.SerializationError, *DATABASE_DOWN):
@@ -1813,9 +1828,9 @@ AND NOT EXISTS (
 """
 
 
-async def describe_with(database: Database, definition: Definition) -> Metric:
+async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
     """Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
-    async with database.connection("reader" if definition.source == "file" else "gate") as conn:
+    async with database.connection("reader" if definition.source == "file" else guest) as conn:
         return await describe(conn, definition, database.settings)
 
 
@@ -1828,9 +1843,14 @@ async def pass_gate(database: Database, definition: Definition) -> Metric:
 
     Raises BadStatement, PoolBusy or one of DATABASE_DOWN.
     """
-    metric = await describe_with(database, definition)
+    try:
+        metric = await describe_with(database, definition, "gate")
+    except asyncpg.QueryCanceledError:
+        raise BadStatement("PostgreSQL cannot plan it within STATEMENT_TIMEOUT") from None
+    except asyncpg.DataError as exc:
+        raise BadStatement(str(exc)) from exc
     if metric.cost > MAX_COST:
-        raise BadStatement(f"PostgreSQL expects it to cost {metric.cost:,.0f} units, and {MAX_COST:,} are allowed")
+        raise BadStatement(f"PostgreSQL expects it to cost {metric.cost:.3g} units, and {MAX_COST:,} are allowed")
     return metric
 
 
@@ -1899,7 +1919,7 @@ class Catalog:
                     await mirror(conn, files.values())
                 rows = await conn.fetch(DEFINITIONS)
                 self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
-            async with self.database.connection("gate") as conn:
+            async with self.database.connection("catalog") as conn:
                 self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
             definitions = merge(files, rows)
             self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
@@ -1913,7 +1933,9 @@ class Catalog:
     async def adopt(self, metric: Metric) -> None:
         """Take up what was just written, before the notification of it comes."""
         async with self.lock:
-            self.metrics[metric.id] = metric
+            known = self.metrics.get(metric.id)
+            if known is None or known.about.version <= metric.about.version:
+                self.metrics[metric.id] = metric
         self.tell()
 
     async def forget(self, metric_id: str) -> None:
@@ -1922,21 +1944,34 @@ class Catalog:
         self.tell()
 
     async def described(self, definition: Definition) -> Metric:
+        """One metric that PostgreSQL cannot plan, be it for ever, does not take the others with it."""
         known = self.metrics.get(definition.id)
-        return known if known and known.about == definition and not known.fault else await self.describe(definition)
+        if known and known.about == definition and not known.fault:
+            return known
+        try:
+            return await self.describe(definition)
+        except (asyncpg.PostgresError, *DATABASE_DOWN) as exc:
+            if definition.source == "file" and isinstance(exc, DATABASE_DOWN):
+                raise
+            async with self.database.connection("owner") as conn:
+                await conn.execute("SELECT 1")
+            return Metric(about=definition, fault=f"PostgreSQL does not plan it ({type(exc).__name__})")
 
     async def describe(self, definition: Definition) -> Metric:
         if definition.fault:
             return Metric(about=definition, fault=definition.fault)
         try:
-            return await describe_with(self.database, definition)
+            return await describe_with(self.database, definition, "catalog")
         except BadStatement as exc:
             place = f":{exc.line}:{exc.column}" if exc.line else ""
             return Metric(about=definition, fault=exc.message, place=place, warnings=definition.warnings)
 
     async def refresh(self, metric: Metric) -> Metric:
         """Describe one metric again, because its tables have changed."""
-        self.metrics[metric.id] = fresh = await self.describe(metric.about)
+        fresh = await self.describe(metric.about)
+        known = self.metrics.get(metric.id)
+        if known and known.about == metric.about:
+            self.metrics[metric.id] = fresh
         self.tell()
         return fresh
 
@@ -2319,9 +2354,9 @@ async def notify(conn: asyncpg.Connection, table: str) -> None:
 
 
 @asynccontextmanager
-async def writing(database: Database, table: str) -> AsyncIterator[asyncpg.Connection]:
+async def writing(database: Database, table: str, login: str = "owner") -> AsyncIterator[asyncpg.Connection]:
     """The owner's connection in a transaction that changes a table."""
-    async with database.connection("owner") as conn, conn.transaction():
+    async with database.connection(login) as conn, conn.transaction():
         yield conn
         await notify(conn, table)
 
@@ -2695,9 +2730,12 @@ class Results:
         try:
             result = await self.run_up_to_date(plan)
         except Exception as exc:
-            self.database_fails = isinstance(exc, DATABASE_DOWN)
+            # A connection of the guest's may well have been lost to its own query.
+            if plan.metric.login == "reader":
+                self.database_fails = isinstance(exc, DATABASE_DOWN)
             raise
-        self.database_fails = False
+        if plan.metric.login == "reader":
+            self.database_fails = False
         entry = self.make_entry(plan, result, began)
         entry.milliseconds = (time.monotonic() - began) * 1000
         entry.began = epoch
@@ -2825,8 +2863,11 @@ def render_csv(result: Result) -> bytes:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow([column.name for column in result.columns])
-    for line in result.rows.splitlines():
-        writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
+    try:
+        for line in result.rows.splitlines():
+            writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
+    except RecursionError:
+        raise Problem(422, "A value is nested too deep for CSV; ask for JSON.") from None
     return out.getvalue().encode()
 
 
@@ -3000,8 +3041,8 @@ def decode_json(body: bytes) -> Any:
     except (msgspec.DecodeError, RecursionError) as exc:
         reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
         raise Problem(400, f"The body is not JSON: {reason}.") from None
-    level, depth = [value], 0
-    while level := [item for value in level for item in children(value)]:
+    level, depth = [value], 1
+    while level := [item for value in level for item in children(value) if isinstance(item, dict | list)]:
         depth += 1
         if depth > MAX_DEPTH:
             raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
@@ -3115,7 +3156,7 @@ async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterat
         chunk = await anext(chunks, b"")
         if not chunk and not buffer.strip() and delimiter == b"]":
             return
-        if not chunk or len(buffer) > WHOLE or delimiter == b"]":
+        if not chunk or len(buffer) > WHOLE or (delimiter == b"]" and chunk.strip()):
             raise Problem(400, f"The body is no JSON array of flat records after row {number}.")
         buffer += chunk
 
@@ -3209,6 +3250,8 @@ def record_values(record: Record) -> tuple[Any, ...]:
     for name, number in (("obsolescence_val", record.obsolescence_val), ("obsolescence", record.obsolescence)):
         if number is not None and not (number.is_finite() and abs(number.adjusted()) < 1000):
             raise ValueError(name, "must be a number below 10^1000")
+        if number is not None and number.as_tuple().exponent < -16_383:  # type: ignore[operator]
+            raise ValueError(name, "must have 16383 digits after the point at most")
     for name, text in (("alert_type", record.alert_type), ("alert_category", record.alert_category)):
         if text and "\0" in text:
             raise ValueError(name, "must not contain a NUL character")
@@ -3299,12 +3342,13 @@ def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None
 # ------------------------------------------------------------------------------------------------ model
 
 MAX_MODEL_ANSWER = 2**20
-FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
-BARE_SQL = re.compile(r"^\s*(?:WITH|SELECT|VALUES|TABLE)\b.*", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+MAX_VALUES = 1000  # that the mock looks for in a prompt
+FENCE_LANGUAGE = re.compile(r"\A[a-zA-Z]*[ \t]*\r?\n")
+BARE_SQL = re.compile(r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 READABLE_COLUMNS = """\
 SELECT
   c.oid::regclass::text AS table,
-  a.attname AS column,
+  QUOTE_IDENT(a.attname) AS column,
   FORMAT_TYPE(a.atttypid, a.atttypmod) AS type,
   a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) AS is_text
 FROM pg_class AS c
@@ -3333,24 +3377,24 @@ Metrics that exist:
 """
 
 
-async def known_values(conn: asyncpg.Connection, table: str, column: str) -> list[str]:
-    """The values of a short text column; none when there are more than twenty, or too many rows to look through."""
+async def known_values(conn: asyncpg.Connection, table: str, column: str, most: int) -> list[str]:
+    """The values of a short text column; none when there are more than most, or too many rows to look through."""
     try:
         rows = await conn.fetch(
-            f"SELECT DISTINCT {column} AS value FROM {table} WHERE LENGTH({column}) BETWEEN 1 AND 100 LIMIT 21",
+            f"SELECT DISTINCT {column} AS value FROM {table} WHERE LENGTH({column}) BETWEEN 1 AND 100 LIMIT {most + 1}",
             timeout=2,
         )
     except (TimeoutError, asyncpg.PostgresError):
         return []
-    return sorted(row["value"] for row in rows) if len(rows) <= 20 else []
+    return sorted(row["value"] for row in rows) if len(rows) <= most else []
 
 
 async def describe_tables(conn: asyncpg.Connection) -> str:
     """What the guest may read, one table a line, with the values of its text columns."""
     tables: dict[str, list[str]] = {}
     for row in await conn.fetch(READABLE_COLUMNS):
-        column = f'"{row["column"]}"'.replace('"', "") if row["column"].isidentifier() else f'"{row["column"]}"'
-        values = await known_values(conn, row["table"], column) if row["is_text"] else []
+        column = row["column"]
+        values = await known_values(conn, row["table"], column, 20) if row["is_text"] else []
         known = f" (one of {', '.join(map(repr, values))})" if values else ""
         tables.setdefault(row["table"], []).append(f"{column} {row['type']}{known}")
     return "\n".join(f"{table}({', '.join(columns)})" for table, columns in tables.items())
@@ -3381,7 +3425,8 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
 
 def extract_sql(answer: str) -> str:
     """The SQL in an answer with or without prose and fences around it."""
-    text = next((match for match in FENCED.findall(answer) if BARE_SQL.search(match)), answer)
+    blocks = [FENCE_LANGUAGE.sub("", block, count=1) for block in answer.split("```")[1::2]]
+    text = next((block for block in blocks if BARE_SQL.search(block)), answer)
     found = BARE_SQL.search(text)
     return (found[0] if found else text).strip()
 
@@ -3404,8 +3449,10 @@ async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
         {"role": "user", "content": prompt},
     ]
     try:
-        async with asyncio.timeout(settings.sql_model_timeout), httpx.AsyncClient(timeout=None) as client:
-            return await converse(client, database, messages, about)
+        async with asyncio.timeout(settings.sql_model_timeout):
+            # Reading the certificates takes 50 ms.
+            async with await asyncio.to_thread(httpx.AsyncClient, timeout=None) as client:
+                return await converse(client, database, messages, about)
     except TimeoutError:
         raise ModelFailed(f"it took longer than SQL_MODEL_TIMEOUT, {settings.sql_model_timeout:g} s") from None
 
@@ -3416,8 +3463,11 @@ async def converse(
     objection = ""
     for _ in range(3):
         answer = await complete(client, database.settings, messages)
+        sql = extract_sql(answer)
+        if len(sql) > MAX_SQL:
+            raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
         try:
-            return await pass_gate(database, msgspec.structs.replace(about, sql=extract_sql(answer)))
+            return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
         except BadStatement as exc:
             objection = str(exc)
         messages += [
@@ -3432,8 +3482,8 @@ async def mock_answer(database: Database, prompt: str, metric_id: str) -> str:
     from seed import mock_model
 
     async with database.connection("gate") as conn:
-        types = await known_values(conn, "metrics", "alert_type")
-        categories = await known_values(conn, "metrics", "alert_category")
+        types = await known_values(conn, "metrics", "alert_type", MAX_VALUES)
+        categories = await known_values(conn, "metrics", "alert_category", MAX_VALUES)
     return mock_model.mock_sql(prompt, metric_id, types, categories)
 
 
@@ -3580,8 +3630,8 @@ def default_title(metric_id: str, query: str | msgspec.UnsetType, prompt: str | 
 
 async def create_metric(request: Request[State]) -> Response:
     state = request.state
-    dry_run = single_parameter(request, "dry_run", re.compile("true|false"), "must be true or false") == "true"
     body = await read_json(request, NewMetric)
+    dry_run = single_parameter(request, "dry_run", re.compile("true|false"), "must be true or false") == "true"
     check_text("title", body.title)
     check_layouts(body.layouts)
     metric_id = str(uuid.uuid4())
@@ -3654,8 +3704,8 @@ RETURNING id
 UPDATE_METRIC = """\
 UPDATE metric_configurations
 SET
-  title = $2,
-  query_id = $3,
+  title = CASE WHEN $5 THEN $2 ELSE title END,
+  query_id = COALESCE($3, query_id),
   prompt = COALESCE($4, prompt),
   version = version + 1
 WHERE id = $1
@@ -3667,21 +3717,27 @@ async def change_metric(request: Request[State]) -> Response:
     state, metric = request.state, find_metric(request, editable=True)
     body = await read_json(request, MetricPatch)
     wanted = body.version if isinstance(body.version, int) else None
-    check_version(metric.about.version, wanted)
+    if wanted is not None:
+        # What this instance remembers may be older than what the caller has from another one.
+        async with state["database"].connection("owner") as conn:
+            check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
     about = patched(metric.about, body)
-    if body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET:
+    rewritten = body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET
+    if rewritten:
         metric = await write_metric(state, about, body.query, body.query_generation_prompt)
     prompt = body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
     async with writing(state["database"], "metric_configurations") as conn:
         check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
-        series = about.series
-        if metric.about.sql != about.sql:
-            series = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql)
-        version = await conn.fetchval(UPDATE_METRIC, metric.id, about.title, series, prompt)
+        query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
+        titled = body.title is not msgspec.UNSET
+        version = await conn.fetchval(UPDATE_METRIC, metric.id, about.title, query_id, prompt, titled)
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
-    changed = msgspec.structs.replace(about, sql=metric.about.sql, series=series, version=version)
-    metric = msgspec.structs.replace(metric, about=changed)
+        rows = await conn.fetch(f"SELECT * FROM ({DEFINITIONS}) AS d WHERE id = $1", metric.id)
+    about = merge({}, rows)[metric.id]
+    if about.sql != metric.about.sql:
+        metric = await state["catalog"].describe(about)
+    metric = msgspec.structs.replace(metric, about=about)
     await state["catalog"].adopt(metric)
     audit(request, "change", version=version)
     return json_response(definition_of(metric))
@@ -3747,10 +3803,8 @@ async def create_records(request: Request[State]) -> Response:
         raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
     # Most bodies are all here before a connection is taken, so that who sends slowly keeps none from the others.
     rows = await anext(batches)
-    async with AsyncExitStack() as stack:
-        if len(rows) >= SLICE:
-            await stack.enter_async_context(state["database"].turn())
-        conn = await stack.enter_async_context(writing(state["database"], "metrics"))
+    login = "upload" if len(rows) >= SLICE else "owner"
+    async with writing(state["database"], "metrics", login) as conn:
         done = await insert_records(conn, metric.about.series, rows, batches)
     audit(request, "records", inserted=done.inserted, duplicates=done.duplicates)
     return json_response(done, 201)

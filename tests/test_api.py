@@ -1,0 +1,661 @@
+"""Metrics and records through the API: what is stored, who is told, what is refused and in which order."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from conftest import Serve, Service, eventually, wait_until
+from issuer import Issuer
+
+pytestmark = pytest.mark.anyio
+
+MAX_BODY, MAX_UPLOAD = 200_000, 2 * 2**20
+LIMITS = {"MAX_BODY": str(MAX_BODY), "MAX_UPLOAD": str(MAX_UPLOAD)}
+TILE = {"breakpoint": "lg", "x": 1, "y": 2, "w": 3, "h": 4, "static": False}
+NDJSON, CSV = {"Content-Type": "application/x-ndjson"}, {"Content-Type": "text/csv"}
+RECORDS = "/metrics/total/metric-records"
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    issuer = Issuer("rsa")
+    yield issuer
+    issuer.close()
+
+
+@pytest.fixture(scope="module")
+def two(start_service: Serve, issuer: Issuer) -> Iterator[list[Service]]:
+    """Two instances that share a database."""
+    services = [start_service(JWT_ISSUER=issuer.url, **LIMITS) for _ in range(2)]
+    yield services
+    for service in services:
+        service.stop()
+
+
+def bearer(issuer: Issuer, **claims: Any) -> dict[str, str]:
+    return {"Authorization": f"Bearer {issuer.token(**claims)}"}
+
+
+@pytest.fixture
+async def api(two: list[Service], issuer: Issuer, owner: asyncpg.Connection) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=two[0].url, headers=bearer(issuer), timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+async def other(two: list[Service], issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=two[1].url, headers=bearer(issuer), timeout=30) as client:
+        yield client
+
+
+async def create(api: httpx.AsyncClient, query: str = "SELECT 1 AS a", **fields: Any) -> str:
+    answer = await api.post("/metrics", json={"query": query, **fields})
+    assert answer.status_code == 201, answer.text
+    metric_id: str = answer.json()["id"]
+    return metric_id
+
+
+async def summary(api: httpx.AsyncClient, metric_id: str) -> Any:
+    found = [metric for metric in (await api.get("/metrics")).json()["metrics"] if metric["id"] == metric_id]
+    return found[0] if found else None
+
+
+def log_lines(service: Service) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
+
+
+def audited(service: Service, metric_id: str) -> list[tuple[Any, ...]]:
+    lines = [line for line in log_lines(service) if line["message"] == "audit" and line["metric_id"] == metric_id]
+    return [(line["action"], line["subject"]) for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+async def test_a_metric_is_answered_stored_and_there_at_once(
+    api: httpx.AsyncClient, owner: asyncpg.Connection, two: list[Service]
+) -> None:
+    query = "SELECT id, :n::int4 AS n FROM metrics"
+    answer = await api.post("/metrics", json={"query": query, "title": "Mine", "layouts": [TILE]})
+    body = answer.json()
+    metric_id = body.pop("id")
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/metrics/{metric_id}"
+    assert body == {
+        "query": query,
+        "version": 1,
+        "parameters": [{"name": "n", "type": "int4", "required": False, "description": ""}],
+        "columns": [{"name": "id", "type": "text"}, {"name": "n", "type": "int4"}],
+    }
+    result = (await api.get(f"/metrics/{metric_id}")).json()
+    assert (result["title"], result["is_editable"], result["layouts"]) == ("Mine", True, [TILE])
+    assert (await summary(api, metric_id))["version"] == 1
+    row = await owner.fetchrow("SELECT * FROM metric_configurations WHERE id = $1", metric_id)
+    assert (row["source"], row["prompt"], row["created_by"]) == ("api", None, "ada")
+    await eventually(lambda: asyncio.to_thread(audited, two[0], metric_id))
+    assert audited(two[0], metric_id) == [("create", "ada")]
+
+
+async def test_every_write_is_seen_by_another_instance_within_a_second(
+    api: httpx.AsyncClient, other: httpx.AsyncClient
+) -> None:
+    metric_id = await create(api)
+
+    async def title() -> str | None:
+        metric = await summary(other, metric_id)
+        return metric["title"] if metric else None
+
+    async def becomes(wanted: str | None) -> None:
+        async def check() -> bool:
+            return await title() == wanted
+
+        await eventually(check, 1)
+
+    await becomes(f"Metric {metric_id[:8]}")
+    await api.patch(f"/metrics/{metric_id}", json={"title": "New"})
+    await becomes("New")
+    await api.delete(f"/metrics/{metric_id}")
+    await becomes(None)
+
+
+async def test_the_prompt_is_kept_and_logged_by_nobody(
+    api: httpx.AsyncClient, owner: asyncpg.Connection, two: list[Service]
+) -> None:
+    prompt = "How many alerts did the zebra-company have in June 2025?"
+    answer = await api.post("/metrics", json={"query_generation_prompt": prompt})
+    assert answer.status_code == 201
+    metric_id = answer.json()["id"]
+    assert await owner.fetchval("SELECT prompt FROM metric_configurations WHERE id = $1", metric_id) == prompt
+    for text in ("zebra-company", "zebra-company by the day"):
+        changed = await api.patch(f"/metrics/{metric_id}", json={"query_generation_prompt": text})
+        assert changed.status_code == 200
+    assert await owner.fetchval("SELECT prompt FROM metric_configurations WHERE id = $1", metric_id) == text
+    await eventually(lambda: asyncio.to_thread(lambda: len(audited(two[0], metric_id)) == 3))
+    assert "zebra" not in two[0].log.read_text()
+
+
+async def test_a_dry_run_stores_nothing(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
+    before = await owner.fetch("SELECT id FROM queries")
+    answer = await api.post("/metrics?dry_run=true", json={"query": "SELECT 1 AS a"})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "query": "SELECT 1 AS a",
+        "version": 1,
+        "parameters": [],
+        "columns": [{"name": "a", "type": "int4"}],
+    }
+    assert "location" not in answer.headers
+    assert (await api.post("/metrics?dry_run=true", json={"query": "DROP TABLE metrics"})).status_code == 422
+    assert await owner.fetch("SELECT id FROM queries") == before
+
+
+async def test_a_patch_changes_what_it_names_and_null_takes_away(api: httpx.AsyncClient) -> None:
+    metric_id = await create(api, title="Old", layouts=[TILE])
+    path = f"/metrics/{metric_id}"
+    answer = await api.patch(path, json={"query": "SELECT 2 AS b", "version": 1})
+    assert (answer.status_code, answer.json()["version"], answer.json()["id"]) == (200, 2, metric_id)
+    result = (await api.get(path)).json()
+    assert (result["title"], result["layouts"], result["records"]) == ("Old", [TILE], [{"b": 2}])
+    patch = {"Content-Type": "application/merge-patch+json"}
+    answer = await api.patch(path, content=b'{"title": null, "layouts": null}', headers=patch)
+    assert (answer.status_code, answer.json()["version"], answer.json()["query"]) == (200, 3, "SELECT 2 AS b")
+    result = (await api.get(path)).json()
+    assert (result["title"] != "Old", result["layouts"]) == (True, [])
+
+
+async def test_whoever_was_slower_gets_409(api: httpx.AsyncClient) -> None:
+    path = f"/metrics/{await create(api)}"
+    answers = await asyncio.gather(*[api.patch(path, json={"title": f"T{i}", "version": 1}) for i in range(5)])
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
+    assert (await api.delete(f"{path}?version=1")).status_code == 409
+    assert (await api.delete(f"{path}?version=2")).status_code == 204
+    for answer in (await api.get(path), await api.delete(path), await api.patch(path, json={"title": "x"})):
+        assert answer.status_code == 404
+
+
+async def test_a_version_is_judged_by_the_database_and_not_by_what_an_instance_remembers(
+    api: httpx.AsyncClient, other: httpx.AsyncClient
+) -> None:
+    path = f"/metrics/{await create(api)}"
+    await eventually(lambda: answers(other, path), 2)
+    for version in range(1, 13, 2):
+        for instance, title in ((api, "here"), (other, None)):
+            body = {"version": version, "title": title} if title else {"version": version + 1, "layouts": [TILE]}
+            answer = await instance.patch(path, json=body)
+            assert answer.status_code == 200, answer.text
+    await eventually(lambda: answers(other, path), 1)
+    await asyncio.sleep(0.7)
+    for instance in (api, other):
+        result = (await instance.get(path)).json()
+        assert (result["title"], result["layouts"]) == ("here", [TILE])
+
+
+async def answers(client: httpx.AsyncClient, path: str) -> bool:
+    return (await client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize("editable", [True, False])
+async def test_a_metric_is_editable_unless_it_says_otherwise(api: httpx.AsyncClient, editable: bool) -> None:
+    path = f"/metrics/{await create(api, is_editable=editable)}"
+    expected = (200, 204) if editable else (409, 409)
+    assert (await api.put(f"{path}/layouts", json=[TILE])).json() == [TILE]
+    patched = await api.patch(path, json={"title": "x"})
+    assert (patched.status_code, (await api.delete(path)).status_code) == expected
+
+
+async def test_what_comes_from_a_file_has_a_place_but_no_editor(api: httpx.AsyncClient) -> None:
+    answer = await api.put("/metrics/total/layouts", json=[TILE, TILE | {"breakpoint": "md"}])
+    assert answer.status_code == 200
+    assert (await summary(api, "total"))["layouts"] == [TILE, TILE | {"breakpoint": "md"}]
+    assert (await summary(api, "total"))["version"] == 1
+    for answer in (await api.patch("/metrics/total", json={"title": "x"}), await api.delete("/metrics/total")):
+        assert answer.status_code == 409
+        assert "queries/total.sql" in answer.json()["detail"]
+    await api.put("/metrics/total/layouts", json=[])
+
+
+async def test_records_outlive_their_metric_and_deleting_it_twice_is_404(
+    api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    path = f"/metrics/{await create(api)}"
+    assert (await api.post(f"{path}/metric-records", json={})).json() == {"inserted": 1, "duplicates": 0}
+    assert (await api.delete(path)).status_code == 204
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 1
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+BAD_BODIES: dict[str, tuple[bytes, int]] = {
+    "empty": (b"", 400),
+    "no JSON": (b"{", 400),
+    "two values": (b"{} {}", 400),
+    "NaN": (b'{"title": NaN}', 400),
+    "Infinity": (b'{"title": -Infinity}', 400),
+    "single quotes": (b"{'a': 1}", 400),
+    "no UTF-8": (b'{"title": "\xff"}', 400),
+    "UTF-16": ('{"title": "a"}'.encode("utf-16"), 400),
+    "half a surrogate pair": (b'{"title": "\\ud800"}', 400),
+    "65 deep": (b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", 400),
+    "too deep for anybody": (b"[" * 90_000, 400),
+    "too deep, closed": (b"[" * 90_000 + b"]" * 90_000, 400),
+    "too large": (b'{"title": "' + b"x" * MAX_BODY + b'"}', 413),
+    "array": (b"[]", 422),
+    "number": (b"5", 422),
+    "null": (b"null", 422),
+    "64 deep": (b'{"title":' + b"[" * 63 + b"]" * 63 + b"}", 422),
+    "unknown field": (b'{"title": "a", "query": "SELECT 1 AS a", "color": "red"}', 422),
+    "id": (b'{"id": "mine", "query": "SELECT 1 AS a"}', 422),
+    "number for a text": (b'{"query": 5}', 422),
+    "NUL in the title": (b'{"query": "SELECT 1 AS a", "title": "a\\u0000"}', 422),
+    "NUL in the SQL": (b'{"query": "SELECT 1 AS a\\u0000"}', 422),
+    "empty SQL": (b'{"query": ""}', 422),
+    "blank SQL": (b'{"query": " "}', 422),
+    "empty title": (b'{"query": "SELECT 1 AS a", "title": ""}', 422),
+    "layouts of no array": (b'{"query": "SELECT 1 AS a", "layouts": {"lg": []}}', 422),
+    "layout without width": (
+        b'{"query": "SELECT 1 AS a", "layouts": [{"breakpoint": "lg", "x": 0, "y": 0, "h": 1}]}',
+        422,
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "status"), BAD_BODIES.values(), ids=BAD_BODIES)
+async def test_a_bad_body_is_refused_for_every_write(api: httpx.AsyncClient, body: bytes, status: int) -> None:
+    path = f"/metrics/{await create(api)}"
+    targets = [("POST", "/metrics"), ("PATCH", path)]
+    if body != b"[]":
+        targets.append(("PUT", f"{path}/layouts"))
+    for method, target in targets:
+        answer = await api.request(method, target, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status, (method, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+        if status == 422:
+            assert answer.json()["errors"][0]["name"]
+    assert (await summary(api, path.removeprefix("/metrics/")))["version"] == 1
+
+
+BAD_LAYOUTS = {
+    "negative": [TILE | {"x": -1}],
+    "no width": [TILE | {"w": 0}],
+    "beyond an integer": [TILE | {"h": 2**31}],
+    "fraction": [TILE | {"y": 0.5}],
+    "text": [TILE | {"y": "1"}],
+    "no breakpoint": [{key: value for key, value in TILE.items() if key != "breakpoint"}],
+    "empty breakpoint": [TILE | {"breakpoint": ""}],
+    "NUL": [TILE | {"breakpoint": "l\0g"}],
+    "breakpoint twice": [TILE, TILE],
+}
+
+
+async def test_a_bad_layout_is_refused(api: httpx.AsyncClient) -> None:
+    for name, layouts in BAD_LAYOUTS.items():
+        put = await api.put("/metrics/total/layouts", json=layouts)
+        post = await api.post("/metrics", json={"query": "SELECT 1 AS a", "layouts": layouts})
+        assert (name, put.status_code, post.status_code) == (name, 422, 422)
+    assert (await summary(api, "total"))["layouts"] == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"title": "a"},
+        {"query": "SELECT 1 AS a", "query_generation_prompt": "alerts"},
+        {"query_generation_prompt": ""},
+        {"query_generation_prompt": "a" * 10_001},
+        {"query_generation_prompt": "a\0"},
+        {"query_generation_prompt": None},
+        {"query": None},
+        {"query": "SELECT 1 AS a", "title": "a" * 201},
+        {"query": "SELECT 1 AS a", "is_editable": "yes"},
+    ],
+    ids=str,
+)
+async def test_exactly_one_of_query_and_prompt_within_their_limits(
+    api: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    answer = await api.post("/metrics", json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"]
+
+
+@pytest.mark.parametrize("version", ["1", 1.5, True, None, [1]])
+async def test_a_version_is_an_integer(api: httpx.AsyncClient, version: Any) -> None:
+    path = f"/metrics/{await create(api)}"
+    assert (await api.patch(path, json={"version": version, "title": "x"})).status_code == 422
+    assert (await api.delete(f"{path}?version={version}x")).status_code == 422
+
+
+@pytest.mark.parametrize("dry_run", ["yes", "", "1", "true&dry_run=true", "true&unknown=1"])
+async def test_dry_run_is_true_or_false(api: httpx.AsyncClient, dry_run: str) -> None:
+    assert (await api.post(f"/metrics?dry_run={dry_run}", json={"query": "SELECT 1 AS a"})).status_code == 422
+
+
+LARGE = b'"' + b"x" * MAX_BODY + b'"'
+ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
+    ("PATCH", "/metrics/no-such-metric", {"Content-Type": "text/plain"}, LARGE, 404),
+    ("PUT", "/metrics/no-such-metric/layouts", {"Content-Type": "text/plain"}, b"{", 404),
+    ("POST", "/metrics/no-such-metric/metric-records", {"Content-Type": "text/plain"}, b"{", 404),
+    ("PUT", "/metrics", {"Content-Type": "text/plain"}, LARGE, 405),
+    ("POST", "/metrics/total", {"Content-Type": "text/plain"}, LARGE, 405),
+    ("DELETE", "/metrics/total/layouts", {}, b"", 405),
+    ("PATCH", "/metrics/total", {"Content-Type": "text/plain"}, LARGE, 409),
+    ("DELETE", "/metrics/total?version=x", {}, b"", 409),
+    ("POST", "/metrics", {"Content-Type": "text/plain"}, LARGE, 415),
+    ("POST", "/metrics?dry_run=maybe", {"Content-Type": "text/plain"}, b"{}", 415),
+    ("POST", RECORDS, {"Content-Type": "application/xml"}, b"x" * (MAX_UPLOAD + 1), 415),
+    ("POST", "/metrics", {"Content-Type": "application/json"}, b"{" + LARGE, 413),
+    ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, LARGE, 413),
+    ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{", 400),
+    ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{}", 422),
+    ("POST", RECORDS, {"Content-Type": "application/json"}, b'{"x": ', 400),
+]
+
+
+async def test_errors_are_looked_for_in_the_order_of_the_contract(api: httpx.AsyncClient) -> None:
+    for method, path, headers, body, status in ORDER:
+        answer = await api.request(method, path, headers=headers, content=body)
+        assert (method, path, answer.status_code) == (method, path, status), answer.text
+        assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_a_caller_without_the_write_scope_is_refused_before_anything_is_read(
+    api: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    reader = bearer(issuer, scope="api/backend_access")
+    for method, path in (("POST", "/metrics"), ("PATCH", "/metrics/none"), ("POST", RECORDS), ("DELETE", "/metrics/x")):
+        answer = await api.request(method, path, headers=reader | {"Content-Type": "text/plain"}, content=LARGE)
+        assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/metrics", MAX_BODY), (RECORDS, MAX_UPLOAD)])
+async def test_what_is_announced_too_large_is_refused_at_once(
+    two: list[Service], issuer: Issuer, path: str, limit: int
+) -> None:
+    host, port = two[0].url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {limit + 1}\r\n"
+    writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode())
+    assert (await asyncio.wait_for(reader.readline(), 3)).split()[1] == b"413"
+    writer.close()
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/metrics", MAX_BODY), (RECORDS, MAX_UPLOAD)])
+async def test_what_turns_out_too_large_is_refused(
+    two: list[Service], issuer: Issuer, owner: asyncpg.Connection, path: str, limit: int
+) -> None:
+    host, port = two[0].url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n"
+    head = head if path == RECORDS else head.replace("x-ndjson", "json")
+    writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode())
+    lines = b'{"alert_type": "' + b"x" * 982 + b'"}\n'
+    writer.write(b"%x\r\n%b\r\n" % (len(lines), lines) * (limit // len(lines) + 1))
+    assert (await asyncio.wait_for(reader.readline(), 10)).split()[1] == b"413"
+    writer.close()
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
+
+
+# ------------------------------------------------------------------------------------------------ records
+
+FULL = {
+    "metric_id": "6f2c1c9e-8f0a-4f57-9f1e-0123456789ab",
+    "date": "2025-06-30T12:00:00+02:00",
+    "obsolescence_val": 12.50,
+    "obsolescence": -0.1,
+    "parts_flagged": 7,
+    "alert_type": 'Critical, "urgent"\nand late',
+    "alert_category": "Rückstand",
+}
+
+
+async def in_chunks(body: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+
+
+def as_csv(record: dict[str, Any]) -> bytes:
+    cells = ['"' + str(value).replace('"', '""') + '"' for value in record.values()]
+    return ("\ufeff" + ",".join(record) + "\r\n" + ",".join(cells) + "\r\n").encode()
+
+
+BODIES = {
+    "object": ({"Content-Type": "application/json"}, json.dumps(FULL).encode()),
+    "object without a type": ({}, json.dumps(FULL).encode()),
+    "array": ({"Content-Type": "application/json; charset=utf-8"}, json.dumps([FULL], indent=2).encode()),
+    "NDJSON": (NDJSON, b"\n" + json.dumps(FULL).encode() + b"\r\n\n"),
+    "NDJSON without an end": (NDJSON, json.dumps(FULL, ensure_ascii=False).encode()),
+    "CSV": (CSV, as_csv(FULL)),
+    "CSV without an end": ({"Content-Type": "text/csv; charset=utf-8; header=present"}, as_csv(FULL).rstrip()),
+}
+
+
+@pytest.mark.parametrize(("headers", "body"), BODIES.values(), ids=BODIES)
+async def test_a_record_is_the_same_in_every_format_however_it_arrives(
+    api: httpx.AsyncClient,
+    owner: asyncpg.Connection,
+    two: list[Service],
+    headers: dict[str, str],
+    body: bytes,
+) -> None:
+    contents: list[bytes | AsyncIterator[bytes]] = [body, in_chunks(body, 1)]
+    for i, content in enumerate(contents):
+        answer = await api.post(RECORDS, content=content, headers=headers)
+        assert (answer.status_code, answer.json()) == (201, {"inserted": 1 - i, "duplicates": i})
+    row = await owner.fetchrow("SELECT * FROM metrics")
+    assert (row["id"], str(row["metric_id"])) == ("total", FULL["metric_id"])
+    assert row["date"] == datetime.fromisoformat(str(FULL["date"]))
+    assert (str(row["obsolescence_val"]), str(row["obsolescence"]), row["parts_flagged"]) == ("12.5", "-0.1", 7)
+    assert (row["alert_type"], row["alert_category"]) == (FULL["alert_type"], FULL["alert_category"])
+    await eventually(lambda: asyncio.to_thread(lambda: ("records", "ada") in audited(two[0], "total")))
+
+
+async def test_a_record_without_anything_is_now(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
+    assert (await api.post(RECORDS, json=[{}, {}])).json() == {"inserted": 2, "duplicates": 0}
+    assert (await api.post(RECORDS, content="date,alert_type\n,\n", headers=CSV)).json()["inserted"] == 1
+    ages = await owner.fetch("SELECT EXTRACT(EPOCH FROM NOW() - date)::float8 AS age, alert_type FROM metrics")
+    assert all(0 <= row["age"] < 5 and row["alert_type"] is None for row in ages)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"), [({}, b"[]"), (NDJSON, b""), (NDJSON, b"\n \n"), (CSV, b"date\n"), (CSV, b"")]
+)
+async def test_nothing_is_no_records(api: httpx.AsyncClient, headers: dict[str, str], body: bytes) -> None:
+    answer = await api.post(RECORDS, content=body, headers=headers)
+    assert (answer.status_code, answer.json()) == (201, {"inserted": 0, "duplicates": 0})
+
+
+async def test_equal_records_are_two_unless_their_ids_say_otherwise(api: httpx.AsyncClient) -> None:
+    record = {"date": "2025-06-30", "parts_flagged": 1}
+    assert (await api.post(RECORDS, json=[record, record])).json() == {"inserted": 2, "duplicates": 0}
+    record["metric_id"] = str(uuid.uuid4())
+    assert (await api.post(RECORDS, json=[record, record])).json() == {"inserted": 1, "duplicates": 1}
+
+
+async def test_a_record_is_seen_at_once(api: httpx.AsyncClient) -> None:
+    for count in range(1, 4):
+        await api.post(RECORDS, json={"obsolescence": 1})
+        fresh = await api.get("/metrics/total", headers={"Cache-Control": "no-cache"})
+        assert fresh.json()["records"] == [{"total": count, "records": count}]
+
+
+def large_array(size: int, end: bytes = b"]") -> bytes:
+    record = b'{"date": "2025-06-30", "alert_type": "]}, {\\" \\\\", "parts_flagged": 1}'
+    return b" \n[" + b" ,\n".join([record] * (size // len(record))) + end
+
+
+@pytest.mark.parametrize(("size", "end"), [(7919, b" ] \r\n "), (65_537, b"]"), (1_048_577, b"]\n")])
+async def test_a_long_array_is_read_however_it_is_cut(
+    api: httpx.AsyncClient, owner: asyncpg.Connection, size: int, end: bytes
+) -> None:
+    body = large_array(9 * 2**17, end)
+    answer = await api.post(RECORDS, content=in_chunks(body, size), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 201, answer.text
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == body.count(b"parts_flagged")
+
+
+async def test_what_follows_a_long_array_may_be_white_space_in_a_chunk_of_its_own(api: httpx.AsyncClient) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield large_array(9 * 2**17)
+        await asyncio.sleep(0.2)
+        yield b"\n"
+
+    answer = await api.post(RECORDS, content=body(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 201, answer.text
+
+
+@pytest.mark.parametrize(
+    "end", [b"", b",]", b"]]", b"] 5", b", 5]", b'{"parts_flagged": 1}]', b"}", b', {"alert_type": ["a"]}]']
+)
+async def test_a_long_array_with_a_bad_end_leaves_nothing(
+    api: httpx.AsyncClient, owner: asyncpg.Connection, end: bytes
+) -> None:
+    answer = await api.post(RECORDS, content=large_array(9 * 2**17, end), headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
+
+
+async def test_nothing_is_written_when_one_of_many_is_wrong(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
+    lines = [b'{"parts_flagged": 1}'] * 5000
+    lines[4321] = b'{"parts_flagged": "many"}'
+    answer = await api.post(RECORDS, content=b"\n".join(lines), headers=NDJSON)
+    assert answer.status_code == 422
+    assert [error["name"] for error in answer.json()["errors"]] == ["line 4322, parts_flagged"]
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
+
+
+async def test_the_first_hundred_errors_are_named(api: httpx.AsyncClient) -> None:
+    rows = [{"date": "today"} if i % 2 else {"parts_flagged": 2**31} for i in range(1000)]
+    errors = (await api.post(RECORDS, json=rows)).json()["errors"]
+    assert len(errors) == 100
+    assert [error["name"] for error in errors[:2]] == ["row 1, parts_flagged", "row 2, date"]
+    assert "ISO 8601" in errors[1]["detail"]
+
+
+BAD_RECORDS: dict[str, tuple[Any, str]] = {
+    "unknown field": ({"colour": "red"}, "colour"),
+    "the series": ({"id": "other"}, "id"),
+    "year 0": ({"date": "0000-01-01"}, "date"),
+    "year 1": ({"date": "0001-01-01T00:00:00+14:00"}, "date"),
+    "year 9999": ({"date": "9999-12-31"}, "date"),
+    "year 10000": ({"date": "10000-01-01"}, "date"),
+    "30 February": ({"date": "2025-02-30"}, "date"),
+    "infinity": ({"date": "infinity"}, "date"),
+    "today": ({"date": "today"}, "date"),
+    "number as date": ({"date": 1_750_000_000}, "date"),
+    "no uuid": ({"metric_id": "1"}, "metric_id"),
+    "text as number": ({"obsolescence": "many"}, "obsolescence"),
+    "NaN as text": ({"obsolescence": "NaN"}, "obsolescence"),
+    "infinity as text": ({"obsolescence_val": "-Infinity"}, "obsolescence_val"),
+    "a number beyond numbers": ({"obsolescence": "1e1000000"}, "obsolescence"),
+    "more digits than a number has": ({"obsolescence": "1." + "1" * 20_000}, "obsolescence"),
+    "fraction": ({"parts_flagged": 0.5}, "parts_flagged"),
+    "beyond an integer": ({"parts_flagged": 2**31}, "parts_flagged"),
+    "beyond any integer": ({"parts_flagged": 10**30}, "parts_flagged"),
+    "boolean": ({"parts_flagged": True}, "parts_flagged"),
+    "NUL": ({"alert_type": "a\0"}, "alert_type"),
+    "object": ({"alert_category": {}}, "alert_category"),
+}
+
+
+async def test_an_error_names_row_and_column(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
+    for name, (record, column) in BAD_RECORDS.items():
+        text = json.dumps(record)
+        for place, body in (("row 1", text), ("row 2", f"[{{}}, {text}]"), ("line 2", "{}\n" + text)):
+            answer = await api.post(RECORDS, content=body, headers=NDJSON if place == "line 2" else {})
+            assert (name, answer.status_code) == (name, 422), answer.text
+            assert "errors" in answer.json(), (name, answer.text)
+            (error,) = answer.json()["errors"]
+            assert error["name"].startswith(place)
+            assert column in error["name"] + error["detail"]
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
+
+
+BAD_CSV: dict[str, tuple[bytes, int, str]] = {
+    "short row": (b"date,parts_flagged\n2025-06-30,1\n2025-06-30\n", 422, "line 3"),
+    "long row": (b"date,parts_flagged\n2025-06-30,1,2\n", 422, "line 2"),
+    "unknown column": (b"date,colour\n2025-06-30,red\n", 422, "line 1"),
+    "column twice": (b"date,date\n2025-06-30,2025-06-30\n", 422, "line 1"),
+    "no header": (b"2025-06-30,1\n", 422, "line 1"),
+    "row after a cell of two lines": (b'alert_type,parts_flagged\n"a\n""b""",1\nc,x\n', 422, "line 4, parts_flagged"),
+    "bad date": (b"date\n30.06.2025\n", 422, "line 2, date"),
+    "quote that stays open": (b'alert_type\n"a\nb\n', 400, ""),
+    "text after a quote": (b'alert_type\n"a"b\n', 400, ""),
+    "no UTF-8": (b"alert_type\n\xff\n", 400, ""),
+}
+
+
+async def test_a_bad_line_of_csv_is_named(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
+    for name, (body, status, place) in BAD_CSV.items():
+        answer = await api.post(RECORDS, content=body, headers=CSV)
+        assert (name, answer.status_code) == (name, status), answer.text
+        assert status == 400 or answer.json()["errors"][0]["name"] == place
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
+
+
+NO_JSON: list[tuple[dict[str, str], bytes]] = [
+    (NDJSON, b'{"obsolescence": NaN}'),
+    (NDJSON, b'{"obsolescence": Infinity}'),
+    (NDJSON, b"{}\n{"),
+    (NDJSON, b'{"alert_type": "\xff"}'),
+    ({}, b'[{"obsolescence": NaN}]'),
+    ({}, b"[" * 100_000),
+    ({}, b'[{"alert_type": "\xff"}]'),
+    ({}, b'[{"alert_type": "\\ud800"}]'),
+]
+
+
+async def test_records_that_are_no_json_are_400(api: httpx.AsyncClient) -> None:
+    for headers, body in NO_JSON:
+        answer = await api.post(RECORDS, content=body, headers=headers)
+        assert (body[:40], answer.status_code) == (body[:40], 400), answer.text
+
+
+@pytest.mark.parametrize("headers", [NDJSON, CSV], ids=["NDJSON", "CSV"])
+async def test_a_line_without_end_is_refused_early_and_stops_nobody(
+    api: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    posting = asyncio.create_task(
+        api.post(RECORDS, content=b"alert_type\n" + b"x" * (MAX_UPLOAD - 100), headers=headers)
+    )
+    started = time.monotonic()
+    await asyncio.sleep(0.02)
+    assert (await api.get("/health/live")).status_code == 200
+    assert time.monotonic() - started < 1
+    assert (await posting).status_code == 400
+
+
+async def test_slow_uploads_keep_no_other_write_waiting(
+    two: list[Service], api: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    host, port = two[0].url.removeprefix("http://").split(":")
+    head = f"POST {RECORDS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 100\r\n"
+    connections = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+    for _, writer in connections:
+        writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n{{").encode())
+    await asyncio.sleep(0.3)
+    answer = await api.post("/metrics", json={"query": "SELECT 1 AS a"})
+    for _, writer in connections:
+        writer.close()
+    assert answer.status_code == 201, answer.text
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(
+    two: list[Service], issuer: Issuer, owner: asyncpg.Connection
+) -> None:
+    host, port = two[0].url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {RECORDS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 999999\r\n"
+    writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode() + b"{}\n" * 5000)
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    writer.close()
+    wait_until(lambda: any(line.get("status") == 499 for line in log_lines(two[0])))
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0

@@ -4221,9 +4221,11 @@ def shared_schemas(routes: Sequence[Route]) -> Schema:
     contents = [content for route in routes for content in (*route.answers.values(), route.body or {})]
     kinds = [ProblemDetails, *(kind for content in contents for kind in content.values())]
     schemas = msgspec.json.schema_components(kinds, ref_template=REF)[1]
-    for schema in schemas["Record"]["properties"].values():
-        # A Decimal is read from a JSON number with all its digits.
-        for option in schema["anyOf"]:
+    for schema in itertools.chain.from_iterable(schema["properties"].values() for schema in schemas.values()):
+        # Generators take a field that has a default for one that is always there.
+        schema.pop("default", None)
+        for option in schema.get("anyOf", ()):
+            # A Decimal is read from a JSON number, with all its digits.
             if option.get("format") == "decimal":
                 option["type"] = "number"
     return {**schemas, "Number": {"anyOf": [{"type": "number"}, {"type": "string", "enum": SPECIALS}]}}

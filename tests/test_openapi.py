@@ -1,13 +1,15 @@
 """The document is valid, exact for its reader, and true: schemathesis holds the running service to it.
 
-CONFORMANCE_EXAMPLES=100 sends a hundred examples to each operation instead of a few.
+CONFORMANCE_EXAMPLES=100 sends a hundred examples to each operation instead of a few, and every kind of bad request.
 """
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from conftest import ROOT, Serve, Service, wait_until
 from issuer import Issuer
 from openapi_spec_validator import validate
 
-EXAMPLES = os.environ.get("CONFORMANCE_EXAMPLES", "8")
+EXAMPLES = os.environ.get("CONFORMANCE_EXAMPLES")
 FILES = {
     "for-finance": "-- title: For finance\n-- roles: finance\nSELECT 'a secret value' AS secret",
     "my-tenant": "-- claim tenant: custom:tenant\nSELECT :tenant::text AS tenant",
@@ -165,6 +167,18 @@ def test_values_are_shown_to_those_only_who_may_read_them(secured: Service, issu
     assert example(None, "sales") is example(None, "my-tenant") is example(ada, "by-region") is None
 
 
+def test_a_metric_that_is_slow_or_fails_holds_nobody_up(secured: Service, issuer: Issuer) -> None:
+    slow = secured.queries / "slow.sql"
+    slow.write_text("SELECT PG_SLEEP(5)::text AS slept")
+    wait_until(lambda: "slow" in metrics_of(read(secured)))
+    began = time.monotonic()
+    operation = read(secured, issuer.token())["paths"]["/metrics/slow"]["get"]
+    assert "example" not in operation["responses"]["200"]["content"]["application/json"]
+    assert time.monotonic() - began < 4
+    slow.unlink()
+    wait_until(lambda: "slow" not in metrics_of(read(secured)))
+
+
 def test_a_bad_token_is_refused(secured: Service) -> None:
     response = httpx.get(f"{secured.url}/openapi.json", headers={"Authorization": "Bearer nonsense"})
     assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"')
@@ -218,6 +232,31 @@ def test_docs_need_nothing_from_elsewhere(secured: Service) -> None:
     assert httpx.get(f"{secured.url}/docs/index.html").status_code == 401
 
 
+def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> None:
+    """In a browser that lets nothing run or load that the page's policy does not name."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(f"{secured.url}/docs")
+        page.wait_for_selector("#operations-metrics-read_sales")
+        assert page.locator("#operations-metrics-read_for_finance").count() == 0
+        page.click("button.authorize")
+        page.fill("input[type=text]", token_of(issuer, **{"cognito:groups": ["finance"]}))
+        page.click(".auth-btn-wrapper .authorize")
+        page.click(".auth-btn-wrapper .btn-done")
+        page.click("#operations-metrics-read_for_finance")
+        page.click("#operations-metrics-read_for_finance .try-out__btn")
+        page.click("#operations-metrics-read_for_finance .execute")
+        page.wait_for_selector(".live-responses-table >> text=a secret value")
+        browser.close()
+    assert said == []
+
+
 def test_a_method_that_is_not_allowed_is_logged_like_any_request(service: Service) -> None:
     headers = {"X-Request-ID": "not-allowed"}
     assert httpx.put(f"{service.url}/metrics", headers=headers).status_code == 405
@@ -250,8 +289,8 @@ def test_every_answer_is_as_documented(secured: Service, issuer: Issuer, tmp_pat
         *("run", "openapi.json", "--url", secured.url),
         *("--header", f"Authorization: Bearer {token}"),
         *("--checks", ",".join(CHECKS)),
-        *("--phases", "coverage,fuzzing"),
-        *("--max-examples", EXAMPLES),
+        *("--phases", "coverage,fuzzing" if EXAMPLES else "fuzzing"),
+        *("--max-examples", EXAMPLES or "15"),
         "--generation-deterministic",
         "--no-color",
     ]

@@ -54,7 +54,7 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict, TypeVar, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import asyncpg
 import httpx
@@ -89,6 +89,7 @@ encode = msgspec.json.Encoder().encode
 # ------------------------------------------------------------------------------------------------ settings
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000, description="a number of seconds above 0")]
+Timeout = Annotated[float, msgspec.Meta(ge=0.001, le=86_400, description="a number of seconds from 0.001 to 86400")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=2**40, description="a number of bytes, 1024 at least")]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=10_000_000, description="a whole number from 1 to 10000000")]
@@ -118,9 +119,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_read_scope: str = "api/backend_access"
     jwt_write_scope: str = "api/backend_write"
     auth: Switch = "on"
-    statement_timeout: Seconds = 10
+    statement_timeout: Timeout = 10
     pool_size: Count = 10
-    pool_timeout: Seconds = 1
+    pool_timeout: Timeout = 1
     max_rows: Rows = 10_000
     max_result_bytes: Bytes = 16 * 2**20
     max_body: Bytes = 10 * 2**20
@@ -129,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sql_model_url: str | None = None
     sql_model: str | None = None
     sql_model_key: str | None = None
-    sql_model_timeout: Seconds = 20
+    sql_model_timeout: Timeout = 20
     log_level: Level = "info"
 
 
@@ -176,21 +177,31 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def split_url(url: str | None) -> SplitResult:
+    """A URL in parts, empty ones where it cannot be taken apart."""
+    try:
+        parts = urlsplit(url or "")
+        _ = parts.port if "," not in parts.netloc else None
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
         url = getattr(settings, name)
-        if url and urlsplit(url).scheme not in ("postgresql", "postgres"):
+        if url and split_url(url).scheme not in ("postgresql", "postgres"):
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
-    if settings.sql_model_url and urlsplit(settings.sql_model_url).scheme not in ("http", "https"):
+    if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
     if settings.sql_model_url and not settings.sql_model:
         yield "SQL_MODEL must name the model that SQL_MODEL_URL serves"
     for name in ("jwt_issuer", "jwks_url"):
-        url = urlsplit(getattr(settings, name) or "https://issuer")
+        url = split_url(getattr(settings, name) or "https://issuer")
         if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
             yield f"{name.upper()} must be an https URL (http on loopback only), not {getattr(settings, name)!r}"
-    if settings.cache_url != "memory://" and urlsplit(settings.cache_url).scheme != "redis":
+    if settings.cache_url != "memory://" and split_url(settings.cache_url).scheme != "redis":
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
     if not settings.queries_dir.is_dir():
         yield f"QUERIES_DIR must be a directory of .sql files; {str(settings.queries_dir)!r} is none"
@@ -406,6 +417,8 @@ DATABASE_DOWN = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+# A division by zero, a subquery with two rows, what a function raises.
+FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 
@@ -437,7 +450,7 @@ def as_problem(exc: Exception) -> Problem:
             return Problem(422, "The result is larger than the database may use for it; ask for a shorter period.")
         case asyncpg.IntegrityConstraintViolationError():
             return Problem(409, "The metric was changed or deleted meanwhile; read it again.")
-        case asyncpg.DataError():
+        case _ if isinstance(exc, FAILS_ON_DATA):
             return Problem(422, "The query fails on its data with these parameters.")
         case _:
             return Problem(500, "The service failed; its log has the reason under this request_id.")
@@ -471,15 +484,15 @@ class LogStream(logging.Handler):
         self.lines: deque[bytes] = deque(maxlen=100_000)
         self.waiting = threading.Event()
         self.writer: threading.Thread | None = None
-        self.second, self.second_text = 0, ""
+        self.second, self.second_text = 0, b""
 
-    def clock(self) -> str:
+    def clock(self) -> bytes:
         """The time in ISO 8601, of which only the milliseconds are written anew for each line of a second."""
         now = time.time()
         if int(now) != self.second:
             self.second = int(now)
-            self.second_text = datetime.fromtimestamp(self.second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self.second_text}.{int(now % 1 * 1000):03d}+00:00"
+            self.second_text = datetime.fromtimestamp(self.second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+        return b"%b.%03d+00:00" % (self.second_text, int(now % 1 * 1000))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.put(encode(log_line(record)))
@@ -619,23 +632,27 @@ def request_line(scope: Scope, status: int, seconds: float, now: str) -> Request
 
 
 def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Give a request the id that its client sent or one of ours; returns the headers that say so."""
+    """The headers that give a request's id back, the client's or one of ours, and its trace."""
     given = scope["head"].get(b"x-request-id")
-    fits = given is not None and REQUEST_ID.fullmatch(given)
-    scope["request_id"] = request_id = given.decode() if fits else next(scope["state"]["request_ids"])
-    return [(b"x-request-id", request_id.encode()), *trace_headers(scope)]
+    request_id = given if given and REQUEST_ID.fullmatch(given) else next(scope["state"]["request_ids"])
+    if b"traceparent" in scope["head"]:
+        return [(b"x-request-id", request_id), *trace_headers(scope)]
+    return [(b"x-request-id", request_id)]
 
 
-def request_ids() -> Iterator[str]:
-    return map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
+def request_ids() -> Iterator[bytes]:
+    prefix = uuid.uuid4().hex[:16].encode()
+    return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
 
 
 def finish(scope: Scope, status: int) -> None:
     """Count a request and write its line."""
     seconds = time.perf_counter() - scope["started"]
-    scope["state"]["instruments"].requests.count(scope, status, seconds)
+    requests: RequestCounts = scope["state"]["instruments"].requests
+    counts = requests.of(scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
+    tally(counts, seconds)
     if stream := scope["state"]["log"]:
-        stream.put(encode(request_line(scope, status, seconds, stream.clock())))
+        stream.put(encode(request_line(scope, status, seconds, stream.clock().decode())))
 
 
 class RequestLog:
@@ -649,6 +666,7 @@ class RequestLog:
             return await self.app(scope, receive, send)
         status = 499
         named = name_request(scope)
+        scope["request_id"] = named[0][1].decode()
         REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
 
         async def send_named(message: Message) -> None:
@@ -666,38 +684,40 @@ class RequestLog:
 
 def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
-    given = scope["head"].get(b"traceparent")
-    parent = TRACEPARENT.fullmatch(given) if given else None
+    parent = TRACEPARENT.fullmatch(scope["head"][b"traceparent"])
     if not parent:
         return []
     scope["trace_id"] = parent[1].decode()
     return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
 
 
+def tally(counts: tuple[list[float], list[int]], seconds: float) -> None:
+    durations, results = counts
+    durations[bisect_left(BUCKETS, seconds)] += 1
+    durations[-1] += seconds
+    results[0] += 1
+
+
 class RequestCounts(Collector):
-    """Requests by labels and results by where they came from, counted at the cost of two look-ups each."""
+    """Requests by labels and results by where they came from, as lists that tally() adds to."""
 
     def __init__(self) -> None:
         self.durations: dict[tuple[str, str, str], list[float]] = {}
         self.results: dict[tuple[str, str], list[int]] = {}
-        self.kept: dict[tuple[Any, ...], tuple[list[float], list[int]]] = {}
 
-    def count(self, scope: Scope, status: int, seconds: float) -> None:
-        key = (scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
-        if (counts := self.kept.get(key)) is None:
-            counts = self.kept[key] = self.counts_of(*key)
-        durations, results = counts
-        durations[bisect_left(BUCKETS, seconds)] += 1
-        durations[-1] += seconds
-        results[0] += 1
-
-    def counts_of(
+    def of(
         self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None
     ) -> tuple[list[float], list[int]]:
+        """What tally() counts in; keeping it spares the look-ups."""
         known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
         durations = self.durations.setdefault((known, route or "none", str(status)), [0.0] * (len(BUCKETS) + 2))
         outcome = (metric_id, cache.partition("; ")[0]) if metric_id and cache else None
         return durations, self.results.setdefault(outcome, [0]) if outcome else [0]
+
+    def hit_ratio(self) -> float:
+        asked = sum(count for (count,) in self.results.values())
+        hits = sum(count for (_, cache), (count,) in self.results.items() if cache == "hit")
+        return round(hits / asked, 3) if asked else 0.0
 
     def collect(self) -> Iterator[PrometheusMetric]:
         requests = HistogramMetricFamily(
@@ -797,7 +817,7 @@ class Errors:
                 await problem_response(stopping, scope)(scope, receive, send)
             raise
         except Exception as exc:
-            scope["reason"] = f"{type(exc).__name__}: {exc}"
+            scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
             if begun or as_problem(exc).status == 500:
                 log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
             if begun:
@@ -812,7 +832,7 @@ def oversized(head: Mapping[bytes, bytes]) -> bool:
 
 
 def check_head(scope: Scope) -> None:
-    """Join headers that are repeated and drop a trailing slash.
+    """Join headers that are repeated and drop a trailing slash, unless it is an encoded one and so part of an id.
 
     Raises Problem 400, 414 or 431.
     """
@@ -823,15 +843,16 @@ def check_head(scope: Scope) -> None:
             if name == b"authorization" and name in head:
                 raise Problem(400, "There are two Authorization headers; send one.")
             head[name] = head[name] + b", " + value if name in head else value
-    if oversized(head):
-        raise Problem(431, "The headers are larger than 64 KB.")
-    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
-        raise Problem(414, "The URL is longer than 64 KB.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    scope["path"] = scope["path"].rstrip("/") or "/"
+    if oversized(head):
+        raise Problem(431, "The headers are larger than 64 KB.")
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
+        raise Problem(414, "The URL is longer than 64 KB.")
+    if scope["raw_path"].endswith(b"/"):
+        scope["path"] = scope["path"].removesuffix("/") or "/"
 
 
 # ------------------------------------------------------------------------------------------------ authentication
@@ -1115,6 +1136,7 @@ class Database:
         self.logins = database_logins(settings)
         self.pools = {name: self.create_pool(name) for name in self.logins}
         self.waiting = dict.fromkeys(self.logins, 0)
+        self.uploads = asyncio.Semaphore(max(1, settings.pool_size // 2))
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         login = self.logins[name]
@@ -1162,7 +1184,8 @@ class Database:
         """Lend a connection of one login.
 
         A frozen server answers no cancellation, so whoever reads loses the connection after POOL_TIMEOUT and
-        STATEMENT_TIMEOUT together. Raises PoolBusy, or one of DATABASE_DOWN.
+        STATEMENT_TIMEOUT together; who writes may take longer while the server answers others. Raises PoolBusy, or one
+        of DATABASE_DOWN.
         """
         pool, patience = self.pools[name], self.settings.pool_timeout
         started = time.monotonic()
@@ -1176,15 +1199,43 @@ class Database:
         finally:
             self.waiting[name] -= 1
         limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
-        deadline = asyncio.get_running_loop().call_later(limit, conn.terminate) if name != "owner" else None
+        ending: asyncio.Task[None] | asyncio.TimerHandle
+        if name == "owner":
+            ending = asyncio.create_task(self.end_when_frozen(conn, limit / 2))
+        else:
+            ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
         try:
             yield conn
         finally:
             try:
                 await pool.release(conn)
             finally:
-                if deadline:
-                    deadline.cancel()
+                ending.cancel()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Let half of the owner's connections wait for clients who send slowly. Raises PoolBusy."""
+        try:
+            await asyncio.wait_for(self.uploads.acquire(), self.settings.pool_timeout)
+        except TimeoutError:
+            raise PoolBusy from None
+        try:
+            yield
+        finally:
+            self.uploads.release()
+
+    async def end_when_frozen(self, conn: asyncpg.Connection, interval: float) -> None:
+        """End a connection as soon as the server does not take another one within an interval (seconds)."""
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                async with asyncio.timeout(interval):
+                    with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
+                        other = await asyncpg.connect(self.logins["owner"].dsn)
+                        other.terminate()
+            except TimeoutError:
+                conn.terminate()
+                return
 
 
 class Probe:
@@ -1460,6 +1511,10 @@ SHAPE = """\
     WHERE attrelid = ANY ('{{{oids}}}'::oid[])
     AND attnum > 0
     AND NOT attisdropped
+  ) + (
+    SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || xmin::text)), 0)::bigint
+    FROM pg_rewrite
+    WHERE ev_class = ANY ('{{{oids}}}'::oid[])
   )"""
 LARGE_TABLE = 100_000  # rows
 LOCKED_RELATIONS = """\
@@ -1473,8 +1528,9 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 AND c.oid IN (
-  SELECT relation
+  SELECT UNNEST(ARRAY[relation, tree.relid])
   FROM pg_locks
+  LEFT JOIN LATERAL PG_PARTITION_ANCESTORS(relation) AS tree ON true
   WHERE pid = PG_BACKEND_PID()
   AND locktype = 'relation'
   UNION ALL
@@ -1486,7 +1542,7 @@ TYPES = """\
 SELECT
   t.oid,
   CASE WHEN e.oid IS NULL THEN t.typname ELSE e.typname || '[]' END AS name,
-  FORMAT_TYPE(t.oid, NULL) AS sql,
+  FORMAT_TYPE(t.oid, -1) AS sql,
   COALESCE(b.typname, e.typname, t.typname) AS base,
   e.oid IS NOT NULL AS is_array,
   COALESCE(e.typcategory, t.typcategory)::text AS category
@@ -1575,6 +1631,10 @@ STATEMENT_REFUSED = (
     asyncpg.InvalidTransactionStateError,
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.ProgramLimitExceededError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.CardinalityViolationError,
+    asyncpg.PLPGSQLError,
+    asyncpg.QueryCanceledError,
     asyncpg.InternalServerError,
     asyncpg.UnsupportedClientFeatureError,
 )
@@ -1680,10 +1740,10 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             if attempt or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
             continue
-        except asyncpg.DataError:
+        except FAILS_ON_DATA as exc:
             if metric.names:
                 raise
-            raise Problem(500, "The query fails on its data; the log has the reason.") from None
+            raise Problem(500, "The query fails on its data; the log has the reason.") from exc
         if row["shape"] == metric.shape or attempt == 2:
             return as_result(metric, row, catalog.settings.max_rows)
         metric = compiled(await catalog.refresh(metric))
@@ -1712,7 +1772,8 @@ def compiled(metric: Metric) -> Metric:
     if not metric.fault:
         return metric
     subject = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"The metric {metric.id}"
-    raise Problem(500, f"{subject} does not compile; `python app.py check` says why.")
+    reason = BadStatement(metric.fault)
+    raise Problem(500, f"{subject} does not compile; `python app.py check` says why.") from reason
 
 
 DEFINITIONS = """\
@@ -1824,8 +1885,12 @@ class Catalog:
 
     def file_stamps(self) -> dict[str, tuple[int, int]]:
         """What tells that a file has been written to, without reading it."""
-        entries = [entry for entry in os.scandir(self.settings.queries_dir) if entry.name.endswith(".sql")]
-        return {entry.name: (entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries}
+        stamps = {}
+        for entry in os.scandir(self.settings.queries_dir):
+            if entry.name.endswith(".sql"):
+                with suppress(OSError):
+                    stamps[entry.name] = entry.stat().st_mtime_ns, entry.stat().st_size
+        return stamps
 
     async def reload(self) -> None:
         """Read files and database again and describe what is new, has changed or did not compile."""
@@ -1996,7 +2061,7 @@ def parse_boolean(text: str) -> str:
 def parse_time(text: str, read: Callable[[str], date | clock_time], example: str) -> str:
     try:
         return read(text).isoformat()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"must be ISO 8601, such as {example}") from None
 
 
@@ -2013,10 +2078,9 @@ def parse_duration(text: str) -> str:
 
 
 def parse_uuid(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise ValueError("must be a UUID") from None
+    if not re.fullmatch(r"[0-9a-f]{8}(-?)([0-9a-f]{4}\1){3}[0-9a-f]{12}", text, re.IGNORECASE | re.ASCII):
+        raise ValueError("must be a UUID")
+    return str(uuid.UUID(text))
 
 
 def parse_json(text: str) -> str:
@@ -2226,19 +2290,18 @@ class Changes:
         """Start anew: what was missed while nobody listened could be anything."""
         self.epoch += 1
         self.since, self.since_at, self.since_epoch, self.database_id = since, since_at, self.epoch, database_id
-        self.tables.clear()
         self.connected_since = time.time()
         for tell in self.heard_by:
             tell(None)
 
-    def cover(self, result: Result, tables: Iterable[int], until: int | None = None) -> bool:
+    def cover(self, result: Result, tables: Iterable[int], until: int | None = None, began: int = -1) -> bool:
         """Whether a result was taken since listening began and saw every change that was heard of, until an epoch."""
         if self.since is None:
             return True
         snapshot = parse_snapshot(result.snapshot)
         if result.taken_at < self.since_at or not snapshot.includes(self.since):
             return False
-        known = [self.tables[oid] for oid in tables if oid in self.tables]
+        known = [self.tables[oid] for oid in tables if oid in self.tables and self.tables[oid].epoch > began]
         return all(
             min(snapshot.running, default=snapshot.xmax) > table.forgotten
             and all(
@@ -2304,6 +2367,7 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
     conn = await asyncpg.connect(database.logins["owner"].dsn, timeout=5, server_settings=database.session("listener"))
     try:
         conn.add_termination_listener(lambda _: lost.set())
+        changes.tables.clear()
         await conn.add_listener("metrics_api", on_change)
         row = await conn.fetchrow(LISTENING, timeout=5)
         definitions.update(row["definitions"])
@@ -2334,8 +2398,17 @@ def make_plan(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller, 
     return Plan(metric, values, f"{metric.id}:{metric.digest}:{encode(values).decode()}", media)
 
 
-# A request in its own words: caller, method, path, query string, Accept, and the address that it came to.
-Question = tuple[Caller, str, str, bytes, bytes | None, Any]
+class Known(msgspec.Struct, eq=False, frozen=True):
+    """What a question came to when it was asked before, and what the log and the counts say of it each time."""
+
+    plan: Plan
+    gzipped: bool
+    line: bytes
+    counts: dict[int, tuple[list[float], list[int]]]
+
+
+# A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
+Question = tuple[Caller, str, str, bytes, bytes | None, bytes | None, Any]
 MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
 
 
@@ -2358,6 +2431,7 @@ class Entry(msgspec.Struct, eq=False):
     epoch: int
     about: Definition
     shared: bool = False
+    began: int = -1
     milliseconds: float = 0
     answers: dict[tuple[str, bool], Answer] = {}
 
@@ -2390,6 +2464,8 @@ class MemoryCache(SimpleMemoryCache):  # type: ignore[misc]
             return
         self.bytes += entry.size + len(key) - self.sizes.get(key, 0)
         self.sizes[key] = entry.size + len(key)
+        if self.sizes[key] > self.max_bytes:
+            self._SimpleMemoryBackend__delete(key)
         while self.bytes > self.max_bytes:
             self._SimpleMemoryBackend__delete(next(iter(self._cache)))
 
@@ -2513,21 +2589,17 @@ class Results:
         self.memory = MemoryCache(settings.cache_max_bytes)
         self.shared = SharedCache(settings.cache_url)
         self.flights: dict[str, Flight] = {}
-        self.questions: dict[Question, Plan] = {}
+        self.questions: dict[Question, Known] = {}
         self.background: set[asyncio.Task[Any]] = set()
         self.database_fails = False
-        self.asked = self.hits = 0
 
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
         if entry.epoch != self.changes.epoch:
-            if not self.changes.cover(entry.result, entry.tables):
+            if not self.changes.cover(entry.result, entry.tables, began=entry.began):
                 return False
             entry.epoch = self.changes.epoch
         return True
-
-    def hit_ratio(self) -> float:
-        return round(self.hits / self.asked, 3) if self.asked else 0.0
 
     def fresh(self, key: str) -> Entry | None:
         entry = self.memory.peek(key)
@@ -2535,10 +2607,15 @@ class Results:
 
     def remember(self, question: Question, plan: Plan) -> None:
         """Spare the next request in the same words the way to its plan."""
+        caller, method, path, query, accept, encoding, _ = question
+        if len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION:
+            return
         if len(self.questions) >= MAX_QUESTIONS:
             self.questions.clear()
-        if len(question[3]) <= MAX_QUESTION:
-            self.questions[question] = plan
+        words = {"method": method, "path": path, "metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+        of = self.instruments.requests.of
+        counts = {status: of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
+        self.questions[question] = Known(plan, accepts_gzip(encoding or b""), encode(words)[1:-1], counts)
 
     def within_stale(self, entry: Entry | None) -> bool:
         return entry is not None and entry.age <= entry.ttl + self.settings.cache_stale
@@ -2557,7 +2634,7 @@ class Results:
             if self.changes.connected_since:
                 self.refresh(plan)
                 return entry, "fwd=stale"
-        if entry and acceptable and self.database_fails:
+        if entry and acceptable and self.database_fails and not self.changes.connected_since:
             self.refresh(plan)
             return entry, "fwd=stale"
         if wants.only_if_cached:
@@ -2575,11 +2652,10 @@ class Results:
         raise Problem(504, "Nothing is cached for only-if-cached; ask without it.")
 
     async def run(self, plan: Plan, arrived: float, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
-        directed = wants.max_age != float("inf")
         flight = self.flights.get(plan.key)
-        joined = flight is not None and self.joinable(flight, plan) and not (directed and flight.began < arrived)
+        joined = flight is not None and self.joinable(flight, plan) and flight.began + wants.max_age >= arrived
         if flight is None or not joined:
-            flight = self.take_off(plan, use_shared=not directed)
+            flight = self.take_off(plan, wants.max_age)
         entry = await flight.wait(receive)
         if entry.shared:
             return entry, "hit; detail=shared"
@@ -2593,7 +2669,7 @@ class Results:
         """Run a metric for nobody in particular."""
         flight = self.flights.get(plan.key)
         if flight is None or not self.joinable(flight, plan):
-            task = asyncio.create_task(self.take_off(plan, use_shared=True).wait(None))
+            task = asyncio.create_task(self.take_off(plan).wait(None))
             self.background.add(task)
             task.add_done_callback(self.landed_in_background)
 
@@ -2602,8 +2678,8 @@ class Results:
         if not task.cancelled() and (exc := task.exception()):
             warn("a stale result cannot be refreshed", reason=repr(exc))
 
-    def take_off(self, plan: Plan, use_shared: bool) -> Flight:
-        flight = Flight(self.fly(plan, use_shared), self.changes.epoch)
+    def take_off(self, plan: Plan, max_age: float = float("inf")) -> Flight:
+        flight = Flight(self.fly(plan, max_age), self.changes.epoch)
         self.flights[plan.key] = flight
 
         def landed(task: asyncio.Task[Entry]) -> None:
@@ -2615,10 +2691,10 @@ class Results:
         flight.task.add_done_callback(landed)
         return flight
 
-    async def fly(self, plan: Plan, use_shared: bool) -> Entry:
-        if use_shared and (entry := await self.recall(plan)):
+    async def fly(self, plan: Plan, max_age: float) -> Entry:
+        if max_age > 0 and (entry := await self.recall(plan)) and entry.age <= max_age:
             return entry
-        began = time.monotonic()
+        began, epoch = time.monotonic(), self.changes.epoch
         try:
             result = await self.run_up_to_date(plan)
         except Exception as exc:
@@ -2627,6 +2703,7 @@ class Results:
         self.database_fails = False
         entry = self.make_entry(plan, result, began)
         entry.milliseconds = (time.monotonic() - began) * 1000
+        entry.began = epoch
         self.instruments.count_run(plan.metric.id, result.row_count, time.monotonic() - began)
         if self.is_current(entry):
             await self.keep(plan, entry)
@@ -2694,8 +2771,9 @@ class Results:
             large = len(entry.result.rows) > 64 * 1024
             make = functools.partial(make_answer, about, entry, media, gzipped, self.settings.cache_stale)
             answer = await asyncio.to_thread(make) if large and (gzipped or media == "csv") else make()
-            entry.answers[media, gzipped] = answer
-            self.memory.account(plan.key, entry)
+            if entry.about is about:
+                entry.answers[media, gzipped] = answer
+                self.memory.account(plan.key, entry)
         return answer
 
 
@@ -2801,29 +2879,21 @@ def matches(header: bytes, etag: bytes) -> bool:
     return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
 
 
-async def send_answer(
-    scope: Scope, send: Send, answer: Answer, entry: Entry, status: str, named: Sequence[tuple[bytes, bytes]] = ()
-) -> int:
+async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said: Sequence[tuple[bytes, bytes]]) -> int:
     """Send a 200, or a 304 when the client has the same bytes; returns which."""
-    scope["cache"] = status
-    results: Results = scope["state"]["results"]
-    results.asked += 1
-    hit = status == "hit"
-    results.hits += hit
-    code, headers, body = 200, answer.headers, answer.body
+    status, headers, body = 200, answer.headers, answer.body
     none_match = scope["head"].get(b"if-none-match")
     if none_match and matches(none_match, answer.etag):
-        code, headers, body = 304, answer.headers_304, b""
-    headers = [
-        *headers,
-        (b"age", b"%d" % entry.age),
-        (b"cache-status", b"metrics; hit" if hit else b"metrics; " + status.encode()),
-        (b"server-timing", b"cache;desc=hit" if hit else b"db;dur=%.1f" % entry.milliseconds),
-        *named,
-    ]
-    await send({"type": "http.response.start", "status": code, "headers": headers})
+        status, headers, body = 304, answer.headers_304, b""
+    headers = [*headers, (b"age", b"%d" % age), *said]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-    return code
+    return status
+
+
+HIT = [(b"cache-status", b"metrics; hit"), (b"server-timing", b"cache;desc=hit")]
+HIT_LINE = b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b'
+HIT_LINE_END = b',"status":%d,"duration_ms":%.3f%b}'
 
 
 class Hits:
@@ -2839,15 +2909,23 @@ class Hits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        scope["started"] = time.perf_counter()
+        scope["started"] = started = time.perf_counter()
         scope["head"] = dict(scope["headers"])
         if (hit := known_answer(scope)) is None:
             return await self.app(scope, receive, send)
-        finish(scope, await send_answer(scope, send, *hit, "hit", name_request(scope)))
+        known, answer, age = hit
+        named = name_request(scope)
+        status = await send_answer(scope, send, answer, age, HIT + named)
+        seconds = time.perf_counter() - started
+        tally(known.counts[status], seconds)
+        if stream := scope["state"]["log"]:
+            trace = b',"trace_id":"%b"' % scope["trace_id"].encode() if "trace_id" in scope else b""
+            begin = HIT_LINE % (stream.clock(), named[0][1], known.line)
+            stream.put(begin + HIT_LINE_END % (status, seconds * 1000, trace))
 
 
-def known_answer(scope: Scope) -> tuple[Answer, Entry] | None:
-    """The answer to a question that was answered before: same caller, same words, and nothing has changed since."""
+def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
+    """The answer to a question that was answered before, and its age, if nothing has changed since."""
     head, state = scope["head"], scope["state"]
     if b"cache-control" in head or b"origin" in head or len(head) != len(scope["headers"]) or oversized(head):
         return None
@@ -2855,20 +2933,20 @@ def known_answer(scope: Scope) -> tuple[Answer, Entry] | None:
     if (caller := verifier.recall(head.get(b"authorization"))) is None:
         return None
     scope["caller"] = caller
-    plan = results.questions.get(question_of(scope))
-    if plan is None or results.catalog.metrics.get(plan.metric.id) is not plan.metric:
+    known = results.questions.get(question_of(scope))
+    if known is None or results.catalog.metrics.get(known.plan.metric.id) is not known.plan.metric:
         return None
-    entry = results.fresh(plan.key)
-    if entry is None or entry.about is not plan.metric.about:
+    entry = results.fresh(known.plan.key)
+    if entry is None or entry.about is not known.plan.metric.about:
         return None
-    answer = entry.answers.get((plan.media, accepts_gzip(head.get(b"accept-encoding", b""))))
-    scope["metric_id"], scope["template"] = plan.metric.id, "/metrics/{id}"
-    return (answer, entry) if answer else None
+    answer = entry.answers.get((known.plan.media, known.gzipped))
+    return (known, answer, entry.age) if answer else None
 
 
 def question_of(scope: Scope) -> Question:
-    head = scope["head"]
-    return scope["caller"], scope["method"], scope["path"], scope["query_string"], head.get(b"accept"), scope["server"]
+    get = scope["head"].get
+    asked = scope["method"], scope["path"], scope["query_string"]
+    return scope["caller"], *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
 
 
 # ------------------------------------------------------------------------------------------------ bodies
@@ -2984,11 +3062,16 @@ def json_row(place: str, text: bytes) -> Row:
 
 
 async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """Whole lines, with their ends, as they arrive; the last may have none."""
+    """Whole lines, with their ends, as they arrive; the last may have none.
+
+    Raises Problem 400 for a line that is too long to be held.
+    """
     rest = b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         yield [line + b"\n" for line in lines]
+        if len(rest) > WHOLE:
+            raise Problem(400, f"A line is longer than {WHOLE} bytes.", headers={"Connection": "close"})
     yield [rest] if rest else []
 
 
@@ -3105,6 +3188,17 @@ def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
         return place, InputError(f"{place}, {path.strip('`')}", detail)
 
 
+async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
+    """The same rows, at least SLICE at a time except for the last."""
+    pending: list[Row] = []
+    async for rows in batches:
+        pending += rows
+        if len(pending) >= SLICE:
+            yield pending
+            pending = []
+    yield pending
+
+
 READERS = {
     "application/json": json_rows,
     "application/x-ndjson": ndjson_rows,
@@ -3170,15 +3264,17 @@ ON CONFLICT DO NOTHING
 """
 
 
-async def insert_records(conn: asyncpg.Connection, series: str, batches: AsyncIterator[list[Row]]) -> Inserted:
-    """All or nothing, in the caller's transaction.
+async def insert_records(
+    conn: asyncpg.Connection, series: str, rows: list[Row], batches: AsyncIterator[list[Row]]
+) -> Inserted:
+    """All or nothing, in the caller's transaction: rows, then what else comes.
 
     Raises Problem 422 with the first hundred errors.
     """
     now = datetime.now(UTC)
     total = inserted = 0
     errors: list[InputError] = []
-    async for rows in batches:
+    while rows:
         values = [value for row in rows if (value := checked_values(row, errors))]
         if len(errors) >= MAX_ERRORS:
             break
@@ -3186,6 +3282,7 @@ async def insert_records(conn: asyncpg.Connection, series: str, batches: AsyncIt
             done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*values, strict=True)))
             total, inserted = total + len(values), inserted + int(done.rpartition(" ")[2])
         await asyncio.sleep(0)
+        rows = await anext(batches, [])
     if errors:
         raise Problem(422, f"Nothing was written: {errors[0].name} {errors[0].detail}.", errors[:MAX_ERRORS])
     return Inserted(inserted, total - inserted)
@@ -3351,7 +3448,7 @@ class State(TypedDict):
 
     settings: Settings
     log: LogStream | None
-    request_ids: Iterator[str]
+    request_ids: Iterator[bytes]
     instruments: Instruments
     database: Database
     verifier: Verifier
@@ -3418,17 +3515,20 @@ async def list_metrics(request: Request[State]) -> Response:
 
 async def read_metric(request: Request[State]) -> ASGIApp:
     scope, results = request.scope, request.state["results"]
-    metric_id, media = split_format(request.path_params["id"], request.headers.get("accept", ""))
+    metric_id, media = split_format(request.path_params["id"], scope["head"].get(b"accept", b"").decode("latin-1"))
     metric = request.state["catalog"].find(metric_id, scope["caller"])
     scope["metric_id"] = metric.id
     plan = make_plan(metric, query_pairs(scope["query_string"]), scope["caller"], media)
-    wants = parse_directives(request.headers.get("cache-control", ""))
+    wants = parse_directives(scope["head"].get(b"cache-control", b"").decode("latin-1"))
     entry, status = await results.get(plan, wants, request.receive)
     answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
     results.remember(question_of(scope), plan)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        await send_answer(scope, send, answer, entry, status)
+        scope["cache"] = status
+        timing = b"cache;desc=hit" if status.startswith("hit") else b"db;dur=%.1f" % entry.milliseconds
+        said = [(b"cache-status", f"metrics; {status}".encode()), (b"server-timing", timing)]
+        await send_answer(scope, send, answer, entry.age, said)
 
     return respond
 
@@ -3641,14 +3741,19 @@ async def create_records(request: Request[State]) -> Response:
     if kind not in READERS:
         raise Problem(415, f"Send Content-Type: {', '.join(READERS)}.")
     limit = state["settings"].max_upload
-    batches = READERS[kind](read_chunks(request, limit))
+    batches = slices(READERS[kind](read_chunks(request, limit)))
     if (
         request.headers.get("content-length", "0").isdecimal()
         and int(request.headers.get("content-length", "0")) > limit
     ):
         raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
-    async with writing(state["database"], "metrics") as conn:
-        done = await insert_records(conn, metric.about.series, batches)
+    # Most bodies are all here before a connection is taken, so that who sends slowly keeps none from the others.
+    rows = await anext(batches)
+    async with AsyncExitStack() as stack:
+        if len(rows) >= SLICE:
+            await stack.enter_async_context(state["database"].turn())
+        conn = await stack.enter_async_context(writing(state["database"], "metrics"))
+        done = await insert_records(conn, metric.about.series, rows, batches)
     audit(request, "records", inserted=done.inserted, duplicates=done.duplicates)
     return json_response(done, 201)
 
@@ -3709,7 +3814,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         "metrics:files": file_checks(catalog),
         "listener:connectedSince": [listener_check(state["changes"])],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
-        "cache:hitRatio": [Check("pass", "component", state["results"].hit_ratio())],
+        "cache:hitRatio": [Check("pass", "component", state["instruments"].requests.hit_ratio())],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()
@@ -3789,6 +3894,9 @@ MAX_SUBSCRIPTIONS = 200
 MAX_MESSAGE = 64 * 1024
 PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
+FAREWELL = 30  # seconds for a reader to take the reason why it is closed
+SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
+NONE_YET = b"none yet"  # the etag of a subscription that has been told of a problem
 
 
 class Closing(Exception):
@@ -3810,10 +3918,18 @@ class Subscription(msgspec.Struct, eq=False):
     topic: str = ""
     etag: bytes = b""
 
-    def result(self, answer: Answer) -> bytes:
-        self.etag = answer.etag
-        head = {"type": "result", "id": self.metric_id, "params": self.params, "etag": answer.etag.decode()}
-        return encode(head)[:-1] + b',"result":' + answer.body + b"}"
+    def tell(self, news: Answer | Exception) -> None:
+        """Send a result that is another than the last one, or say, once, what is the matter."""
+        etag = news.etag if isinstance(news, Answer) else NONE_YET
+        if self.etag != etag:
+            self.etag = etag
+            self.subscriber.put(self.key, functools.partial(self.message, news))
+
+    def message(self, news: Answer | Exception) -> bytes:
+        if isinstance(news, Exception):
+            return problem_message(news, self.metric_id, self.params)
+        head = {"type": "result", "id": self.metric_id, "params": self.params, "etag": news.etag.decode()}
+        return encode(head)[:-1] + b',"result":' + news.body + b"}"
 
 
 def problem_message(exc: Exception, metric_id: Any = None, params: Any = None) -> bytes:
@@ -3834,24 +3950,20 @@ class Topic:
 
     async def run(self) -> None:
         """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
-        wait = 1.0
+        wait = SOON
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), wait)
                 await asyncio.sleep(DEBOUNCE)
             self.changed.clear()
-            try:
-                entry, answer = await self.broadcast.answer(self.plan)
-                wait = max(1.0, entry.ttl - entry.age)
-                self.publish(answer)
-            except Exception as exc:
-                wait = 1.0
-                log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
+            news, wait = await self.broadcast.ask(self.plan)
+            self.publish(news)
 
-    def publish(self, answer: Answer) -> None:
+    def publish(self, news: Answer | Exception) -> None:
+        """Those who have not had their first answer yet are about to get it."""
         for subscription in self.subscriptions:
-            if subscription.etag not in (b"", answer.etag):
-                subscription.subscriber.put(subscription.key, subscription.result(answer))
+            if subscription.etag:
+                subscription.tell(news)
 
 
 class Broadcast:
@@ -3877,9 +3989,16 @@ class Broadcast:
                 for subscription in list(topic.subscriptions):
                     subscription.subscriber.renew(subscription)
 
-    async def answer(self, plan: Plan) -> tuple[Entry, Answer]:
-        entry, _ = await self.results.get(plan, Directives())
-        return entry, await self.results.answer(plan, entry, "json", False)
+    async def ask(self, plan: Plan) -> tuple[Answer | Exception, float]:
+        """A result, or what is the matter, and for how many seconds that will do."""
+        try:
+            entry, _ = await self.results.get(plan, Directives())
+            answer = await self.results.answer(plan, entry, "json", False)
+        except Exception as exc:
+            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
+            return exc, SOON
+        # What stands in while the database fails is looked at again, whatever its TTL.
+        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
 
     def subscribe(self, plan: Plan, subscription: Subscription) -> None:
         topic = self.topics.get(plan.key)
@@ -3888,6 +4007,10 @@ class Broadcast:
         topic.plan = plan
         topic.subscriptions.add(subscription)
         subscription.topic = plan.key
+
+    def look_again(self, subscription: Subscription) -> None:
+        if topic := self.topics.get(subscription.topic):
+            topic.changed.set()
 
     def unsubscribe(self, subscription: Subscription) -> None:
         if topic := self.topics.get(subscription.topic):
@@ -3910,18 +4033,19 @@ class Subscriber:
         self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
         self.caller: Caller | None = None
         self.subscriptions: dict[str, Subscription] = {}
-        self.outbox: dict[str, bytes] = {}
-        self.waiting = asyncio.Event()
+        self.outbox: dict[str, Callable[[], bytes]] = {}
+        self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
         self.answers: set[asyncio.Task[None]] = set()
         self.problems = itertools.count()
 
-    def put(self, key: str, message: bytes) -> None:
+    def put(self, key: str, message: Callable[[], bytes]) -> None:
+        """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
         self.outbox[key] = message
         self.waiting.set()
 
     def put_problem(self, exc: Exception, metric_id: Any = None, params: Any = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(f"problem {next(self.problems)}", problem_message(exc, metric_id, params))
+            self.put(f"problem {next(self.problems)}", functools.partial(problem_message, exc, metric_id, params))
 
     async def send(self) -> None:
         """Raises Closing for a reader that takes nothing."""
@@ -3932,7 +4056,7 @@ class Subscriber:
                 message = self.outbox.pop(next(iter(self.outbox)))
                 try:
                     async with asyncio.timeout(PATIENCE):
-                        await self.websocket.send_text(message.decode())
+                        await self.websocket.send_text(message().decode())
                 except TimeoutError:
                     raise Closing(1013, f"nothing was read for {PATIENCE} s") from None
 
@@ -3949,22 +4073,23 @@ class Subscriber:
         except Problem as exc:
             raise Closing(4403, exc.detail) from exc
         self.caller = caller
+        self.renewed.set()
         for subscription in list(self.subscriptions.values()):
             self.renew(subscription)
 
     async def expire(self) -> None:
         """Raises Closing when there is no token in time, or the last one has expired."""
-        if self.caller is None:
-            await asyncio.sleep(AUTH_WITHIN)
-        while self.caller and (left := self.caller.expires - time.time()) > 0:  # noqa: ASYNC110 - a renewal moves it
-            await asyncio.sleep(min(left, 3600))
+        until = time.time() + AUTH_WITHIN
+        while (left := (self.caller.expires if self.caller else until) - time.time()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.renewed.wait(), min(left, 3600))
+            self.renewed.clear()
         raise Closing(4401, "no valid token")
 
     async def receive(self) -> None:
-        """Raises Closing, or WebSocketDisconnect."""
-        while True:
-            text = await self.websocket.receive_text()
-            message = parse_message(text)
+        """Until the client leaves; raises Closing."""
+        while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
+            message = parse_message(event.get("text") or event.get("bytes") or "")
             if isinstance(message, Problem):
                 self.put_problem(message)
             elif message.get("type") == "auth" and isinstance(message.get("token"), str):
@@ -3983,6 +4108,7 @@ class Subscriber:
         key = msgspec.json.encode([metric_id, params], order="sorted").decode()
         if known := self.subscriptions.pop(key, None):
             self.broadcast.unsubscribe(known)
+            self.outbox.pop(key, None)
         if kind == "unsubscribe":
             return None
         if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
@@ -3995,7 +4121,7 @@ class Subscriber:
         self.renew(subscription)
 
     def renew(self, subscription: Subscription) -> None:
-        """Subscribe to what the metric is now and the caller may see, and send its result."""
+        """Subscribe to what the metric is now and the caller may see, and send its result if it is another."""
         self.broadcast.unsubscribe(subscription)
         task = asyncio.create_task(self.answer(subscription))
         self.answers.add(task)
@@ -4012,12 +4138,11 @@ class Subscriber:
         if self.subscriptions.get(subscription.key) is not subscription:
             return
         self.broadcast.subscribe(plan, subscription)
-        try:
-            _, answer = await self.broadcast.answer(plan)
-            self.put(subscription.key, subscription.result(answer))
-        except Exception as exc:
-            subscription.etag = b"none yet"
-            self.put_problem(exc, subscription.metric_id, subscription.params)
+        news, wait = await self.broadcast.ask(plan)
+        if self.subscriptions.get(subscription.key) is subscription:
+            subscription.tell(news)
+        if wait == SOON:
+            self.broadcast.look_again(subscription)
 
     async def serve(self) -> None:
         """Until the client leaves; raises Closing."""
@@ -4036,19 +4161,19 @@ class Subscriber:
             for task in (*tasks, *self.answers):
                 task.cancel()
             await asyncio.gather(*tasks, *self.answers, return_exceptions=True)
+            self.outbox.clear()
             for subscription in self.subscriptions.values():
                 self.broadcast.unsubscribe(subscription)
 
 
-def parse_message(text: str) -> dict[str, Any] | Problem:
+def parse_message(text: str | bytes) -> dict[str, Any] | Problem:
     if len(text) > MAX_MESSAGE:
         return Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.ValidationError:
-        return Problem(422, "A message must be a JSON object.")
-    except (msgspec.DecodeError, RecursionError):
+        message = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Problem(400, "The message is not JSON.")
+    return message if isinstance(message, dict) else Problem(422, "A message must be a JSON object.")
 
 
 def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -4072,9 +4197,9 @@ async def live(websocket: WebSocket) -> None:
             await subscriber.authenticate(header)
         await subscriber.serve()
     except Closing as closing:
-        # A reader that takes nothing does not take this either.
+        # A reader that takes nothing does not take this either, until it goes on.
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
-            await asyncio.wait_for(websocket.close(closing.code, closing.reason), 1)
+            await asyncio.wait_for(websocket.close(closing.code, closing.reason), FAREWELL)
 
 
 def check_origin(scope: Scope, settings: Settings) -> None:
@@ -4703,9 +4828,9 @@ async def start(state: State, embedded: bool) -> None:
 async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     """Start, however long the database takes, and then keep up with its changes and those of the files."""
     await start(state, embedded)
-    started.set()
-    catalog = state["catalog"]
-    await asyncio.gather(watch_catalog(catalog), listen(state["database"], state["changes"], catalog.outdated))
+    catalog, changes = state["catalog"], state["changes"]
+    changes.heard_by.append(lambda _: started.set())
+    await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
 
 
 def give_up(exc: Exception) -> NoReturn:
@@ -4791,7 +4916,8 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     listener = bind_socket(options.host, options.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f"Metrics API on {url} with the dashboard; documentation on {url}/docs")
+    say(f"Metrics API on {url}")
+    say(f"Dashboard: {url}/  Documentation: {url}/docs")
     if not settings.jwt_issuer:
         say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
     config = uvicorn.Config(
@@ -4906,12 +5032,24 @@ async def watch_command(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def worker_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError("workers are a number from 1 to 64")
+    return int(text)
+
+
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--workers", type=int, default=1, help="processes that serve")
+    parser.add_argument("--port", type=port_number, default=8000, help="0 for any that is free")
+    parser.add_argument("--workers", type=worker_count, default=1, help="processes that serve")
     commands = parser.add_subparsers(title="commands, instead of serving")
     commands.add_parser("migrate", help="apply the migrations and exit").set_defaults(run=migrate_command)
     seed = commands.add_parser("seed", help="load a data set directory")

@@ -1,16 +1,22 @@
-"""The dashboard in a real browser, against a real service: the fixture `service` gives its address as `.url`."""
+"""The dashboard in a real browser, against a service of its own with the demonstration data.
+
+SCREENSHOT=1 pytest tests/test_dashboard.py     makes the README's picture anew
+"""
 
 import json
+import os
 import re
 import shutil
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
+from conftest import ROOT, Serve, Service
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -33,10 +39,6 @@ WHERE date >= COALESCE(:start_date, DATE '2000-01-01')"""
 Open = Callable[[], None]
 
 
-class Service(Protocol):
-    url: str
-
-
 def call(service: Service, method: str, path: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} if data else {}
@@ -56,6 +58,16 @@ def write_record(service: Service, metric_id: str, **record: Any) -> None:
 def put_first(service: Service, metric_id: str) -> None:
     place = {"breakpoint": "lg", "x": 0, "y": 0, "w": 4, "h": 8, "static": False}
     call(service, "PUT", f"/metrics/{metric_id}/layouts", [place])
+
+
+@pytest.fixture(scope="module")
+def service(start_service: Serve) -> Iterator[Service]:
+    data = Path(tempfile.mkdtemp(prefix="metrics-api-test-"))
+    data.chmod(0o755)  # as root, the database's user must reach it
+    service = start_service(DATABASE_URL="", DATA_DIR=str(data), QUERIES_DIR=str(ROOT / "queries"))
+    yield service
+    service.stop()
+    shutil.rmtree(data)
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +338,23 @@ def test_the_page_is_small_and_its_policy_strict(page: Any, service: Service, op
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert not re.search(r"\sstyle=|\son\w+=|innerHTML", text)
+
+
+# First, while there is nothing but the demonstration data.
+@pytest.fixture(scope="module", autouse=True)
+def picture(service: Service, browser: Any) -> None:
+    if os.environ.get("SCREENSHOT") == "1":
+        context = browser.new_context(viewport={"width": 1440, "height": 1000}, locale="en-US", reduced_motion="reduce")
+        opened = context.new_page()
+        opened.goto(service.url)
+        sync_api.expect(opened.locator("#state")).to_have_attribute("data-state", "live")
+        sync_api.expect(opened.locator(".cell").first).to_be_visible()
+        sync_api.expect(opened.locator(".cell:not([data-state=ready])")).to_have_count(0)
+        opened.screenshot(path=ROOT / "tests" / "dashboard.png")
+        context.close()
+
+
+def test_the_first_paint_comes_within_a_second(page: Any, service: Service, open_dashboard: Open) -> None:
+    open_dashboard()
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 1000

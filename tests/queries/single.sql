@@ -1,0 +1,1 @@
+SELECT (SELECT n FROM GENERATE_SERIES(1, :count::int4) AS n) AS n

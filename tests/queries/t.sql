@@ -1,0 +1,1 @@
+SELECT 'a table of one column, called as the service calls its own' AS t

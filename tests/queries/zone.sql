@@ -1,0 +1,1 @@
+SELECT CURRENT_SETTING('TimeZone') AS zone, CURRENT_USER::text AS login

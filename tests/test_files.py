@@ -1,0 +1,388 @@
+"""SQL files: headers, :name, what is refused and how that is said, and files that come and go."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from conftest import ROOT, Serve, Service, wait_until
+
+HEADERS = """\
+-- title: Alerts: by type
+--description:   How many, "quoted" and with: colons
+-- unit: €
+-- a comment that is no header
+
+-- chart: bar
+-- ttl: 300
+-- param region (required): Sales region
+--   param   since  : First day
+SELECT
+  -- unit: of nothing, for the header is over
+  :region AS region,
+  :since::date AS since
+"""
+
+# A file's SQL, the query string, and the one record that it answers.
+ACCEPTED: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
+    "strings": (
+        "SELECT ':x' AS a, 'it''s :x' AS b, E'\\':x' AS c, U&':x' AS d, $$:x '$$ AS e, $q$ $$:x $q$ AS f",
+        "",
+        {"a": ":x", "b": "it's :x", "c": "':x", "d": ":x", "e": ":x '", "f": " $$:x "},
+    ),
+    "backslash": ("SELECT 'a\\' AS a, :n::int4 AS n, 'b' AS b", "n=1", {"a": "a\\", "n": 1, "b": "b"}),
+    "identifiers": (
+        'SELECT 1 AS ":x", 2 AS "a"":b", 3 AS a$b$c, 4 AS "ü:x"',
+        "",
+        {":x": 1, 'a":b': 2, "a$b$c": 3, "ü:x": 4},
+    ),
+    "comments": ("SELECT -- :x isn't one\n1 /* :x /* it's :y */ :z */ AS a --:x", "", {"a": 1}),
+    "casts": ("SELECT '1'::int4 AS a, :n::int4::text AS b, (:n)::text AS c", "n=7", {"a": 1, "b": "7", "c": "7"}),
+    "named-arguments": ("SELECT MAKE_INTERVAL(days := 1, hours => :h)::text AS i", "h=2", {"i": "1 day 02:00:00"}),
+    "slices": (
+        "SELECT (ARRAY[1, 2, 3])[1:2] AS a, (ARRAY[1, 2, 3])[2:n] AS b, (ARRAY[1, 2, 3])[:lo : :hi] AS c"
+        " FROM (SELECT 3 AS n) AS s",
+        "lo=2&hi=3",
+        {"a": [1, 2], "b": [2, 3], "c": [2, 3]},
+    ),
+    "operators": (
+        "SELECT '{\"a:b\": 1}'::jsonb->>'a:b' AS a, 3-:n AS b, 'x'||:t||'y' AS c, 1=:n AS d",
+        "n=1&t=-",
+        {"a": "1", "b": 2, "c": "x-y", "d": True},
+    ),
+    "names": (
+        "SELECT :n::int4 + :n AS twice, :N::int4 AS other, :_a1::int4 AS c, :größe::int4 AS d",
+        "n=2&N=5&_a1=6&gr%C3%B6%C3%9Fe=7",
+        {"twice": 4, "other": 5, "c": 6, "d": 7},
+    ),
+    "semicolon": ("SELECT ';' AS a;", "", {"a": ";"}),
+    "semicolon-comment": ("SELECT 1 AS a ; -- done; really\n/* ; */ ;\n\n", "", {"a": 1}),
+    "comment-last": ("SELECT 1 AS a -- no line break after this", "", {"a": 1}),
+    "bom": (b"\xef\xbb\xbf-- title: BOM\nSELECT 1 AS a", "", {"a": 1}),
+    "crlf": (
+        b"-- title: CRLF\r\n-- chart: bar\r\n-- unit: EUR\r\nSELECT 1 AS a, -- :x\r\n  :n::int4 AS n;\r\n",
+        "n=3",
+        {"a": 1, "n": 3},
+    ),
+    "with": ("WITH a AS (SELECT 1 AS a) SELECT * FROM a", "", {"a": 1}),
+    "values": ("VALUES (1, :t)", "t=x", {"column1": 1, "column2": "x"}),
+    "parenthesis": ("(SELECT 1 AS a)", "", {"a": 1}),
+    "union": ("SELECT 1 AS a WHERE false UNION SELECT 2 ORDER BY a LIMIT :n", "n=1", {"a": 2}),
+    "braces": ("SELECT '{sql} {0} %s {{}}' AS a", "", {"a": "{sql} {0} %s {{}}"}),
+    "list": (
+        "SELECT COUNT(*) AS n FROM GENERATE_SERIES(1, 9) AS g WHERE g = ANY (:ids)",
+        "ids=1&ids=2&ids=77",
+        {"n": 2},
+    ),
+    "default": (
+        "SELECT COALESCE(:start_date, CURRENT_DATE - 30) = CURRENT_DATE - COALESCE(:day_range, 30) AS d",
+        "",
+        {"d": True},
+    ),
+    "UPPER_and-lower-9": ("SELECT 1 AS a", "", {"a": 1}),
+    "9": ("SELECT 1 AS a", "", {"a": 1}),
+    "x" * 64: ("SELECT 1 AS a", "", {"a": 1}),
+}
+
+REFUSED: dict[str, str | bytes] = {
+    "no-column": "SELECT secret_column FROM metrics",
+    "no-table": "SELECT 1 AS a FROM secret_table",
+    "no-sense": "SELEKT 1",
+    "unfinished": "SELECT 'unfinished",
+    "unfinished-comment": "SELECT 1 AS a /* /* */",
+    "closing": "SELECT 1 AS a) AS t; DELETE FROM metrics; --",
+    "closing-comment": "SELECT 1 AS a) AS t /*",
+    "several": "SELECT 1 AS a; SELECT 2 AS a",
+    "several-hidden": "SELECT 1 AS a; /* SELECT */ COMMIT;",
+    "duplicate-columns": "SELECT 1 AS a, 2 AS b, 3 AS a",
+    "unnamed-columns": "SELECT 1, 2",
+    "star-join": "SELECT * FROM metrics AS a JOIN metrics AS b USING (metric_id)",
+    "no-columns": "SELECT FROM metrics",
+    "empty": "",
+    "blank": " \r\n\t",
+    "only-comments": "-- title: Nothing\n/* at all */",
+    "only-semicolon": ";",
+    "not-utf-8": b"SELECT 'gr\xf6\xdfe' AS a",
+    "utf-16": "SELECT 1 AS a".encode("utf-16"),
+    "nul": b"SELECT 1 AS a\0",
+    "nul-in-string": b"SELECT 'a\0b' AS a",
+    "insert": "INSERT INTO metrics (id) VALUES ('x') RETURNING id",
+    "update": "UPDATE metrics SET id = id RETURNING id",
+    "merge": "MERGE INTO metrics AS m USING (SELECT 1) AS s ON false WHEN MATCHED THEN DELETE RETURNING m.id",
+    "data-modifying": "WITH gone AS (DELETE FROM metrics RETURNING id) SELECT id FROM gone",
+    "select-into": "SELECT 1 AS a INTO TEMP spoils",
+    "for-update": "SELECT id FROM metrics FOR UPDATE",
+    "copy": "COPY metrics TO STDOUT",
+    "copy-program": "COPY (SELECT 1) TO PROGRAM 'true'",
+    "do": "DO $$ BEGIN END $$",
+    "call": "CALL nothing()",
+    "commit": "COMMIT",
+    "set": "SET statement_timeout = 0",
+    "show": "SHOW timezone",
+    "explain": "EXPLAIN SELECT 1 AS a",
+    "listen": "LISTEN metrics_api",
+    "notify": "NOTIFY metrics_api",
+    "prepare": "PREPARE p AS SELECT 1 AS a",
+    "execute": "EXECUTE p",
+    "deallocate": "DEALLOCATE ALL",
+    "discard": "DISCARD ALL",
+    "fetch": "FETCH ALL FROM c",
+    "vacuum": "VACUUM metrics",
+    "forbidden": "SELECT id FROM queries",
+    "forbidden-function": "SELECT PG_READ_FILE('/etc/passwd') AS a",
+    "numbered": "SELECT $1::int4 AS a",
+    "untyped": "SELECT 1 AS a WHERE :x IS NULL",
+    "deep": "SELECT " + "(" * 20000 + "1" + ")" * 20000 + " AS a",
+    "raises-when-planned": "SELECT raises() AS secret_column",
+    "slow-to-plan": "SELECT slow() AS secret_column",
+}
+
+STRAY = {
+    "no id.sql": "SELECT 1 AS a",
+    "-dash.sql": "SELECT 1",
+    "größe.sql": "SELECT 1",
+    ".sql": "SELECT 1",
+    f"{'y' * 65}.sql": "SELECT 1",
+}
+IGNORED = {"notes.txt": "SELECT 1", "backup.sql~": "SELECT 1", "README.md": "x"}
+FUNCTIONS = """
+CREATE OR REPLACE FUNCTION raises() RETURNS int4 IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''secret''; END';
+CREATE OR REPLACE FUNCTION slow() RETURNS int4 IMMUTABLE LANGUAGE plpgsql AS 'BEGIN PERFORM PG_SLEEP(9); RETURN 1; END'
+"""
+
+
+def write(directory: Path, files: dict[str, str | bytes]) -> None:
+    for name, content in files.items():
+        (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.fixture(scope="module")
+def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with every kind of file, good and bad."""
+    directory = tmp_path_factory.mktemp("queries")
+    write(directory, {f"{name}.sql": sql for name, (sql, _, _) in ACCEPTED.items()})
+    write(directory, {f"{name}.sql": sql for name, sql in REFUSED.items()})
+    write(directory, {"headers.sql": HEADERS, **STRAY, **IGNORED})
+    write(directory, {"bad-headers.sql": "-- chart: pie\n-- ttl: soon\n-- param nobody: Nothing\nSELECT 1 AS a"})
+    (directory / "directory.sql").mkdir()
+    (directory / "dangling.sql").symlink_to(directory / "nowhere")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def http(cluster: str, start_service: Serve, queries: Path) -> Iterator[httpx.Client]:
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute(FUNCTIONS)
+        service = start_service(ready=False, QUERIES_DIR=str(queries), STATEMENT_TIMEOUT="0.5")
+        with httpx.Client(base_url=service.url, timeout=20) as client:
+            wait_until(lambda: client.get("/health/ready").status_code == 200, 8)
+            yield client
+        service.stop()
+        conn.execute("DROP FUNCTION raises(), slow()")
+
+
+@pytest.fixture(scope="module")
+def listed(http: httpx.Client) -> dict[str, Any]:
+    return {metric["id"]: metric for metric in http.get("/metrics").json()["metrics"]}
+
+
+def test_a_header_says_what_the_metric_is(listed: dict[str, Any]) -> None:
+    metric = listed["headers"]
+    assert metric == metric | {
+        "title": "Alerts: by type",
+        "description": 'How many, "quoted" and with: colons',
+        "unit": "€",
+        "chart": "bar",
+        "is_editable": False,
+        "version": 1,
+        "live": True,
+        "layouts": [],
+        "columns": [{"name": "region", "type": "text"}, {"name": "since", "type": "date"}],
+        "parameters": [
+            {"name": "region", "type": "text", "required": True, "description": "Sales region"},
+            {"name": "since", "type": "date", "required": False, "description": "First day"},
+        ],
+    }
+
+
+def test_what_a_header_leaves_out_has_a_default(listed: dict[str, Any]) -> None:
+    assert listed["UPPER_and-lower-9"]["title"] == "Upper and lower 9"
+    assert (listed["9"]["description"], listed["9"]["unit"]) == ("", "")
+    assert {metric["chart"] for metric in listed.values()} <= {"number", "line", "bar", "table"}
+
+
+def test_headers_are_read_after_a_bom_and_with_crlf(listed: dict[str, Any]) -> None:
+    assert listed["bom"]["title"] == "BOM"
+    assert [listed["crlf"][name] for name in ("title", "chart", "unit")] == ["CRLF", "bar", "EUR"]
+
+
+def test_a_bad_header_is_a_warning_and_the_metric_serves(http: httpx.Client) -> None:
+    assert http.get("/metrics/bad-headers").json()["records"] == [{"a": 1}]
+    warnings = [check["output"] for check in checks(http) if "bad-headers" in check["output"]]
+    assert [any(word in warning for warning in warnings) for word in ("pie", "soon", "nobody")] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_name_after_a_colon_is_a_parameter_and_nothing_else_is(http: httpx.Client, name: str) -> None:
+    _, query, values = ACCEPTED[name]
+    response = http.get(f"/metrics/{name}?{query}")
+    assert response.status_code == 200, response.text
+    assert response.json()["records"] == [values]
+
+
+def test_types_are_the_databases_own_and_have_short_names(listed: dict[str, Any]) -> None:
+    types = {name: {p["name"]: p["type"] for p in listed[name]["parameters"]} for name in ("list", "default", "union")}
+    assert types == {
+        "list": {"ids": "int4[]"},
+        "default": {"start_date": "date", "day_range": "int4"},
+        "union": {"n": "int8"},
+    }
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "directory", "dangling"])
+def test_a_file_that_does_not_compile_answers_500_and_names_itself_but_not_its_sql(
+    http: httpx.Client, listed: dict[str, Any], name: str
+) -> None:
+    assert name not in listed
+    response = http.get(f"/metrics/{name}")
+    assert (response.status_code, response.headers["content-type"]) == (500, "application/problem+json")
+    assert f"queries/{name}.sql" in response.json()["detail"]
+    for word in ("secret", "SELECT", "syntax"):
+        assert word not in response.text
+
+
+def checks(http: httpx.Client) -> list[dict[str, Any]]:
+    response = http.get("/health/ready")
+    assert response.headers["content-type"] == "application/health+json"
+    return [check for group in response.json()["checks"].values() for check in group if "output" in check]
+
+
+def test_readiness_warns_of_every_file_that_does_not_serve(http: httpx.Client) -> None:
+    response = http.get("/health/ready")
+    assert (response.status_code, response.json()["status"]) == (200, "warn")
+    warned = "\n".join(check["output"] for check in checks(http))
+    missing = [name for name in (*STRAY, *(f"{name}.sql" for name in REFUSED)) if f"queries/{name}" not in warned]
+    assert missing == [".sql"] or missing == []
+    assert not [name for name in (*ACCEPTED, *IGNORED) if f"queries/{name}.sql does" in warned]
+
+
+def test_a_file_whose_name_is_no_id_is_no_metric(http: httpx.Client, listed: dict[str, Any]) -> None:
+    assert set(listed) == {*ACCEPTED, "headers", "bad-headers"}
+    assert http.get("/metrics/no%20id").status_code == 422
+
+
+def test_check_names_file_and_line_of_each_that_does_not_compile(
+    cluster: str, http: httpx.Client, queries: Path
+) -> None:
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": cluster, "QUERIES_DIR": str(queries), "STATEMENT_TIMEOUT": "0.5"}
+    done = subprocess.run([sys.executable, str(ROOT / "app.py"), "check"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    for line in (
+        'queries/no-column.sql:1:8: error: column "secret_column" does not exist',
+        "queries/forbidden.sql: error: permission denied for table queries",
+    ):
+        assert line in done.stdout
+    refused = {
+        line.partition(".sql")[0].removeprefix("queries/") for line in done.stdout.splitlines() if "error:" in line
+    }
+    assert refused == {*REFUSED, "directory", "dangling"}
+    assert (
+        "queries/headers.sql\n  parameters: region text, since date\n  columns: region text, since date" in done.stdout
+    )
+
+
+# ------------------------------------------------------------------------------------------------ coming and going
+
+
+@pytest.fixture(scope="module")
+def living(start_service: Serve) -> Iterator[tuple[httpx.Client, Service]]:
+    service = start_service()
+    with httpx.Client(base_url=service.url) as client:
+        yield client, service
+    service.stop()
+
+
+@pytest.fixture
+def database(cluster: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        yield conn
+
+
+def within_two_seconds(http: httpx.Client, path: str, status: int, records: object = None) -> None:
+    def as_expected() -> bool:
+        response = http.get(path)
+        return response.status_code == status and (records is None or response.json()["records"] == records)
+
+    wait_until(as_expected, 2)
+
+
+def test_files_that_are_added_edited_or_removed_are_noticed_within_two_seconds(
+    living: tuple[httpx.Client, Service],
+) -> None:
+    """Also beside an editor's lock, a link to nowhere, and when the new file is as long as the old one."""
+    http, service = living
+    file = service.queries / "fresh.sql"
+    assert http.get("/metrics/fresh").status_code == 404
+    (service.queries / ".#fresh.sql").symlink_to("somebody@somewhere.1234")
+    file.write_text("SELECT 1 AS a")
+    within_two_seconds(http, "/metrics/fresh", 200, [{"a": 1}])
+    file.write_text("SELECT 2 AS a")
+    within_two_seconds(http, "/metrics/fresh", 200, [{"a": 2}])
+    file.write_text("SELECT 3 AS")
+    within_two_seconds(http, "/metrics/fresh", 500)
+    shutil.copy(service.queries / "zone.sql", service.queries / "side")
+    os.replace(service.queries / "side", file)
+    within_two_seconds(http, "/metrics/fresh", 200)
+    file.unlink()
+    within_two_seconds(http, "/metrics/fresh", 404)
+    assert "fresh" not in http.get("/metrics").text
+
+
+def test_a_missing_grant_counts_as_not_compiling_until_it_is_given(
+    living: tuple[httpx.Client, Service], database: psycopg.Connection[Any]
+) -> None:
+    http, service = living
+    database.execute("DROP TABLE IF EXISTS sales; CREATE TABLE sales AS SELECT 5 AS amount")
+    (service.queries / "sales.sql").write_text("SELECT amount\nFROM sales")
+    within_two_seconds(http, "/metrics/sales", 500)
+    database.execute("GRANT SELECT ON sales TO metrics_reader")
+    wait_until(lambda: http.get("/metrics/sales").status_code == 200, 5)
+    database.execute("REVOKE SELECT ON sales FROM metrics_reader")
+    response = http.get("/metrics/sales", headers={"Cache-Control": "no-cache"})
+    assert (response.status_code, "sales.sql" in response.text) == (500, True)
+    assert "permission" not in response.text
+    database.execute("DROP TABLE sales")
+
+
+def test_files_are_mirrored_into_the_tables(
+    living: tuple[httpx.Client, Service], database: psycopg.Connection[Any]
+) -> None:
+    """So that records and layouts have something to refer to."""
+    http, service = living
+    (service.queries / "mirrored.sql").write_text("-- title: In the mirror\nSELECT 1 AS a")
+    within_two_seconds(http, "/metrics/mirrored", 200)
+    row = database.execute(MIRRORED).fetchone()
+    assert row == ("mirrored", "file", "In the mirror", False, 1)
+    database.execute(
+        "INSERT INTO layout_items VALUES ('mirrored', 'lg', 0, 0, 4, 8, false), ('mirrored', 'md', 1, 2, 3, 4, true)"
+    )
+    (service.queries / "mirrored.sql").write_text("-- title: In the mirror\nSELECT 2 AS a")
+    within_two_seconds(http, "/metrics/mirrored", 200, [{"a": 2}])
+    layouts = [
+        {"breakpoint": "lg", "x": 0, "y": 0, "w": 4, "h": 8, "static": False},
+        {"breakpoint": "md", "x": 1, "y": 2, "w": 3, "h": 4, "static": True},
+    ]
+    assert http.get("/metrics/mirrored").json()["layouts"] == layouts
+    listed = {metric["id"]: metric for metric in http.get("/metrics").json()["metrics"]}
+    assert listed["mirrored"]["layouts"] == layouts
+    database.execute("INSERT INTO metrics (id) VALUES ('mirrored'); DELETE FROM metrics WHERE id = 'mirrored'")
+    database.execute("DELETE FROM layout_items WHERE item_id = 'mirrored'")
+
+
+MIRRORED = "SELECT query_id, source, title, is_editable, version FROM metric_configurations WHERE id = 'mirrored'"

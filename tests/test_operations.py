@@ -1,0 +1,397 @@
+"""A database that is down, frozen, busy or new; migrations; plans; an orderly end."""
+
+import asyncio
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+import yoyo
+from conftest import ROOT, Serve, Service, wait_until
+
+from seed import embedded
+
+
+class Lab:
+    """A PostgreSQL that tests may stop, kill and freeze."""
+
+    def __init__(self, directory: Path, runner: asyncio.Runner) -> None:
+        self.directory, self.runner = directory, runner
+        self.up()
+        self.dsn = self.server.dsn
+
+    def up(self) -> None:
+        self.server = self.runner.run(embedded.start(self.directory))
+
+    def down(self) -> None:
+        self.runner.run(self.server.stop())
+
+    @property
+    def postmaster(self) -> int:
+        return int((self.server.directory / "postmaster.pid").read_text().split()[0])
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server and all its sessions stand still."""
+        first = self.postmaster
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        family = [first, *map(int, children)]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in family:
+                os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with asyncio.Runner() as runner:
+        lab = Lab(tmp_path_factory.mktemp("lab"), runner)
+        yield lab
+        lab.down()
+
+
+@contextmanager
+def empty_database(cluster: str, name: str) -> Iterator[str]:
+    """The URL of a database without anything, on the session's server."""
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}".encode())
+        yield cluster.replace("/metrics_test?", f"/{name}?")
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def database(cluster: str) -> Iterator[str]:
+    with empty_database(cluster, "scratch") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def scarce_database(cluster: str) -> Iterator[str]:
+    with empty_database(cluster, "scarce") as url:
+        yield url
+
+
+DATA_SET = {
+    "queries.csv": "id,query\nwho,SELECT CURRENT_USER::text AS login\n"
+    "rest,SELECT PG_SLEEP(:seconds::float8)::text AS slept\nsecret,SELECT rolname FROM pg_authid\n",
+    "metrics.json": '{"items": [{"id": "who", "queryId": "who"}, {"id": "rest", "queryId": "rest"}], "layouts": {}}',
+}
+
+
+@pytest.fixture(scope="module")
+def scarce(scarce_database: str, start_service: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with one connection for reviewed SQL, and with metrics of a data set, one of them refused."""
+    directory = tmp_path_factory.mktemp("dataset")
+    for name, text in DATA_SET.items():
+        (directory / name).write_text(text)
+    seeding = run(scarce_database, "seed", str(directory))
+    assert (seeding.returncode, "permission denied" in seeding.stdout) == (1, True)
+    service = start_service(DATABASE_URL=scarce_database, POOL_SIZE="1", POOL_TIMEOUT="0.3")
+    yield service
+    service.stop()
+
+
+def connect(service: Service) -> httpx.Client:
+    """A client that wants to know how things are now."""
+    return httpx.Client(base_url=service.url, headers={"Cache-Control": "no-cache"}, timeout=20)
+
+
+def status(http: httpx.Client, path: str) -> int:
+    return http.get(path).status_code
+
+
+def assert_unavailable(response: httpx.Response) -> None:
+    assert (response.status_code, response.headers["content-type"]) == (503, "application/problem+json"), response.text
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def sleeping(dsn: str, count: int) -> None:
+    """Wait until so many queries of sleep.sql run."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        wait_until(lambda: conn.execute(SLEEPING).fetchone() == (count,), 5)
+
+
+SLEEPING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+
+
+def run(database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database}
+    return subprocess.run([sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True)
+
+
+# ------------------------------------------------------------------------------------------------ a database in trouble
+
+
+def test_a_database_that_is_down_at_the_start_is_migrated_when_it_comes(lab: Lab, start_service: Serve) -> None:
+    lab.down()
+    service = start_service(DATABASE_URL=lab.dsn, ready=False)
+    with connect(service) as http:
+        wait_until(lambda: status(http, "/health/live") == 200, 5)
+        assert http.get("/health").json() == {"application": True, "database": False}
+        ready = http.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "fail")
+        assert ready.headers["content-type"] == "application/health+json"
+        assert_unavailable(http.get("/metrics/echo"))
+        lab.up()
+        wait_until(lambda: status(http, "/health/ready") == 200, 5)
+        assert http.get("/health").json() == {"application": True, "database": True}
+        assert http.get("/metrics/echo?n=1").json()["records"][0]["n"] == 1
+    service.stop()
+
+
+def test_a_database_that_goes_away_and_comes_back(lab: Lab, start_service: Serve) -> None:
+    """kill -9 under load: nobody gets a 500, the processes stay up, and the first answer after it is a good one."""
+    service = start_service(DATABASE_URL=lab.dsn)
+    with connect(service) as http, ThreadPoolExecutor(16) as threads:
+        waiting = [threads.submit(http.get, f"/metrics/sleep?seconds=5.{n}") for n in range(16)]
+        sleeping(lab.dsn, 10)
+        os.kill(lab.postmaster, signal.SIGKILL)
+        answers = [answer.result() for answer in waiting]
+        lab.down()
+        for answer in answers:
+            assert_unavailable(answer)
+        for n in range(3):
+            assert_unavailable(http.get(f"/metrics/echo?n={n}"))
+        assert status(http, "/metrics") == 200
+        assert status(http, "/health/live") == 200
+        wait_until(lambda: status(http, "/health") == status(http, "/health/ready") == 503, 3)
+        lab.up()
+        assert status(http, "/metrics/echo") == 200
+        wait_until(lambda: status(http, "/health") == status(http, "/health/ready") == 200, 3)
+    assert "Traceback" not in service.log.read_text()
+    service.stop()
+
+
+def test_a_session_that_was_ended_while_idle_is_no_fault(lab: Lab, start_service: Serve) -> None:
+    service = start_service(DATABASE_URL=lab.dsn, POOL_SIZE="3")
+    with connect(service) as http, ThreadPoolExecutor(3) as threads:
+        list(threads.map(http.get, [f"/metrics/sleep?seconds=0.1{n}" for n in range(3)]))
+        conn = psycopg.connect(lab.dsn, autocommit=True)
+        conn.execute(
+            "SELECT PG_TERMINATE_BACKEND(pid) FROM pg_stat_activity WHERE pid <> PG_BACKEND_PID() AND usename <> ''"
+        )
+        conn.close()
+        assert [status(http, "/metrics/echo") for _ in range(4)] == [200] * 4
+    service.stop()
+
+
+def test_a_frozen_database_is_answered_for_in_time(lab: Lab, start_service: Serve) -> None:
+    """Within POOL_TIMEOUT and STATEMENT_TIMEOUT, whether there was a connection or not, and /health within 2 s."""
+    service = start_service(DATABASE_URL=lab.dsn, POOL_TIMEOUT="0.5", STATEMENT_TIMEOUT="1", POOL_SIZE="5")
+
+    with connect(service) as http, ThreadPoolExecutor(32) as threads:
+
+        def timed(path: str) -> tuple[int, float]:
+            started = time.monotonic()
+            return status(http, path), time.monotonic() - started
+
+        list(threads.map(timed, [f"/metrics/sleep?seconds=0.1{n}" for n in range(5)]))
+        with lab.frozen():
+            probes = threads.map(timed, ["/health", "/health/ready"])
+            answers = list(threads.map(timed, [f"/metrics/echo?n={n}" for n in range(25)]))
+            answers += [timed(f"/metrics/echo?n={n}") for n in range(2)]
+            assert status(http, "/health/live") == 200
+            assert status(http, "/health") == status(http, "/health/ready") == 503
+        assert {code for code, _ in answers} == {503}
+        assert max(seconds for _, seconds in answers) < 2
+        assert max(seconds for _, seconds in probes) < 2
+        wait_until(lambda: status(http, "/health/ready") == status(http, "/metrics/echo") == 200, 5)
+    service.stop()
+
+
+def test_a_pool_without_a_free_connection_is_503_within_its_timeout(scarce: Service, scarce_database: str) -> None:
+    """And no failure for the health checks."""
+    with connect(scarce) as http, ThreadPoolExecutor() as threads:
+        slow = threads.submit(http.get, "/metrics/sleep?seconds=1.5")
+        sleeping(scarce_database, 1)
+        started = time.monotonic()
+        response = http.get("/metrics/echo")
+        assert 0.25 < time.monotonic() - started < 0.8
+        assert_unavailable(response)
+        assert status(http, "/health/ready") == status(http, "/health") == 200
+        assert slow.result().status_code == 200
+        assert status(http, "/metrics/echo") == 200
+
+
+def test_unreviewed_sql_runs_as_the_guest_two_at_a_time(scarce: Service, scarce_database: str) -> None:
+    with connect(scarce) as http, ThreadPoolExecutor() as threads:
+        assert http.get("/metrics/who").json()["records"] == [{"login": "metrics_guest"}]
+        assert http.get("/metrics/who").json()["is_editable"] is True
+        slow = [threads.submit(http.get, f"/metrics/rest?seconds=1.{n}") for n in (4, 5)]
+        sleeping(scarce_database, 2)
+        assert_unavailable(http.get("/metrics/who"))
+        assert status(http, "/metrics/echo") == 200
+        assert [answer.result().status_code for answer in slow] == [200, 200]
+
+
+def test_the_logins_have_no_memberships_and_cannot_write(scarce: Service, scarce_database: str) -> None:
+    for login, other in itertools.permutations(("metrics_reader", "metrics_guest")):
+        conn = psycopg.connect(scarce_database.replace("postgres@", f"{login}@"), autocommit=True)
+        assert conn.execute("SELECT COUNT(*) FROM metrics").fetchone() == (0,)
+        for statement in (
+            "INSERT INTO metrics (id) VALUES ('x')",
+            "DELETE FROM metrics",
+            "TRUNCATE metrics",
+            "SELECT * FROM queries",
+            "CREATE TABLE mine (a int)",
+            "SET ROLE postgres",
+            f"SET ROLE {other}",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement.encode())
+        conn.close()
+
+
+def test_sigterm_finishes_what_is_in_flight(database: str, start_service: Serve) -> None:
+    service = start_service(DATABASE_URL=database)
+    with connect(service) as http, ThreadPoolExecutor() as threads:
+        slow = threads.submit(http.get, "/metrics/sleep?seconds=1")
+        sleeping(database, 1)
+        service.stop()
+        assert slow.result().status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(service.url)
+    assert "Traceback" not in service.log.read_text()
+
+
+# ------------------------------------------------------------------------------------------------ migrations
+
+LEFT = """
+SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
+UNION SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+UNION SELECT typname::text FROM pg_type WHERE typnamespace = 'public'::regnamespace
+UNION SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'metrics%'
+"""
+
+
+def test_migrations_roll_back_to_nothing_and_apply_again(lab: Lab) -> None:
+    conn = psycopg.connect(lab.dsn, autocommit=True)
+    conn.execute("CREATE DATABASE there_and_back")
+    conn.close()
+    url = lab.dsn.replace("/postgres?", "/there_and_back?")
+    migrated = run(url, "migrate")
+    assert (migrated.returncode, migrated.stderr) == (0, "")
+    conn = psycopg.connect(url, autocommit=True)
+    before = {row[0] for row in conn.execute(LEFT)}
+    assert {"metrics", "queries", "layout_items", "metric_configurations", "metrics_reader", "metrics_guest"} <= before
+    roll_back(url)
+    left = {row[0] for row in conn.execute(LEFT)}
+    # Another database of the cluster still has the logins, which is why they stay.
+    assert {name for name in left if "yoyo" not in name} - {"metrics_reader", "metrics_guest"} == set()
+    assert run(url, "migrate").returncode == 0
+    assert {row[0] for row in conn.execute(LEFT)} == before
+    conn.close()
+
+
+def roll_back(url: str) -> None:
+    backend = yoyo.get_backend(url.replace("postgresql:", "postgresql+psycopg:"))
+    migrations = yoyo.read_migrations(str(ROOT / "migrations"))
+    backend.rollback_migrations(backend.to_rollback(migrations))
+    backend.connection.close()
+
+
+def test_migrations_from_many_processes_at_once_are_applied_once(database: str, cluster: str) -> None:
+    """Even after one was killed with yoyo's lock in its hands."""
+    with ThreadPoolExecutor() as threads:
+        assert [done.returncode for done in threads.map(run, [database] * 3, ["migrate"] * 3)] == [0, 0, 0]
+    conn = psycopg.connect(database, autocommit=True)
+    names = [row[0] for row in conn.execute("SELECT migration_id FROM _yoyo_migration")]
+    assert len(names) == len(set(names)) == len(list((ROOT / "migrations").glob("*.sql"))) / 2
+    conn.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
+    conn.close()
+    assert run(database, "migrate").returncode == 0
+
+
+def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_it_set_again(
+    lab: Lab, start_service: Serve
+) -> None:
+    """On a server that wants passwords; none of them is shown."""
+    conn = psycopg.connect(lab.dsn, autocommit=True)
+    conn.execute("ALTER ROLE postgres PASSWORD 'hunter2'")
+    rules = lab.server.directory / "pg_hba.conf"
+    trust = rules.read_text()
+    url = lab.dsn.replace("postgres@", "postgres:hunter2@")
+    try:
+        rules.write_text("local all all scram-sha-256\n")
+        conn.execute("SELECT PG_RELOAD_CONF()")
+        for _ in range(2):
+            service = start_service(DATABASE_URL=url)
+            assert httpx.get(f"{service.url}/metrics/zone").json()["records"] == [
+                {"zone": "UTC", "login": "metrics_reader"}
+            ]
+            service.stop()
+            assert "hunter2" not in service.log.read_text()
+            conn.execute("ALTER ROLE metrics_reader PASSWORD 'changed'; ALTER ROLE metrics_guest PASSWORD NULL")
+    finally:
+        rules.write_text(trust)
+        conn.execute("SELECT PG_RELOAD_CONF()")
+        conn.close()
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+MANY = """
+INSERT INTO metrics (id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
+SELECT
+  (SELECT ARRAY_AGG(id ORDER BY id) FROM queries)[1 + n % (SELECT COUNT(*) FROM queries)],
+  now() - n * INTERVAL '15 minutes',
+  n,
+  n,
+  n % 9,
+  (ARRAY['Critical', 'Warning', 'Info'])[1 + n % 3],
+  (ARRAY['Need approval', 'End of life'])[1 + n % 2]
+FROM GENERATE_SERIES(1, 100000) AS n
+"""
+
+
+def test_no_metric_that_comes_along_scans_the_records(database: str, start_service: Serve) -> None:
+    """Counted by the database itself, among 100,000 records over three years."""
+    assert run(database, "seed").returncode == 0
+    service = start_service(DATABASE_URL=database, QUERIES_DIR=str(ROOT / "queries"))
+    conn = psycopg.connect(database, autocommit=True)
+    conn.execute(MANY)
+    conn.execute("VACUUM ANALYZE metrics")
+    with connect(service) as http:
+        metrics = [metric["id"] for metric in http.get("/metrics").json()["metrics"]]
+        with (ROOT / "seed" / "queries.csv").open() as file:
+            assert {row["id"] for row in csv.DictReader(file)} < set(metrics)
+        assert {path.stem for path in (ROOT / "queries").glob("*.sql")} < set(metrics)
+        whole, index = scan_counts(conn)
+        for metric in metrics:
+            for query in ("", "?day_range=7", "?start_date=2026-01-01&end_date=2026-01-31"):
+                assert status(http, f"/metrics/{metric}{query}") == 200
+            scans = scan_counts(conn)
+            assert scans[0] == whole, f"{metric} scans the table"
+            assert scans[1] > index, f"{metric} uses no index"
+            index = scans[1]
+    conn.close()
+    service.stop()
+
+
+SCANS = "SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'metrics'"
+ENDED = """
+SELECT COUNT(PG_TERMINATE_BACKEND(pid)) = 0
+FROM pg_stat_activity
+WHERE datname = CURRENT_DATABASE()
+AND usename IN ('metrics_reader', 'metrics_guest')
+"""
+
+
+def scan_counts(conn: psycopg.Connection) -> tuple[int, int]:
+    """Whole scans and index scans; a session reports what it did when it ends, so the readers' sessions are ended."""
+    wait_until(lambda: conn.execute(ENDED).fetchone() == (True,))
+    whole, index = conn.execute(SCANS).fetchone() or (0, 0)
+    return whole, index

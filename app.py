@@ -1892,6 +1892,9 @@ class Catalog:
             raise Problem(503, "The database has not been reached yet; try again.", headers={"Retry-After": "1"})
         raise Problem(404, f"There is no metric {metric_id}; GET /metrics lists them.")
 
+    def visible(self, caller: Caller) -> list[Metric]:
+        return [m for m in self.metrics.values() if not m.fault and caller.has_any(m.about.roles)]
+
     def live(self, metric: Metric) -> bool:
         return self.watched.issuperset(metric.tables)
 
@@ -3556,8 +3559,7 @@ async def list_metrics(request: Request[State]) -> Response:
     if not catalog.complete:
         raise Problem(503, "The database has not been reached yet; try again.", headers={"Retry-After": "1"})
     caller: Caller = request.scope["caller"]
-    visible = [m for m in catalog.metrics.values() if not m.fault and caller.has_any(m.about.roles)]
-    metrics = [summary(catalog, metric) for metric in visible]
+    metrics = [summary(catalog, metric) for metric in catalog.visible(caller)]
     return json_response(MetricList(metrics))
 
 
@@ -4400,9 +4402,11 @@ def shared_schemas(routes: Sequence[Route]) -> Schema:
     contents = [content for route in routes for content in (*route.answers.values(), route.body or {})]
     kinds = [ProblemDetails, *(kind for content in contents for kind in content.values())]
     schemas = msgspec.json.schema_components(kinds, ref_template=REF)[1]
-    for schema in schemas["Record"]["properties"].values():
-        # A Decimal is read from a JSON number with all its digits.
-        for option in schema["anyOf"]:
+    for schema in itertools.chain.from_iterable(schema["properties"].values() for schema in schemas.values()):
+        # Generators take a field that has a default for one that is always there.
+        schema.pop("default", None)
+        for option in schema.get("anyOf", ()):
+            # A Decimal is read from a JSON number, with all its digits.
             if option.get("format") == "decimal":
                 option["type"] = "number"
     return {**schemas, "Number": {"anyOf": [{"type": "number"}, {"type": "string", "enum": SPECIALS}]}}
@@ -4524,7 +4528,8 @@ class Documents:
         self.bodies: dict[Any, bytes] = {}
         catalog.reloaded_by.append(self.bodies.clear)
 
-    def body(self, state: State, metrics: Sequence[Metric], examples: Mapping[str, bytes]) -> bytes:
+    def body(self, state: State, caller: Caller, examples: Mapping[str, bytes]) -> bytes:
+        metrics = sorted(state["catalog"].visible(caller), key=lambda metric: metric.id)
         seen = tuple(metric.id for metric in metrics), tuple(examples.items())
         if seen not in self.bodies:
             while len(self.bodies) >= MAX_DOCUMENTS:
@@ -4537,12 +4542,12 @@ EXAMPLES_WITHIN, EXAMPLE_WITHIN = 2, 0.5  # seconds, for all and for one
 MAX_EXAMPLE, MAX_EXAMPLES, MAX_DOCUMENTS = 4096, 1000, 20  # bytes of one; how many are kept
 
 
-async def read_examples(state: State, caller: Caller, metrics: Iterable[Metric]) -> dict[str, bytes]:
+async def read_examples(state: State, caller: Caller) -> dict[str, bytes]:
     """Real results, cut short, by metric id; each is run for once, and is none when that fails or takes long."""
     kept, plans = state["documents"].examples, dict[str, Plan]()
     if len(kept) > MAX_EXAMPLES:
         kept.clear()
-    for metric in metrics:
+    for metric in state["catalog"].visible(caller):
         with suppress(Problem):
             plans[metric.id] = make_plan(metric, (), caller, "json")
     with suppress(TimeoutError, PoolBusy, *DATABASE_DOWN):
@@ -4557,7 +4562,11 @@ async def read_example(results: Results, plan: Plan) -> bytes:
     try:
         async with asyncio.timeout(EXAMPLE_WITHIN):
             entry, _ = await results.get(plan, Directives())
-    except (TimeoutError, Problem, asyncpg.DataError):
+    except (TimeoutError, Problem):
+        return b""
+    except DATABASE_DOWN:
+        raise
+    except asyncpg.PostgresError:
         return b""
     rows = b"\n".join(entry.result.rows.split(b"\n", 2)[:2])
     return render(plan.metric.about, entry.result._replace(rows=rows), "json") if 0 < len(rows) <= MAX_EXAMPLE else b""
@@ -4584,10 +4593,8 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
 async def openapi(request: Request[State]) -> Response:
     """The document, with values of metrics for those only who may read them."""
     state, caller = request.state, await reader_or_stranger(request)
-    metrics = [m for m in state["catalog"].metrics.values() if not m.fault and caller.has_any(m.about.roles)]
-    metrics.sort(key=lambda metric: metric.id)
-    examples = {} if caller is STRANGER else await read_examples(state, caller, metrics)
-    body = state["documents"].body(state, metrics, examples)
+    examples = {} if caller is STRANGER else await read_examples(state, caller)
+    body = state["documents"].body(state, caller, examples)
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(request.scope["head"].get(b"if-none-match", b""), etag.encode()):

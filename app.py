@@ -4349,8 +4349,12 @@ PARAMETER_SCHEMAS: dict[str, Schema] = {
     "uuid": text_schema("uuid"),
     **{"json": JSON_TEXT, "jsonb": JSON_TEXT},
 }
+# Dates that ISO 8601 has no way to write: infinity, -infinity, before Christ, after the year 9999.
+BEYOND = TEXT | {"pattern": r"infinity$|BC$|^\d{5}"}
 # What row_to_json writes in another way than it is sent.
 COLUMN_SCHEMAS: dict[str, Schema] = PARAMETER_SCHEMAS | {
+    "date": {"anyOf": [text_schema("date"), BEYOND]},
+    "timestamptz": {"anyOf": [text_schema("date-time"), BEYOND]},
     **{"numeric": FLOAT, "float4": FLOAT, "float8": FLOAT},
     **{"oid": TEXT, "interval": TEXT, "bytea": TEXT, "xml": TEXT},
     **{"json": ANYTHING, "jsonb": ANYTHING},
@@ -4372,7 +4376,7 @@ def column_schema(kind: Type) -> Schema:
 
 
 def nullable(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]} if schema else {}
+    return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]} if schema else {}
 
 
 def client_names(ids: Iterable[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ FILES = {
     "by-region": "-- unit: alerts\n-- param region (required): Sales region\nSELECT :region::text AS region",
     "by-mood": "SELECT :mood::test_mood AS mood, :moods::test_mood[] AS moods, '(1,2)'::test_pair AS pair",
     "not-a-number": "SELECT 'NaN'::numeric AS nan, NULL::int4 AS nothing, 1::oid AS oid, INTERVAL '7 days' AS week",
+    "beyond": "SELECT 'infinity'::date AS a, '0044-03-15 BC'::date AS b, '12345-01-01'::timestamptz AS c",
     "Sales": "SELECT 1 AS one",
     "sales": "SELECT 2 AS two",
     "2024": "SELECT 2024 AS year",

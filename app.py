@@ -1754,6 +1754,8 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             # A replica cancels what stands in the way of replaying.
             if attempt or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
+            # What ended one idle session has likely ended the others.
+            await catalog.database.pools[metric.login].expire_connections()
             continue
         except FAILS_ON_DATA as exc:
             if metric.names:

@@ -79,6 +79,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -784,6 +785,19 @@ class Cors:
         await layer(scope, receive, send)
 
 
+async def answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Let a client who is still sending have the answer: a close with bytes unread would take it back."""
+    if not scope.get("unread"):
+        return await response(scope, receive, send)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body"})
+
+
 class Errors:
     """Refuses a malformed head and too many requests at once, and answers whatever is raised with a problem."""
 
@@ -823,7 +837,7 @@ class Errors:
                 log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
             if begun:
                 raise
-            await problem_response(exc, scope)(scope, receive, send)
+            await answer_early(problem_response(exc, scope), scope, receive, send)
         finally:
             self.under_way -= 1
 
@@ -3005,11 +3019,13 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
     """
     announced = request.headers.get("content-length", "")
     expected, received = int(announced) if announced.isdecimal() else 0, 0
+    request.scope["unread"] = True
     chunks = request.stream()
     while max(expected, received) <= limit:
         try:
             chunk = await asyncio.wait_for(anext(chunks), SILENCE)
         except StopAsyncIteration:
+            request.scope["unread"] = False
             return
         except ClientDisconnect:
             raise ClientGone from None
@@ -3798,13 +3814,7 @@ async def create_records(request: Request[State]) -> Response:
     kind = media_type(request)
     if kind not in READERS:
         raise Problem(415, f"Send Content-Type: {', '.join(READERS)}.")
-    limit = state["settings"].max_upload
-    batches = slices(READERS[kind](read_chunks(request, limit)))
-    if (
-        request.headers.get("content-length", "0").isdecimal()
-        and int(request.headers.get("content-length", "0")) > limit
-    ):
-        raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
+    batches = slices(READERS[kind](read_chunks(request, state["settings"].max_upload)))
     # Most bodies are all here before a connection is taken, so that who sends slowly keeps none from the others.
     rows = await anext(batches)
     login = "upload" if len(rows) >= SLICE else "owner"
@@ -4967,6 +4977,71 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+class Connection(HttpToolsProtocol):
+    """uvicorn's, which would wait for ever for a head and hold one of any size; what is no request gets a problem."""
+
+    head: int | None = 0  # bytes of a head that has not come to its end
+    silence: asyncio.TimerHandle | None = None
+    url = b""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.wait()
+
+    def wait(self) -> None:
+        self.silence = self.silence or self.loop.call_later(SILENCE, self.give_up)
+
+    def give_up(self) -> None:
+        self.refuse(Problem(408, f"The request has no end after {SILENCE} s.")) if self.head else self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self.head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self.head = None
+        if self.silence:
+            self.silence.cancel()
+            self.silence = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.head is None or self.transport.is_closing():
+            return
+        self.head += len(data)
+        self.wait()
+        if self.head > 2 * MAX_HEAD:
+            self.refuse(Problem(431, "The headers are larger than 64 KB."))
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(Problem(400, "The request is not HTTP/1.1."))
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer and stop reading; the close has to wait, for with bytes unread it would take the answer back."""
+        if len(self.url) > MAX_HEAD:
+            problem = Problem(414, "The URL is longer than 64 KB.")
+        self.head = None
+        self.flow.pause_reading()
+        self.loop.call_later(1, self.transport.close)
+        if self.cycle and not self.cycle.response_complete:
+            return self.transport.close()
+        response = problem_response(problem, {"path": "/", "request_id": uuid.uuid4().hex})
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}".encode()]
+        lines += [b"%b: %b" % header for header in headers]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
+        self.transport.write_eof()
+        warn("a request was refused before its end", reason=problem.detail)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.silence:
+            self.silence.cancel()
+        super().connection_lost(exc)
+
+
 def serve(settings: Settings, options: argparse.Namespace) -> None:
     if not (settings.jwt_issuer or settings.auth == "off" or is_loopback(options.host)):
         raise CommandError(
@@ -4983,6 +5058,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     config = uvicorn.Config(
         "app:app",
         workers=options.workers,
+        http="app:Connection",
         lifespan="on",
         log_config=None,
         access_log=False,

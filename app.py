@@ -827,10 +827,10 @@ class Errors:
             return
         except asyncio.CancelledError:
             # The server cancels what is still under way ten seconds after it was told to stop.
-            if not begun:
-                stopping = Problem(503, "The service is stopping; try again.", headers={"Retry-After": "1"})
-                await problem_response(stopping, scope)(scope, receive, send)
-            raise
+            if begun:
+                raise
+            stopping = Problem(503, "The service is stopping; try again.", headers={"Retry-After": "1"})
+            await problem_response(stopping, scope)(scope, receive, send)
         except Exception as exc:
             scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
             if begun or as_problem(exc).status == 500:
@@ -1757,12 +1757,13 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
         try:
             row = await run_once(catalog.database, metric, values, primary)
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
-            metric = compiled(await catalog.refresh(metric))
-            if attempt == 2:
+            fresh = compiled(await catalog.refresh(metric))
+            if attempt > 1 and fresh.shape == metric.shape:
                 # A value may name what is not there, such as a regclass.
                 if metric.names:
                     raise asyncpg.DataError(str(exc)) from exc
                 raise
+            metric = fresh
             continue
         except (asyncpg.SerializationError, *DATABASE_DOWN):
             # A replica cancels what stands in the way of replaying.
@@ -1775,8 +1776,12 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             if metric.names:
                 raise
             raise Problem(500, "The query fails on its data; the log has the reason.") from exc
-        if row["shape"] == metric.shape or attempt == 2:
+        if row["shape"] == metric.shape:
             return as_result(metric, row, catalog.settings.max_rows)
+        if time.monotonic() - started > catalog.settings.statement_timeout:
+            raise Problem(503, "The tables are being changed; try again.", headers={"Retry-After": "1"})
+        # A replica may be behind with a change that the others know of.
+        await asyncio.sleep(0.02 * attempt)
         metric = compiled(await catalog.refresh(metric))
     raise AssertionError
 

@@ -51,6 +51,7 @@ CREATE TABLE wide (a int4);
 CREATE VIEW large_readings AS SELECT amount FROM readings WHERE amount >= 100;
 CREATE VIEW switched AS SELECT amount FROM readings;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO metrics_reader;
+REVOKE ALL ON queries, metric_configurations, layout_items FROM metrics_reader;
 GRANT SELECT ON readings TO metrics_guest;
 """
 WATCHED = ("readings", "others", "regional", "events", "events_2025", "events_2026", "wide")

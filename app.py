@@ -576,8 +576,10 @@ def configure_logging(level: str) -> LogStream:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"
-    for name in ("httpx", "httpcore", "yoyo", "asyncio"):
+    for name in ("httpx", "httpcore", "yoyo", "asyncio", "aiocache"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # At debug it writes down what comes through a socket, tokens included.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.INFO, logging.getLogger().level))
     return stream
 
 

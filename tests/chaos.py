@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import asyncpg
 import websockets
@@ -188,7 +188,7 @@ class Load:
 class Lab:
     """A PostgreSQL to do things to, and the services on it."""
 
-    files: Mapping[str, str] = {}
+    files: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -864,7 +864,7 @@ GROUP BY id
 class ReplicatedLab(Lab):
     """A primary, a replica that streams from it, and a shared cache."""
 
-    files = {"newest.sql": NEWEST}
+    files: ClassVar[Mapping[str, str]] = {"newest.sql": NEWEST}
 
     async def start_database(self) -> None:
         self.primary, self.replica = (Postgres(self.directory(name)) for name in ("primary", "replica"))
@@ -991,7 +991,7 @@ class Traffic:
 
     async def __aenter__(self) -> "Traffic":
         async with self.lab.primary.session() as conn:
-            await conn.execute("INSERT INTO queries SELECT UNNEST($1::text[]), '' ON CONFLICT DO NOTHING", LONG)
+            await conn.execute("INSERT INTO queries SELECT UNNEST($1::text[]), 'SELECT 1' ON CONFLICT DO NOTHING", LONG)
         work = [self.read(reader) for reader in range(self.readers)]
         work += [self.write(series) for series in SERIES]
         work += [self.write_at_length(series, seconds) for series, seconds in zip(LONG, (0.15, 1.5), strict=True)]
@@ -1019,7 +1019,7 @@ async def instances(lab: Lab, seconds: float = 6) -> AsyncIterator[Figure]:
     """Two instances of two workers, a replica and a shared cache: started at once, agreeing, and exact under load."""
     lab = cast(ReplicatedLab, lab)
     services = await asyncio.gather(*(lab.serve_replicated("--workers", "2") for _ in range(2)))
-    for figures in (started_once(lab, services), agreeing(lab, services)):
+    for figures in (agreeing(lab, services), started_once(lab, services)):
         async for figure in figures:
             yield figure
     async with Traffic(lab, services) as traffic:
@@ -1041,15 +1041,20 @@ async def instances(lab: Lab, seconds: float = 6) -> AsyncIterator[Figure]:
 async def started_once(lab: ReplicatedLab, services: Sequence[Service]) -> AsyncIterator[Figure]:
     async with lab.primary.session() as conn:
         applied = await conn.fetchval("SELECT COUNT(*) FROM _yoyo_log WHERE operation = 'apply'")
-        written = await conn.fetchval(WRITTEN)
         files = await conn.fetchval("SELECT COUNT(*) FROM metric_configurations WHERE source = 'file'")
+
+        async def counted() -> bool:
+            return bool(await conn.fetchval(WRITTEN) >= files)
+
+        await eventually(counted)
+        written = await conn.fetchval(WRITTEN)
     migrations = [path for path in (ROOT / "migrations").glob("*.sql") if ".rollback." not in path.name]
     yield Figure("migrations applied, away from one time each", abs(applied - len(migrations)), 0)
     yield Figure("files mirrored, away from one time each", abs(written - files), 0)
     yield Figure("lines of the start that warn", sum(map(warnings, services)), 0)
 
 
-# Statistics come a second late; who wrote them is still connected.
+# Statistics come a second late.
 WRITTEN = "SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables WHERE relname = 'metric_configurations'"
 
 
@@ -1119,7 +1124,9 @@ async def replica_lags(lab: Lab) -> AsyncIterator[Figure]:
     both, single = await asyncio.gather(lab.serve_replicated(), lab.serve_replicated(READER_DATABASE_URL=alone))
     number = int(time.time())
     async with lab.primary.session() as conn, lab.primary.session() as late:
-        await conn.execute("INSERT INTO queries VALUES ('lags', ''), ('late', '') ON CONFLICT DO NOTHING")
+        await conn.execute(
+            "INSERT INTO queries VALUES ('lags', 'SELECT 1'), ('late', 'SELECT 1') ON CONFLICT DO NOTHING"
+        )
         transaction = late.transaction()
         await transaction.start()
         await late.execute(INSERT, "late", number)

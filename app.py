@@ -1739,7 +1739,7 @@ def scanned(node: dict[str, Any]) -> set[str]:
 class Result(NamedTuple):
     """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began.
 
-    replayed is the least of the write-ahead log (its end in bytes) that a replica which gave it had replayed.
+    replayed is how far the replica that gave it had got in the write-ahead log (bytes), None for a primary.
     """
 
     rows: bytes
@@ -1891,9 +1891,17 @@ AND NOT EXISTS (
 
 
 async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
-    """Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
-    async with database.connection("reader" if definition.source == "file" else guest) as conn:
-        return await describe(conn, definition, database.settings)
+    """Describe, anew when a connection turned out to be dead. Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
+    login = "reader" if definition.source == "file" else guest
+    for attempt in itertools.count():
+        try:
+            async with database.connection(login) as conn:
+                return await describe(conn, definition, database.settings)
+        except DATABASE_DOWN:
+            if attempt:
+                raise
+            await database.pools[login].expire_connections()
+    raise AssertionError
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
@@ -2628,7 +2636,8 @@ class SharedCache:
 
     async def close(self) -> None:
         if self.backend:
-            await self.call("close")
+            with suppress(OSError, RedisError):
+                await self.backend.client.aclose()
 
 
 MAX_SHARED = 2**20
@@ -5145,6 +5154,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     configure_logging(settings.log_level)
     if options.workers > 1:
         Multiprocess(config, sockets=[listener]).run()
+        listener.close()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 

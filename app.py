@@ -364,7 +364,8 @@ class Problem(Exception):
         self, status: int, detail: str, errors: Sequence[InputError] = (), headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.errors, self.headers = status, detail, list(errors), dict(headers or {})
+        self.status, self.detail, self.errors = status, detail, list(errors)
+        self.headers = {"Retry-After": "1"} if status == 503 else dict(headers or {})
 
 
 class CommandError(Exception):
@@ -423,6 +424,17 @@ DATABASE_DOWN = (
 FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
+# The first that fits counts, for asyncpg has too many connections among the insufficient resources.
+PROBLEMS: tuple[tuple[Any, int, str], ...] = (
+    (KeysUnavailable, 503, "The token issuer's keys cannot be fetched; try again."),
+    (PoolBusy, 503, "All database connections are busy; try again."),
+    (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
+    (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
+    (RESULT_TOO_LARGE, 422, "The result is larger than the database may use for it; ask for a shorter period."),
+    (asyncpg.IntegrityConstraintViolationError, 409, "The metric was changed or deleted meanwhile; read it again."),
+    (FAILS_ON_DATA, 422, "The query fails on its data with these parameters."),
+    (Exception, 500, "The service failed; its log has the reason under this request_id."),
+)
 
 
 def as_problem(exc: Exception) -> Problem:
@@ -436,26 +448,12 @@ def as_problem(exc: Exception) -> Problem:
             challenge = "Bearer" if exc.missing else 'Bearer error="invalid_token"'
             detail = "Send a valid access token: Authorization: Bearer <JWT>."
             return Problem(401, detail, headers={"WWW-Authenticate": challenge})
-        case KeysUnavailable():
-            return Problem(503, "The token issuer's keys cannot be fetched; try again.", headers={"Retry-After": "1"})
         case BadStatement():
             return Problem(422, f"The SQL is refused: {exc}.", [InputError("query", str(exc))])
         case ModelFailed():
             return Problem(502, f"The SQL model failed: {exc}.")
-        case PoolBusy():
-            return Problem(503, "All database connections are busy; try again.", headers={"Retry-After": "1"})
-        case asyncpg.QueryCanceledError():
-            return Problem(504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period.")
-        case _ if isinstance(exc, DATABASE_DOWN):
-            return Problem(503, "The database cannot be reached; try again.", headers={"Retry-After": "1"})
-        case _ if isinstance(exc, RESULT_TOO_LARGE):
-            return Problem(422, "The result is larger than the database may use for it; ask for a shorter period.")
-        case asyncpg.IntegrityConstraintViolationError():
-            return Problem(409, "The metric was changed or deleted meanwhile; read it again.")
-        case _ if isinstance(exc, FAILS_ON_DATA):
-            return Problem(422, "The query fails on its data with these parameters.")
         case _:
-            return Problem(500, "The service failed; its log has the reason under this request_id.")
+            return next(Problem(status, detail) for kind, status, detail in PROBLEMS if isinstance(exc, kind))
 
 
 def problem_response(exc: Exception, scope: Scope) -> Response:
@@ -587,25 +585,6 @@ def warn(message: str, **fields: Any) -> None:
     log.warning(message, extra={"fields": fields})
 
 
-class RequestLine(msgspec.Struct, omit_defaults=True):
-    """What the log says of a request; a reason where it failed, a trace_id where the client sent a traceparent."""
-
-    time: str
-    level: str
-    logger: str
-    message: str
-    request_id: str
-    method: str
-    path: str
-    metric_id: str | None
-    status: int
-    duration_ms: float
-    cache: str | None
-    subject: str | None
-    trace_id: str = ""
-    reason: str = ""
-
-
 MAX_HEAD = 64 * 1024
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
@@ -616,23 +595,23 @@ REQUEST = ContextVar("request", default="")
 MAX_CONCURRENT = 2000
 
 
-def request_line(scope: Scope, status: int, seconds: float, now: str) -> RequestLine:
-    return RequestLine(
-        time=now,
-        level="info",
-        logger="metrics_api",
-        message="request",
-        request_id=scope["request_id"],
-        method=scope["method"],
-        path=scope["path"],
-        metric_id=scope.get("metric_id"),
-        status=status,
-        duration_ms=round(seconds * 1000, 3),
-        cache=scope.get("cache"),
-        subject=scope["caller"].subject if "caller" in scope else None,
-        trace_id=scope.get("trace_id", ""),
-        reason=scope.get("reason", ""),
-    )
+def request_line(scope: Scope, seconds: float, now: str) -> dict[str, Any]:
+    """What the log says of a request; a reason where it failed, a trace_id where the client sent a traceparent."""
+    return {
+        "time": now,
+        "level": "info",
+        "logger": "metrics_api",
+        "message": "request",
+        "request_id": scope["request_id"],
+        "method": scope["method"],
+        "path": scope["path"],
+        "metric_id": scope.get("metric_id"),
+        "status": scope["status"],
+        "duration_ms": round(seconds * 1000, 3),
+        "cache": scope.get("cache"),
+        "subject": scope["caller"].subject if "caller" in scope else None,
+        **{name: scope[name] for name in ("trace_id", "reason") if name in scope},
+    }
 
 
 def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -649,18 +628,19 @@ def request_ids() -> Iterator[bytes]:
     return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
 
 
-def finish(scope: Scope, status: int) -> None:
-    """Count a request and write its line."""
+def finish(scope: Scope) -> None:
+    """Count a request and write its line; 499 is one whose client left without an answer."""
     seconds = time.perf_counter() - scope["started"]
     requests: RequestCounts = scope["state"]["instruments"].requests
+    status = scope.setdefault("status", 499)
     counts = requests.of(scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
     tally(counts, seconds)
     if stream := scope["state"]["log"]:
-        stream.put(encode(request_line(scope, status, seconds, stream.clock().decode())))
+        stream.put(encode(request_line(scope, seconds, stream.clock().decode())))
 
 
 class RequestLog:
-    """Gives every request an id and writes one line about its answer."""
+    """Gives every request an id, notes its status as soon as there is one and writes one line about its answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -668,22 +648,20 @@ class RequestLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        status = 499
         named = name_request(scope)
         scope["request_id"] = named[0][1].decode()
         REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
 
         async def send_named(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                scope["status"] = message["status"]
                 message["headers"] = [*message["headers"], *named]
             await send(message)
 
         try:
             await self.app(scope, receive, send_named)
         finally:
-            finish(scope, status)
+            finish(scope)
 
 
 def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -810,31 +788,25 @@ class Errors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        begun = False
-
-        async def send_noting(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         self.under_way += 1
         # Starlette's router raises its 404 and 405 only where it finds an application around it.
         scope["app"] = self
         try:
             check_head(scope)
             if self.under_way > MAX_CONCURRENT:
-                raise Problem(503, "Too many requests are under way; try again.", headers={"Retry-After": "1"})
-            await self.app(scope, receive, send_noting)
+                raise Problem(503, "Too many requests are under way; try again.")
+            await self.app(scope, receive, send)
         except ClientGone:
             return
         except asyncio.CancelledError:
             # The server cancels what is still under way ten seconds after it was told to stop.
-            if begun:
+            if "status" in scope:
                 raise
-            stopping = Problem(503, "The service is stopping; try again.", headers={"Retry-After": "1"})
+            stopping = Problem(503, "The service is stopping; try again.")
             await problem_response(stopping, scope)(scope, receive, send)
         except Exception as exc:
             scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
+            begun = "status" in scope
             if begun or as_problem(exc).status == 500:
                 log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
             if begun:
@@ -890,10 +862,7 @@ class Caller(msgspec.Struct, frozen=True, eq=False):
 
 ALGORITHMS = ("RS256", "ES256")
 LEEWAY = 30
-MAX_TOKEN = 8 * 1024
-MAX_JWKS = 256 * 1024
 MAX_REMEMBERED = 4096
-LAST_SECOND = 253_402_300_799  # of the year 9999
 KEYS_REFRESH, KEYS_KEPT = 600, 24 * 3600
 
 
@@ -976,7 +945,7 @@ class KeySet:
                 raise ValueError(f"the answer is {response.status_code}")
             async for chunk in response.aiter_bytes():
                 body += chunk
-                if len(body) > MAX_JWKS:
+                if len(body) > 256 * 1024:
                     raise ValueError("the answer is larger than 256 KiB")
         return body
 
@@ -987,7 +956,7 @@ class Verifier:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
-        self.keys = KeySet(jwks_url(settings))
+        self.keys = KeySet(settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json")
         self.remembered: dict[bytes, Caller] = {}
         self.version = 0
 
@@ -1006,7 +975,7 @@ class Verifier:
         token = token.strip()
         if scheme.lower() != b"bearer" or not token:
             raise InvalidToken("there is no bearer token", missing=True)
-        if len(token) > MAX_TOKEN:
+        if len(token) > 8 * 1024:
             raise InvalidToken("it is longer than 8 KB")
         try:
             header_claims = jwt.get_unverified_header(token)
@@ -1037,10 +1006,6 @@ class Verifier:
 OPEN = Caller()
 
 
-def jwks_url(settings: Settings) -> str:
-    return settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-
-
 def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
     """Check what is Cognito's own: the kind of the token and the client. Raises InvalidToken."""
     if claims.get("token_use", "access") != "access":
@@ -1048,7 +1013,7 @@ def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
     clients = next((claims[name] for name in ("client_id", "azp", "aud") if name in claims), None)
     if client_ids and client_ids.isdisjoint(words(clients)):
         raise InvalidToken("its client is not in JWT_CLIENT_IDS")
-    if float(claims["exp"]) > LAST_SECOND:
+    if float(claims["exp"]) > 253_402_300_799:  # the last second of the year 9999
         raise InvalidToken("its exp is no date")
     scope = claims.get("scope")
     scopes = frozenset(scope.split() if isinstance(scope, str) else ())
@@ -1073,18 +1038,16 @@ class Authentication:
         self.app, self.public = app, public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self.is_public(scope["path"]):
-            verifier: Verifier = scope["state"]["verifier"]
-            header = scope["head"].get(b"authorization")
-            scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
-            if verifier.open:
-                check_loopback(scope, verifier.settings)
-            else:
-                check_scopes(caller, scope["method"], verifier.settings)
+        if scope["type"] != "http" or scope["path"] in self.public or scope["path"].startswith("/health"):
+            return await self.app(scope, receive, send)
+        verifier: Verifier = scope["state"]["verifier"]
+        header = scope["head"].get(b"authorization")
+        scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
+        if verifier.open:
+            check_loopback(scope, verifier.settings)
+        else:
+            check_scopes(caller, scope["method"], verifier.settings)
         await self.app(scope, receive, send)
-
-    def is_public(self, path: str) -> bool:
-        return path in self.public or path.startswith("/health")
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
@@ -1099,10 +1062,8 @@ def check_scopes(caller: Caller, method: str, settings: Settings) -> None:
     if method not in ("GET", "HEAD", "OPTIONS"):
         wanted.append(settings.jwt_write_scope)
     if not caller.scopes.issuperset(wanted):
-        challenge = f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'
-        raise Problem(
-            403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers={"WWW-Authenticate": challenge}
-        )
+        challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'}
+        raise Problem(403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers=challenge)
 
 
 # ------------------------------------------------------------------------------------------------ database
@@ -1122,16 +1083,11 @@ def database_logins(settings: Settings) -> dict[str, Login]:
     owner = (settings.database_url or "").replace("target_session_attrs=read-write", "target_session_attrs=primary")
     reader = derived_login(owner, settings.reader_database_url, owner, "metrics_reader")
     guest = derived_login(owner, settings.guest_database_url, settings.reader_database_url or owner, "metrics_guest")
-    replicated = {"reader on primary": reader, "guest on primary": guest} if settings.reader_database_url else {}
-    return {
-        "owner": Login(owner),
-        "upload": Login(owner),
-        "reader": reader,
-        "guest": guest,
-        "gate": guest,
-        "catalog": guest,
-        **replicated,
-    }
+    logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
+    logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
+    if settings.reader_database_url:
+        logins |= {"reader on primary": reader, "guest on primary": guest}
+    return logins
 
 
 def derived_login(owner: str, url: str | None, hosts: str, user: str) -> Login:
@@ -1188,12 +1144,9 @@ class Database:
         self.stand_in_until = dict.fromkeys(self.logins, 0.0)
 
     def create_pool(self, name: str) -> asyncpg.Pool:
-        login = self.logins[name]
         primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
         return asyncpg.create_pool(
-            login.dsn,
-            user=login.user,
-            password=login.password,
+            **self.logins[name]._asdict(),
             min_size=0,
             max_size=GUEST_POOL_SIZE if name.startswith(("guest", "gate", "catalog")) else self.settings.pool_size,
             reset=keep_session if name.startswith("reader") else None,
@@ -1283,13 +1236,13 @@ class Database:
         while True:
             await asyncio.sleep(interval)
             try:
-                async with asyncio.timeout(interval):
-                    with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
-                        other = await asyncpg.connect(self.logins["owner"].dsn)
-                        other.terminate()
-            except TimeoutError:
-                conn.terminate()
-                return
+                async with asyncio.timeout(interval) as limit:
+                    other = await asyncpg.connect(self.logins["owner"].dsn)
+                    other.terminate()
+            except (asyncpg.PostgresError, *DATABASE_DOWN):
+                if limit.expired():
+                    conn.terminate()
+                    return
 
 
 class Probe:
@@ -1314,10 +1267,8 @@ class Probe:
         try:
             async with asyncio.timeout(1):
                 if self.conn is None or self.conn.is_closed():
-                    login = self.login
-                    self.conn = await connect(
-                        login.dsn, 0.4, user=login.user, password=login.password, server_settings=self.session
-                    )
+                    login = self.login._asdict()
+                    self.conn = await connect(login.pop("dsn"), 0.4, **login, server_settings=self.session)
                 started = time.perf_counter()
                 await self.conn.fetchval("SELECT 1")
                 return time.perf_counter() - started
@@ -1343,7 +1294,7 @@ TOKEN = re.compile(
       \b[eE]'(?:[^'\\]++|\\.|'')*+'
       (?:(?:[ \t\f\v]++|--[^\r\n]*+)*+[\r\n](?:[ \t\f\v\r\n]++|--[^\r\n]*+[\r\n])*+'(?:[^'\\]++|\\.|'')*+')*+
     | '[^']*' | "[^"]*"
-    | (?P<dollars>\$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?\$)
+    | (?P<dollars>\$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?\$).*?(?:(?P=dollars)|\Z)
     | --[^\r\n]*
     | (?P<comment>/\*)
     | [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*
@@ -1388,8 +1339,6 @@ def parse_statement(sql: str) -> Statement:
         start = token.start()
         parts.append(sql[position:start])
         position = comment_end(sql, start) if token["comment"] else token.end()
-        if token["dollars"]:
-            position = quote_end(sql, position, token["dollars"])
         text = sql[start:position]
         if token["number"]:
             raise BadStatement(f"{text} has no name; write :name for a parameter", *line_and_column(sql, start))
@@ -1413,11 +1362,6 @@ def comment_end(sql: str, start: int) -> int:
         if depth == 0:
             return edge.end()
     return len(sql)
-
-
-def quote_end(sql: str, start: int, delimiter: str) -> int:
-    end = sql.find(delimiter, start)
-    return len(sql) if end < 0 else end + len(delimiter)
 
 
 def line_and_column(sql: str, offset: int) -> tuple[int, int]:
@@ -1464,7 +1408,7 @@ def read_file(path: Path) -> Definition:
     if not sql.strip() or "\0" in sql:
         reason = "holds a NUL character" if sql.strip() else "is empty"
         return msgspec.structs.replace(definition, fault=reason)
-    fields: dict[str, Any] = {"claims": {}, "descriptions": {}}
+    fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
     for line in itertools.takewhile(lambda line: not line.strip() or line.lstrip().startswith("--"), sql.splitlines()):
         if header := HEADER_LINE.match(line.strip()):
@@ -1476,27 +1420,28 @@ def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
     """Take one line of a header into a definition's fields and yield what is wrong with it."""
     subject, _, value = rest.partition(":")
     subject, value = subject.strip(), value.strip()
-    if key == "param":
-        name = subject.removesuffix("(required)").strip()
-        fields["descriptions"][name] = value
-        if name != subject:
-            fields["required"] = fields.get("required", frozenset()) | {name}
-    elif key == "claim":
-        fields["claims"][subject] = value
-    elif subject:
-        return
-    elif key in ("roles", "tables"):
-        words = [word.strip() for word in value.split(",") if word.strip()]
-        fields["roles" if key == "roles" else "reads"] = frozenset(words) if key == "roles" else tuple(words)
-    elif key == "ttl":
-        if re.fullmatch(r"\d{1,8}", value):
-            fields["ttl"] = float(value)
-        else:
+    match key:
+        case "param":
+            name = subject.removesuffix("(required)").strip()
+            fields["descriptions"][name] = value
+            if name != subject:
+                fields["required"] |= {name}
+        case "claim":
+            fields["claims"][subject] = value
+        case _ if subject:
+            return
+        case "roles":
+            fields["roles"] = frozenset(split_names(value))
+        case "tables":
+            fields["reads"] = tuple(split_names(value))
+        case "ttl" if not re.fullmatch(r"\d{1,8}", value):
             yield f"ttl must be a number of seconds, not {value!r}"
-    elif key == "chart" and value not in CHARTS:
-        yield f"chart must be one of {', '.join(CHARTS)}, not {value!r}"
-    else:
-        fields[key] = value
+        case "ttl":
+            fields["ttl"] = float(value)
+        case "chart" if value not in CHARTS:
+            yield f"chart must be one of {', '.join(CHARTS)}, not {value!r}"
+        case _:
+            fields[key] = value
 
 
 class Type(NamedTuple):
@@ -1632,7 +1577,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             raise bad_statement(exc, statement) from exc
         relations = await conn.fetch(LOCKED_RELATIONS, definition.reads)
         columns, types = prepared.get_attributes(), prepared.get_parameters()
-        known = await describe_types(conn, {kind.oid for kind in (*types, *(column.type for column in columns))})
+        oids = {kind.oid for kind in (*types, *(column.type for column in columns))}
+        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, oids)}
         check_columns([column.name for column in columns])
         shape = SHAPE.format(oids=",".join(str(row["oid"]) for row in relations))
         run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
@@ -1703,15 +1649,13 @@ STATEMENT_REFUSED = (
 )
 
 
-PARAMETER = re.compile(r"parameter \$\d+")
-
-
 def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
     position = getattr(exc, "position", None)
     place = line_and_column(statement.numbered(), int(position) - 1) if position else (None, None)
-    names = {f"parameter ${number}": f"parameter :{name}" for number, name in enumerate(statement.names, 1)}
     message = getattr(exc, "message", None) or str(exc)
-    return BadStatement(PARAMETER.sub(lambda found: names.get(found[0], found[0]), message), *place)
+    for number, name in enumerate(statement.names, 1):
+        message = re.sub(rf"parameter \${number}\b", f"parameter :{name}", message)
+    return BadStatement(message, *place)
 
 
 def check_columns(names: list[str]) -> None:
@@ -1720,11 +1664,6 @@ def check_columns(names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BadStatement(f"two columns are named {', '.join(map(repr, twice))}; give each a name of its own with AS")
-
-
-async def describe_types(conn: asyncpg.Connection, oids: set[int]) -> dict[int, Type]:
-    rows = await conn.fetch(TYPES, oids)
-    return {oid: Type(*kind) for oid, *kind in rows}
 
 
 def run_sql(statement: Statement, types: Sequence[Type], shape: str, settings: Settings) -> str:
@@ -1776,10 +1715,20 @@ class Result(NamedTuple):
 PREPARE_RUN = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8 FROM SET_CONFIG('application_name', $1, false)"
 
 
+async def run_as(metric: Metric, values: Sequence[str | None], conn: asyncpg.Connection) -> asyncpg.Record:
+    """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
+    async with AsyncExitStack() as stack:
+        if metric.login == "guest":
+            transaction = conn.transaction(readonly=True)
+            await transaction.start()
+            stack.push_async_callback(transaction.rollback)
+        return (await conn.fetch(metric.run, *values))[0]
+
+
 async def run_once(
     database: Database, metric: Metric, values: Sequence[str | None], primary: bool
 ) -> tuple[asyncpg.Record, int | None]:
-    """The row and what a replica had replayed before; SQL that nobody reviewed is rolled back."""
+    """The row, and what a replica had replayed before."""
     async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
         patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
         try:
@@ -1787,14 +1736,7 @@ async def run_once(
         except TimeoutError:
             conn.terminate()
             raise ConnectionError("the server says nothing") from None
-        transaction = None if metric.login == "reader" else conn.transaction(readonly=True)
-        if transaction:
-            await transaction.start()
-        try:
-            row = (await conn.fetch(metric.run, *values))[0]
-        finally:
-            if transaction:
-                await transaction.rollback()
+        row = await run_as(metric, values, conn)
     if not (row["replayed"] or primary):
         await database.return_to_replica(metric.login)
     return row, replayed if row["replayed"] else None
@@ -1826,10 +1768,11 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             row, replayed = await run_once(catalog.database, metric, values, primary)
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
             fresh = compiled(await catalog.refresh(metric))
-            if attempt > 1 and fresh.shape == metric.shape:
-                # A value may name what is not there, such as a regclass.
-                if metric.names:
-                    raise asyncpg.DataError(str(exc)) from exc
+            unchanged = attempt > 1 and fresh.shape == metric.shape
+            # A value may name what is not there, such as a regclass.
+            if unchanged and metric.names:
+                raise asyncpg.DataError(str(exc)) from exc
+            if unchanged:
                 raise
             metric = fresh
             continue
@@ -1847,7 +1790,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
         if row["shape"] == metric.shape:
             return as_result(metric, row, replayed, catalog.settings.max_rows)
         if time.monotonic() - started > catalog.settings.statement_timeout:
-            raise Problem(503, "The tables are being changed; try again.", headers={"Retry-After": "1"})
+            raise Problem(503, "The tables are being changed; try again.")
         # A replica may be behind with a change that the others know of.
         await asyncio.sleep(0.02 * attempt)
         metric = compiled(await catalog.refresh(metric))
@@ -1860,15 +1803,8 @@ def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: 
     rows, truncated = row["records"] or b"", row["rows"] > limit
     if truncated:
         rows = rows[: rows.rindex(b"\n")]
-    return Result(
-        rows,
-        row["rows"] - truncated,
-        truncated,
-        metric.columns,
-        row["snapshot"],
-        row["taken_at"],
-        replayed,
-    )
+    origin = row["snapshot"], row["taken_at"], replayed
+    return Result(rows, row["rows"] - truncated, truncated, metric.columns, *origin)
 
 
 def compiled(metric: Metric) -> Metric:
@@ -1889,30 +1825,28 @@ SELECT
   c.title,
   c.is_editable,
   c.version,
-  COALESCE(JSON_AGG(
-    JSON_BUILD_OBJECT('breakpoint', l.breakpoint, 'x', l.x, 'y', l.y, 'w', l.w, 'h', l.h, 'static', l.static)
-    ORDER BY l.breakpoint
-  ) FILTER (WHERE l.item_id IS NOT NULL), '[]') AS layouts
+  COALESCE(JSON_AGG(l ORDER BY l.breakpoint) FILTER (WHERE l.item_id IS NOT NULL), '[]') AS layouts
 FROM metric_configurations AS c
 JOIN queries AS q ON q.id = c.query_id
 LEFT JOIN layout_items AS l ON l.item_id = c.id
 GROUP BY c.id, q.id
 """
+# A partitioned table is watched when each of its partitions is.
 WATCHED = """\
-SELECT t.tgrelid
-FROM pg_trigger AS t
-WHERE t.tgname = 'metrics_api_watch'
-AND t.tgenabled <> 'D'
-AND NOT EXISTS (
-  SELECT
-  FROM PG_PARTITION_TREE(t.tgrelid) AS p
-  WHERE NOT EXISTS (
-    SELECT
-    FROM pg_trigger AS w
-    WHERE w.tgrelid = p.relid
-    AND w.tgname = 'metrics_api_watch'
-    AND w.tgenabled <> 'D'
-  )
+WITH watched AS (
+  SELECT tgrelid
+  FROM pg_trigger
+  WHERE tgname = 'metrics_api_watch'
+  AND tgenabled <> 'D'
+)
+SELECT tgrelid
+FROM watched AS w
+WHERE NOT EXISTS (
+  SELECT relid
+  FROM PG_PARTITION_TREE(w.tgrelid)
+  EXCEPT
+  SELECT tgrelid
+  FROM watched
 )
 """
 
@@ -1986,7 +1920,7 @@ class Catalog:
         if not METRIC_ID.fullmatch(metric_id):
             raise Problem(422, "A metric id is a letter or digit, then up to 63 letters, digits, - and _.")
         if not self.complete:
-            raise Problem(503, "The database has not been reached yet; try again.", headers={"Retry-After": "1"})
+            raise Problem(503, "The database has not been reached yet; try again.")
         raise Problem(404, f"There is no metric {metric_id}; GET /metrics lists them.")
 
     def visible(self, caller: Caller) -> list[Metric]:
@@ -2226,7 +2160,7 @@ def parse_json(text: str) -> str:
 
 
 PARSERS: dict[str, Callable[[str], str]] = {
-    **{name: lambda text, bits=bits: parse_integer(text, bits) for name, bits in INTEGERS.items()},  # type: ignore[misc]
+    **{name: functools.partial(parse_integer, bits=bits) for name, bits in INTEGERS.items()},
     **dict.fromkeys(("numeric", "float4", "float8"), parse_number),
     "bool": parse_boolean,
     "date": lambda text: parse_time(text, date.fromisoformat, "2025-06-30"),

@@ -54,7 +54,7 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -2924,8 +2924,6 @@ def csv_cell(value: bytes) -> str:
 
 # Headers that speak of the body, which a 304 does not have.
 OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
-
-
 MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 
 
@@ -3740,14 +3738,15 @@ def find_metric(request: Request[State], editable: bool) -> Metric:
     return metric
 
 
-def check_version(current: int | None, wanted: int | None) -> None:
+async def lock_metric(conn: asyncpg.Connection, metric_id: str, wanted: int | None = None) -> None:
+    """Raises Problem 404, or 409 when the version is not the one that is wanted."""
+    current = await conn.fetchval("SELECT version FROM metric_configurations WHERE id = $1 FOR UPDATE", metric_id)
     if current is None:
         raise Problem(404, "The metric has been deleted meanwhile.")
     if wanted is not None and wanted != current:
         raise Problem(409, f"The version is {current} by now, not {wanted}; read it again.")
 
 
-LOCK_METRIC = "SELECT version FROM metric_configurations WHERE id = $1 FOR UPDATE"
 # A query that several metrics of a data set share is not changed under the others.
 UPDATE_QUERY = """\
 INSERT INTO queries (id, query)
@@ -3778,14 +3777,14 @@ async def change_metric(request: Request[State]) -> Response:
     if wanted is not None:
         # What this instance remembers may be older than what the caller has from another one.
         async with state["database"].connection("owner") as conn:
-            check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
+            await lock_metric(conn, metric.id, wanted)
     about = patched(metric.about, body)
     rewritten = body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET
     if rewritten:
         metric = await write_metric(state, about, body)
     prompt = prompt_of(body)
     async with writing(state["database"], "metric_configurations") as conn:
-        check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
+        await lock_metric(conn, metric.id, wanted)
         query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
         titled = body.title is not msgspec.UNSET
         version = await conn.fetchval(UPDATE_METRIC, metric.id, about.title, query_id, prompt, titled)
@@ -3826,7 +3825,7 @@ async def delete_metric(request: Request[State]) -> Response:
     metric = find_metric(request, editable=True)
     text = single_parameter(request, "version", re.compile(r"[0-9]{1,9}"), "must be a whole number")
     async with writing(request.state["database"], "metric_configurations") as conn:
-        check_version(await conn.fetchval(LOCK_METRIC, metric.id), int(text) if text else None)
+        await lock_metric(conn, metric.id, int(text) if text else None)
         await conn.execute("DELETE FROM metric_configurations WHERE id = $1", metric.id)
         await conn.execute(DELETE_QUERY, metric.about.series)
     await request.state["catalog"].forget(metric.id)
@@ -3840,7 +3839,7 @@ async def put_layouts(request: Request[State]) -> Response:
     layouts = await read_json(request, list[Layout])
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
-        check_version(await conn.fetchval(LOCK_METRIC, metric.id), None)
+        await lock_metric(conn, metric.id)
         await store_layouts(conn, metric.id, layouts)
     about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
     await request.state["catalog"].adopt(msgspec.structs.replace(metric, about=about))
@@ -4673,10 +4672,10 @@ async def docs_file(request: Request[State]) -> Response:
 
 # ------------------------------------------------------------------------------------------------ assembly
 
-
-PROMPTED = (502, 504)
 HTML, RECORDS = {"text/html": str}, {"text/csv": str, "application/x-ndjson": str}
 DEFINED = {JSON: MetricDefinition}
+PATCH = {"application/merge-patch+json": MetricPatch, JSON: MetricPatch}
+UPLOAD = {JSON: Record | list[Record], **RECORDS}
 VERSION = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
 ROUTES = [
     Route("GET", "/", "public", dashboard, {200: HTML}),
@@ -4695,7 +4694,7 @@ ROUTES = [
         {201: DEFINED, 200: DEFINED},
         body={JSON: NewMetric},
         query={"dry_run": bool},
-        errors=PROMPTED,
+        errors=(502,),
     ),
     Route(
         "GET",
@@ -4706,28 +4705,11 @@ ROUTES = [
         query={"parameters": dict[str, str]},
         errors=(504,),
     ),
-    Route(
-        "PATCH",
-        "/metrics/{id}",
-        "write",
-        change_metric,
-        {200: DEFINED},
-        body={"application/merge-patch+json": MetricPatch, JSON: MetricPatch},
-        errors=PROMPTED,
-    ),
+    Route("PATCH", "/metrics/{id}", "write", change_metric, {200: DEFINED}, body=PATCH, errors=(502,)),
     Route("DELETE", "/metrics/{id}", "write", delete_metric, {204: {}}, query={"version": VERSION}),
     Route("PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: list[Layout]}}, body={JSON: list[Layout]}),
-    Route(
-        "POST",
-        "/metrics/{id}/metric-records",
-        "write",
-        create_records,
-        {201: {JSON: Inserted}},
-        body={JSON: Record | list[Record], **RECORDS},
-    ),
+    Route("POST", "/metrics/{id}/metric-records", "write", create_records, {201: {JSON: Inserted}}, body=UPLOAD),
 ]
-
-
 PUBLIC = DOCS_FILES.union(route.path for route in ROUTES if route.access == "public")
 
 
@@ -4897,12 +4879,6 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
 
 
-def give_up(exc: Exception) -> NoReturn:
-    """Leave while nothing is open yet: the server would bury the one sentence that helps in a traceback."""
-    print(exc, file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 @asynccontextmanager
 async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
     async with AsyncExitStack() as stack:
@@ -4914,7 +4890,9 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             stack.callback(stream.stop)
             settings = await stack.enter_async_context(with_database(settings))
         except (SettingsError, CommandError) as exc:
-            give_up(exc)
+            # Nothing is open yet, and the server would bury the one sentence that helps in a traceback.
+            print(exc, file=sys.stderr, flush=True)
+            os._exit(1)
         database = await stack.enter_async_context(Database(settings))
         probe, owner_probe = (Probe(database.logins[name], database.session(name)) for name in ("reader", "owner"))
         stack.callback(probe.close)
@@ -5083,8 +5061,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 async def migrate_command(settings: Settings, options: argparse.Namespace) -> int:
-    faults = await asyncio.to_thread(migrate, settings)
-    for fault in faults:
+    for fault in await asyncio.to_thread(migrate, settings):
         say(f"Warning: {fault}")
     say("The database is up to date.")
     return 0

@@ -52,8 +52,9 @@ from datetime import time as clock_time
 from decimal import Decimal
 from http import HTTPStatus
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import asyncpg
@@ -73,7 +74,7 @@ from prometheus_client.utils import floatToGoString
 from psycopg import sql
 from redis.exceptions import RedisError
 from starlette import routing
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
@@ -2876,19 +2877,23 @@ def split_format(name: str, accept: str) -> tuple[str, str]:
     return name, accepted_format(accept)
 
 
+def weights(header: str) -> Iterator[tuple[str, float]]:
+    """What a header such as Accept names, and how much each is wanted (RFC 9110, 12.4.2)."""
+    for part in header.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        yield name, float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
+
+
+OFFERS = {media.partition(";")[0]: name for name, media in MEDIA_TYPES.items()}
+OFFERS |= dict.fromkeys(("*/*", "application/*"), "json")
+
+
 @functools.lru_cache(maxsize=256)
 def accepted_format(accept: str) -> str:
-    """RFC 9110, 12.5.1: the best quality wins; what is not offered is left out."""
-    offers = {"application/json": "json", "text/csv": "csv", "application/x-ndjson": "ndjson"}
-    best, chosen = 0.0, "json"
-    for part in accept.split(","):
-        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        weight = float(quality) if re.fullmatch(r"[01](\.\d{1,3})?", quality) else 0.0
-        offered = offers.get(media_type) or ("json" if media_type in ("*/*", "application/*") else "")
-        if offered and weight > best:
-            best, chosen = weight, offered
-    return chosen
+    """The best weight wins; what is not offered is left out."""
+    offered = [(weight, OFFERS[name]) for name, weight in weights(accept) if weight and name in OFFERS]
+    return max(offered, key=itemgetter(0), default=(1, "json"))[1]
 
 
 def render(about: Definition, result: Result, media: str) -> bytes:
@@ -2930,8 +2935,6 @@ def csv_cell(value: bytes) -> str:
 
 # Headers that speak of the body, which a 304 does not have.
 OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
-
-
 MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 
 
@@ -2956,11 +2959,8 @@ def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stal
 @functools.lru_cache(maxsize=256)
 def accepts_gzip(header: bytes) -> bool:
     """Whether gzip, or else anything, is accepted (RFC 9110, 12.5.3)."""
-    qualities = {}
-    for coding in header.decode("latin-1").lower().replace(" ", "").split(","):
-        name, _, quality = coding.partition(";q=")
-        qualities[name] = quality != "" and not quality.strip("0.")
-    return not qualities.get("gzip", qualities.get("*", True))
+    wanted = dict(weights(header.decode("latin-1")))
+    return wanted.get("gzip", wanted.get("*", 0)) > 0
 
 
 def matches(header: bytes, etag: bytes) -> bool:
@@ -3094,16 +3094,13 @@ def decode_json(body: bytes) -> Any:
     except (msgspec.DecodeError, RecursionError) as exc:
         reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
         raise Problem(400, f"The body is not JSON: {reason}.") from None
-    level, depth = [value], 1
-    while level := [item for value in level for item in children(value) if isinstance(item, dict | list)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
+    nested: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        items = itertools.chain.from_iterable(item.values() if isinstance(item, dict) else item for item in nested)
+        nested = [item for item in items if isinstance(item, dict | list)]
+    if nested:
+        raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
     return value
-
-
-def children(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def convert(value: Any, kind: type[T]) -> T:
@@ -3161,12 +3158,16 @@ decode_record = msgspec.json.Decoder(Record).decode
 Row = tuple[str, Record | InputError]
 
 
+def bad_row(place: str, exc: msgspec.ValidationError) -> Row:
+    path, detail = flaw(exc)
+    return place, InputError(f"{place}, {path}" if path else place, detail)
+
+
 def json_row(place: str, text: bytes) -> Row:
     try:
         return place, decode_record(text)
     except msgspec.ValidationError as exc:
-        path, detail = flaw(exc)
-        return place, InputError(f"{place}, {path}" if path else place, detail)
+        return bad_row(place, exc)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Problem(400, f"{place} is not JSON: {exc}.", [InputError(place, "is not JSON")]) from None
 
@@ -3294,8 +3295,7 @@ def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
     try:
         return place, msgspec.convert(filled, Record, strict=False)
     except msgspec.ValidationError as exc:
-        path, detail = flaw(exc)
-        return place, InputError(f"{place}, {path}", detail)
+        return bad_row(place, exc)
 
 
 async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
@@ -3327,15 +3327,8 @@ def record_values(record: Record) -> tuple[Any, ...]:
     for name, text in (("alert_type", record.alert_type), ("alert_category", record.alert_category)):
         if text and "\0" in text:
             raise ValueError(name, "must not contain a NUL character")
-    return (
-        record.metric_id,
-        record_date(record.date) if record.date is not None else None,
-        record.obsolescence_val,
-        record.obsolescence,
-        record.parts_flagged,
-        record.alert_type,
-        record.alert_category,
-    )
+    metric_id, when, *rest = msgspec.structs.astuple(record)
+    return metric_id, None if when is None else record_date(when), *rest
 
 
 def record_date(text: str) -> datetime:
@@ -3351,25 +3344,16 @@ def record_date(text: str) -> datetime:
 
 
 INSERT_RECORDS = """\
-INSERT INTO metrics (
-  id,
-  metric_id,
-  date,
+INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
+SELECT
+  $1,
+  COALESCE(metric_id, GEN_RANDOM_UUID()),
+  COALESCE(date, $2),
   obsolescence_val,
   obsolescence,
   parts_flagged,
   alert_type,
   alert_category
-)
-SELECT
-  $1,
-  COALESCE(r.metric_id, GEN_RANDOM_UUID()),
-  COALESCE(r.date, $2),
-  r.obsolescence_val,
-  r.obsolescence,
-  r.parts_flagged,
-  r.alert_type,
-  r.alert_category
 FROM UNNEST($3::uuid[], $4::timestamptz[], $5::numeric[], $6::numeric[], $7::int[], $8::text[], $9::text[])
   AS r(metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
 ON CONFLICT DO NOTHING
@@ -3472,19 +3456,25 @@ async def describe_tables(conn: asyncpg.Connection) -> str:
     return "\n".join(f"{table}({', '.join(columns)})" for table, columns in tables.items())
 
 
+async def read_completion(response: httpx.Response) -> bytes:
+    body = b""
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_MODEL_ANSWER:
+            raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
+    if response.status_code != 200:
+        raise ModelFailed(f"it answered with status {response.status_code}")
+    return body
+
+
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
     headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
-    body, payload = b"", {"model": settings.sql_model, "messages": messages, "temperature": 0}
+    payload = {"model": settings.sql_model, "messages": messages, "temperature": 0}
     try:
         async with client.stream("POST", url, json=payload, headers=headers) as response:
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_MODEL_ANSWER:
-                    raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
-        if response.status_code != 200:
-            raise ModelFailed(f"it answered with status {response.status_code}")
+            body = await read_completion(response)
         content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
     except httpx.HTTPError as exc:
         raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
@@ -3510,9 +3500,8 @@ async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
     """
     settings, database = state["settings"], state["database"]
     if not settings.sql_model_url:
-        return await pass_gate(
-            database, msgspec.structs.replace(about, sql=await mock_answer(database, prompt, about.id))
-        )
+        sql = await mock_answer(database, prompt, about.id)
+        return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
     examples = [m.about.sql for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles][:3]
     async with database.connection("gate") as conn:
         tables = await describe_tables(conn)
@@ -3624,6 +3613,7 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 async def list_metrics(request: Request[State]) -> Response:
+    """The metrics that the caller may see."""
     catalog = request.state["catalog"]
     if not catalog.complete:
         raise Problem(503, "The database has not been reached yet; try again.", headers={"Retry-After": "1"})
@@ -3633,6 +3623,7 @@ async def list_metrics(request: Request[State]) -> Response:
 
 
 async def read_metric(request: Request[State]) -> ASGIApp:
+    """Run any metric; the query string binds its parameters."""
     scope, results = request.scope, request.state["results"]
     metric_id, media = split_format(request.path_params["id"], scope["head"].get(b"accept", b"").decode("latin-1"))
     metric = request.state["catalog"].find(metric_id, scope["caller"])
@@ -3677,10 +3668,9 @@ def definition_of(metric: Metric, dry_run: bool = False) -> MetricDefinition:
     return MetricDefinition(about.sql, about.version, parameters, columns, msgspec.UNSET if dry_run else about.id)
 
 
-async def write_metric(
-    state: State, about: Definition, query: str | msgspec.UnsetType, prompt: str | msgspec.UnsetType
-) -> Metric:
+async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> Metric:
     """The metric that SQL or a prompt makes of a definition; raises Problem 422 unless exactly one is given."""
+    query, prompt = body.query, body.query_generation_prompt
     if (query is msgspec.UNSET) == (prompt is msgspec.UNSET):
         detail = "send exactly one of query and query_generation_prompt"
         raise Problem(422, f"{detail.capitalize()}.", [InputError("query", detail)])
@@ -3691,15 +3681,20 @@ async def write_metric(
     return await pass_gate(state["database"], msgspec.structs.replace(about, sql=str(query)))
 
 
-def default_title(metric_id: str, query: str | msgspec.UnsetType, prompt: str | msgspec.UnsetType) -> str:
+def prompt_of(body: NewMetric | MetricPatch) -> str | None:
+    return body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
+
+
+def default_title(metric_id: str, body: NewMetric) -> str:
     """The prompt, or the comment that the SQL opens with."""
-    if isinstance(prompt, str):
+    if prompt := prompt_of(body):
         return " ".join(prompt.split())[:200] or "Metric"
-    comment = re.match(r"\s*--\s*(.+)", str(query))
+    comment = re.match(r"\s*--\s*(.+)", str(body.query))
     return comment[1].strip()[:200] if comment else f"Metric {metric_id[:8]}"
 
 
 async def create_metric(request: Request[State]) -> Response:
+    """Make a metric of a prompt or of SQL; a dry run stores nothing."""
     state = request.state
     body = await read_json(request, NewMetric)
     dry_run = single_parameter(request, "dry_run", re.compile("true|false"), "must be true or false") == "true"
@@ -3710,15 +3705,15 @@ async def create_metric(request: Request[State]) -> Response:
         id=metric_id,
         source="api",
         sql="",
-        title=body.title or default_title(metric_id, body.query, body.query_generation_prompt),
+        title=body.title or default_title(metric_id, body),
         series=metric_id,
         is_editable=body.is_editable,
         layouts=tuple(body.layouts),
     )
-    metric = await write_metric(state, about, body.query, body.query_generation_prompt)
+    metric = await write_metric(state, about, body)
     if dry_run:
         return json_response(definition_of(metric, dry_run=True))
-    prompt = body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
+    prompt = prompt_of(body)
     async with writing(state["database"], "metric_configurations") as conn:
         await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", metric_id, metric.about.sql)
         values = (metric_id, about.title, about.is_editable, prompt, request.scope["caller"].subject)
@@ -3754,14 +3749,15 @@ def find_metric(request: Request[State], editable: bool) -> Metric:
     return metric
 
 
-def check_version(current: int | None, wanted: int | None) -> None:
+async def lock_metric(conn: asyncpg.Connection, metric_id: str, wanted: int | None = None) -> None:
+    """Raises Problem 404, or 409 when the version is not the one that is wanted."""
+    current = await conn.fetchval("SELECT version FROM metric_configurations WHERE id = $1 FOR UPDATE", metric_id)
     if current is None:
         raise Problem(404, "The metric has been deleted meanwhile.")
     if wanted is not None and wanted != current:
         raise Problem(409, f"The version is {current} by now, not {wanted}; read it again.")
 
 
-LOCK_METRIC = "SELECT version FROM metric_configurations WHERE id = $1 FOR UPDATE"
 # A query that several metrics of a data set share is not changed under the others.
 UPDATE_QUERY = """\
 INSERT INTO queries (id, query)
@@ -3785,20 +3781,21 @@ RETURNING version
 
 
 async def change_metric(request: Request[State]) -> Response:
+    """Change an editable metric."""
     state, metric = request.state, find_metric(request, editable=True)
     body = await read_json(request, MetricPatch)
     wanted = body.version if isinstance(body.version, int) else None
     if wanted is not None:
         # What this instance remembers may be older than what the caller has from another one.
         async with state["database"].connection("owner") as conn:
-            check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
+            await lock_metric(conn, metric.id, wanted)
     about = patched(metric.about, body)
     rewritten = body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET
     if rewritten:
-        metric = await write_metric(state, about, body.query, body.query_generation_prompt)
-    prompt = body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
+        metric = await write_metric(state, about, body)
+    prompt = prompt_of(body)
     async with writing(state["database"], "metric_configurations") as conn:
-        check_version(await conn.fetchval(LOCK_METRIC, metric.id), wanted)
+        await lock_metric(conn, metric.id, wanted)
         query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
         titled = body.title is not msgspec.UNSET
         version = await conn.fetchval(UPDATE_METRIC, metric.id, about.title, query_id, prompt, titled)
@@ -3816,9 +3813,8 @@ async def change_metric(request: Request[State]) -> Response:
 
 def patched(about: Definition, body: MetricPatch) -> Definition:
     """The definition with a patch's title and layouts; null takes them away."""
-    if isinstance(body.title, str):
-        check_text("title", body.title)
     if not isinstance(body.title, msgspec.UnsetType):
+        check_text("title", body.title)
         about = msgspec.structs.replace(about, title=body.title or title_of(about.id))
     if not isinstance(body.layouts, msgspec.UnsetType):
         check_layouts(body.layouts or [])
@@ -3836,10 +3832,11 @@ AND NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id)
 
 
 async def delete_metric(request: Request[State]) -> Response:
+    """Delete an editable metric; its records stay."""
     metric = find_metric(request, editable=True)
     text = single_parameter(request, "version", re.compile(r"[0-9]{1,9}"), "must be a whole number")
     async with writing(request.state["database"], "metric_configurations") as conn:
-        check_version(await conn.fetchval(LOCK_METRIC, metric.id), int(text) if text else None)
+        await lock_metric(conn, metric.id, int(text) if text else None)
         await conn.execute("DELETE FROM metric_configurations WHERE id = $1", metric.id)
         if not await conn.fetchval(HAS_RECORDS, metric.about.series):
             await conn.execute(DELETE_QUERY, metric.about.series)
@@ -3849,11 +3846,12 @@ async def delete_metric(request: Request[State]) -> Response:
 
 
 async def put_layouts(request: Request[State]) -> Response:
+    """Place a metric's tile on the dashboard, for each breakpoint."""
     metric = find_metric(request, editable=False)
     layouts = await read_json(request, list[Layout])
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
-        check_version(await conn.fetchval(LOCK_METRIC, metric.id), None)
+        await lock_metric(conn, metric.id)
         await store_layouts(conn, metric.id, layouts)
     about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
     await request.state["catalog"].adopt(msgspec.structs.replace(metric, about=about))
@@ -3862,6 +3860,7 @@ async def put_layouts(request: Request[State]) -> Response:
 
 
 async def create_records(request: Request[State]) -> Response:
+    """Write records of a metric's series, all or nothing."""
     state, metric = request.state, find_metric(request, editable=False)
     kind = media_type(request)
     if kind not in READERS:
@@ -3877,21 +3876,21 @@ async def create_records(request: Request[State]) -> Response:
 
 
 PAGE_POLICY = (
-    "default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; img-src data:;"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src {own}'{script}'; style-src {own}'{style}'; connect-src 'self';"
+    " img-src {own}data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
 @functools.cache
-def read_page(name: str, policy: str) -> tuple[bytes, dict[str, str]]:
-    """A page and its headers; what its policy lets run is its own script and style."""
+def read_page(name: str, own: str = "") -> tuple[bytes, dict[str, str]]:
+    """A page and its headers; what its policy lets run is its own script and style, and what own adds."""
     page = (HERE / name).read_text()
     hashes = {}
     for tag in ("script", "style"):
         text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
         hashes[tag] = f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
     headers = {
-        "Content-Security-Policy": policy.format(**hashes),
+        "Content-Security-Policy": PAGE_POLICY.format(own=own, **hashes),
         "Cache-Control": "no-cache",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
@@ -3900,20 +3899,24 @@ def read_page(name: str, policy: str) -> tuple[bytes, dict[str, str]]:
 
 
 async def dashboard(request: Request[State]) -> Response:
-    page, headers = read_page("dashboard.html", PAGE_POLICY)
+    """The example dashboard."""
+    page, headers = read_page("dashboard.html")
     return Response(page, headers=headers, media_type="text/html")
 
 
 async def health(request: Request[State]) -> Response:
+    """Whether the database answers."""
     database = await request.state["probe"].ask() is not None
-    return Response(encode(Health(True, database)), 200 if database else 503, media_type="application/json")
+    return json_response(Health(True, database), 200 if database else 503)
 
 
 async def health_live(request: Request[State]) -> Response:
+    """Whether the process turns."""
     return Response(b'{"status":"pass"}', media_type="application/health+json")
 
 
 async def health_ready(request: Request[State]) -> Response:
+    """What requests depend on, part by part."""
     checks = await ready_checks(request.state)
     worst = max((check.status for group in checks.values() for check in group), key=("pass", "warn", "fail").index)
     body = encode(Readiness(worst, checks))
@@ -3952,9 +3955,8 @@ def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Ch
 def listener_check(changes: Changes) -> Check:
     if changes.connected_since is None:
         return Check("warn", "component", output="not connected: results are kept for their ttl and no longer")
-    return Check(
-        "pass", "component", datetime.fromtimestamp(changes.connected_since, UTC).isoformat(timespec="seconds")
-    )
+    since = datetime.fromtimestamp(changes.connected_since, UTC)
+    return Check("pass", "component", since.isoformat(timespec="seconds"))
 
 
 def keys_check(keys: KeySet) -> Check:
@@ -3965,6 +3967,7 @@ def keys_check(keys: KeySet) -> Check:
 
 
 async def prometheus(request: Request[State]) -> Response:
+    """Figures for Prometheus."""
     # A balancer that keeps the path from the world compares it as it is written.
     if request.scope["raw_path"].rstrip(b"/") != b"/prometheus":
         raise HTTPException(404)
@@ -3976,9 +3979,8 @@ def add_gauges(instruments: Instruments, state: State) -> None:
     for name, pool in database.pools.items():
         instruments.gauge("database_connections", "Open connections", pool.get_size, login=name)
         instruments.gauge("database_connections_idle", "Idle connections", pool.get_idle_size, login=name)
-        instruments.gauge(
-            "database_waiting", "Requests that wait", functools.partial(database.waiting.__getitem__, name), login=name
-        )
+        waiting = functools.partial(database.waiting.__getitem__, name)
+        instruments.gauge("database_waiting", "Requests that wait", waiting, login=name)
     instruments.gauge("listener_connected", "Whether changes are heard of", lambda: bool(changes.connected_since))
     if state["settings"].jwt_issuer:
         instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
@@ -4016,14 +4018,6 @@ AUTH_WITHIN = 10  # seconds from the handshake to the first token
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
 NONE_YET = b"none yet"  # the etag of a subscription that has been told of a problem
-
-
-class Closing(Exception):
-    """Ends a socket with a code and a reason."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code, self.reason = code, reason
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -4167,58 +4161,58 @@ class Subscriber:
             self.put(f"problem {next(self.problems)}", functools.partial(problem_message, exc, metric_id, params))
 
     async def send(self) -> None:
-        """Raises Closing for a reader that takes nothing."""
+        """Raises WebSocketException for a reader that takes nothing."""
         while True:
-            await self.waiting.wait()
-            self.waiting.clear()
-            while self.outbox:
-                message = self.outbox.pop(next(iter(self.outbox)))
-                try:
-                    async with asyncio.timeout(PATIENCE):
-                        await self.websocket.send_text(message().decode())
-                except TimeoutError:
-                    raise Closing(1013, f"nothing was read for {PATIENCE} s") from None
+            while not self.outbox:
+                self.waiting.clear()
+                await self.waiting.wait()
+            message = self.outbox.pop(next(iter(self.outbox)))
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self.websocket.send_text(message().decode())
+            except TimeoutError:
+                raise WebSocketException(1013, f"nothing was read for {PATIENCE} s") from None
 
     async def authenticate(self, header: bytes | None) -> None:
-        """Raises Closing."""
+        """Raises WebSocketException."""
         try:
             caller = self.verifier.recall(header) or await self.verifier.verify(header)
             if not self.verifier.open:
                 check_scopes(caller, "GET", self.verifier.settings)
         except InvalidToken as exc:
-            raise Closing(4401, "no valid token") from exc
+            raise WebSocketException(4401, "no valid token") from exc
         except KeysUnavailable as exc:
-            raise Closing(1013, "the token issuer's keys cannot be fetched") from exc
+            raise WebSocketException(1013, "the token issuer's keys cannot be fetched") from exc
         except Problem as exc:
-            raise Closing(4403, exc.detail) from exc
+            raise WebSocketException(4403, exc.detail) from exc
         self.caller = caller
         self.renewed.set()
         for subscription in list(self.subscriptions.values()):
             self.renew(subscription)
 
     async def expire(self) -> None:
-        """Raises Closing when there is no token in time, or the last one has expired."""
+        """Raises WebSocketException when there is no token in time, or the last one has expired."""
         until = time.time() + AUTH_WITHIN
         while (left := (self.caller.expires if self.caller else until) - time.time()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.renewed.wait(), min(left, 3600))
             self.renewed.clear()
-        raise Closing(4401, "no valid token")
+        raise WebSocketException(4401, "no valid token")
 
     async def receive(self) -> None:
-        """Until the client leaves; raises Closing."""
+        """Until the client leaves; raises WebSocketException."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
             message = parse_message(event.get("text") or event.get("bytes") or "")
             if isinstance(message, Problem):
                 self.put_problem(message)
-            elif message.get("type") == "auth" and isinstance(message.get("token"), str):
-                await self.authenticate(b"Bearer " + message["token"].encode())
-            elif self.caller is None:
-                raise Closing(4401, "the first message must be the token")
             else:
-                self.take(message)
+                await self.take(message)
 
-    def take(self, message: dict[str, Any]) -> None:
+    async def take(self, message: dict[str, Any]) -> None:
+        if message.get("type") == "auth" and isinstance(message.get("token"), str):
+            return await self.authenticate(b"Bearer " + message["token"].encode())
+        if self.caller is None:
+            raise WebSocketException(4401, "the first message must be the token")
         kind, metric_id, params = message.get("type"), message.get("id"), message.get("params")
         params = {} if params is None else params
         if kind not in ("subscribe", "unsubscribe") or not isinstance(metric_id, str) or not isinstance(params, dict):
@@ -4264,7 +4258,7 @@ class Subscriber:
             self.broadcast.look_again(subscription)
 
     async def serve(self) -> None:
-        """Until the client leaves; raises Closing."""
+        """Until the client leaves; raises WebSocketException."""
         self.broadcast.subscribers.add(self)
         tasks = [asyncio.create_task(part()) for part in (self.receive, self.send, self.expire)]
         try:
@@ -4310,24 +4304,26 @@ async def live(websocket: WebSocket) -> None:
     await websocket.accept()
     subscriber = Subscriber(websocket, state["broadcast"], state["verifier"])
     try:
-        check_origin(websocket.scope, state["settings"])
+        check_origin(websocket.headers, state["settings"])
         header = dict(websocket.scope["headers"]).get(b"authorization")
         if header or subscriber.verifier.open:
             await subscriber.authenticate(header)
         await subscriber.serve()
-    except Closing as closing:
+    except WebSocketException as closing:
         # A reader that takes nothing does not take this either, until it goes on.
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             await asyncio.wait_for(websocket.close(closing.code, closing.reason), FAREWELL)
 
 
-def check_origin(scope: Scope, settings: Settings) -> None:
-    """Keep other sites' pages out of an open service: browsers let them open sockets anywhere. Raises Closing."""
-    head = dict(scope["headers"])
-    origin = head.get(b"origin", b"").decode("latin-1")
-    foreign = origin and urlsplit(origin).netloc != head.get(b"host", b"").decode("latin-1")
+def check_origin(headers: Mapping[str, str], settings: Settings) -> None:
+    """Keep other sites' pages out of an open service: browsers let them open sockets anywhere.
+
+    Raises WebSocketException.
+    """
+    origin = headers.get("origin", "")
+    foreign = origin and urlsplit(origin).netloc != headers.get("host", "")
     if foreign and settings.auth == "on" and not settings.jwt_issuer and origin not in settings.cors_origins:
-        raise Closing(4403, "the page comes from another origin")
+        raise WebSocketException(4403, "the page comes from another origin")
 
 
 # ------------------------------------------------------------------------------------------------ OpenAPI
@@ -4336,17 +4332,20 @@ Content = Mapping[str, Any]  # what a body may be, by media type
 Schema = dict[str, Any]
 
 
-class Route(NamedTuple):
-    """A route and all that the document says of it; errors are those that do not follow from the rest.
+Endpoint = Callable[[Request[State]], Awaitable[Response | ASGIApp]]
 
-    access says who is let in: everybody, the read scope, or the read and the write scope.
+
+class Route(NamedTuple):
+    """A route and what the document says of it, with its endpoint's docstring for a summary.
+
+    access says who is let in: everybody, the read scope, or the read and the write scope; errors are those that do not
+    follow from the rest.
     """
 
     method: str
     path: str
     access: Literal["public", "read", "write"]
-    endpoint: Callable[[Request[State]], Awaitable[Response | ASGIApp]]
-    summary: str
+    endpoint: Endpoint
     answers: Mapping[int, Content]
     body: Content | None = None
     query: Mapping[str, Any] | None = None
@@ -4395,34 +4394,29 @@ def integer_schema(bits: int) -> Schema:
     return {"type": "integer", "format": "int32" if bits < 32 else "int64", **bounds}
 
 
-def text_schema(form: str) -> Schema:
-    return {"type": "string", "format": form}
-
-
 NUMBER, TEXT, ANYTHING = Schema(type="number"), Schema(type="string"), Schema()
 JSON_TEXT = TEXT | {"contentMediaType": JSON}
 FLOAT = {"$ref": REF.format(name="Number")}
+FLOATS = ("numeric", "float4", "float8")
+TIMES = {"date": "date", "time": "time-local", "timestamp": "date-time-local", "timestamptz": "date-time"}
 PARAMETER_SCHEMAS: dict[str, Schema] = {
     **{name: integer_schema(bits) for name, bits in INTEGERS.items()},
-    **{"numeric": NUMBER, "float4": NUMBER, "float8": NUMBER},
+    **{name: TEXT | {"format": form} for name, form in TIMES.items()},
+    "interval": TEXT | {"format": "duration"},
+    "uuid": TEXT | {"format": "uuid"},
+    **dict.fromkeys(FLOATS, NUMBER),
+    **dict.fromkeys(("json", "jsonb"), JSON_TEXT),
     "bool": {"type": "boolean"},
-    "date": text_schema("date"),
-    "timestamp": text_schema("date-time-local"),
-    "timestamptz": text_schema("date-time"),
-    "time": text_schema("time-local"),
-    "interval": text_schema("duration"),
-    "uuid": text_schema("uuid"),
-    **{"json": JSON_TEXT, "jsonb": JSON_TEXT},
 }
 # Dates that ISO 8601 has no way to write: infinity, -infinity, before Christ, after the year 9999.
 BEYOND = TEXT | {"pattern": r"infinity$|BC$|^\d{5}"}
 # What row_to_json writes in another way than it is sent.
-COLUMN_SCHEMAS: dict[str, Schema] = PARAMETER_SCHEMAS | {
-    "date": {"anyOf": [text_schema("date"), BEYOND]},
-    "timestamptz": {"anyOf": [text_schema("date-time"), BEYOND]},
-    **{"numeric": FLOAT, "float4": FLOAT, "float8": FLOAT},
-    **{"oid": TEXT, "interval": TEXT, "bytea": TEXT, "xml": TEXT},
-    **{"json": ANYTHING, "jsonb": ANYTHING},
+COLUMN_SCHEMAS: dict[str, Schema] = {
+    **PARAMETER_SCHEMAS,
+    **{name: {"anyOf": [PARAMETER_SCHEMAS[name], BEYOND]} for name in ("date", "timestamptz")},
+    **dict.fromkeys(FLOATS, FLOAT),
+    **dict.fromkeys(("oid", "interval", "bytea", "xml"), TEXT),
+    **dict.fromkeys(("json", "jsonb"), ANYTHING),
 }
 WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 
@@ -4499,7 +4493,7 @@ def operation(route: Route, scopes: Sequence[str] | None) -> Schema:
     return {
         "operationId": getattr(route.endpoint, "__name__", ""),
         "tags": ["catalog" if route.path.startswith("/metrics") else "service"],
-        "summary": route.summary,
+        "summary": str(route.endpoint.__doc__).partition(".")[0],
         "parameters": [ID, *query] if takes_id else query,
         **({"requestBody": {"required": True, **content_of(route.body)}} if route.body else {}),
         "responses": responses,
@@ -4546,12 +4540,7 @@ def metric_operation(metric: Metric, name: str, read: Schema, result: Schema, ex
 def record_schema(metric: Metric) -> Schema:
     kinds = zip(metric.columns, metric.column_types, strict=True)
     properties = {column.name: column_schema(kind) for column, kind in kinds}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def document(state: State, routes: Sequence[Route], metrics: Sequence[Metric], examples: Mapping[str, bytes]) -> Schema:
@@ -4619,11 +4608,11 @@ async def read_examples(state: State, caller: Caller) -> dict[str, bytes]:
     for metric in state["catalog"].visible(caller):
         with suppress(Problem):
             plans[metric.id] = make_plan(metric, (), caller, "json")
+    missing = [plan for plan in plans.values() if plan.key not in kept]
     with suppress(TimeoutError, PoolBusy, *DATABASE_DOWN):
         async with asyncio.timeout(EXAMPLES_WITHIN):
-            for plan in plans.values():
-                if plan.key not in kept:
-                    kept[plan.key] = await read_example(state["results"], plan)
+            for plan in missing:
+                kept[plan.key] = await read_example(state["results"], plan)
     return {metric_id: kept[plan.key] for metric_id, plan in plans.items() if kept.get(plan.key)}
 
 
@@ -4660,7 +4649,7 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
 
 
 async def openapi(request: Request[State]) -> Response:
-    """The document, with values of metrics for those only who may read them."""
+    """This document. Values of metrics are in it for those only who may read them."""
     state, caller = request.state, await reader_or_stranger(request)
     examples = {} if caller is STRANGER else await read_examples(state, caller)
     body = state["documents"].body(state, caller, examples)
@@ -4671,15 +4660,12 @@ async def openapi(request: Request[State]) -> Response:
     return Response(body, headers=headers, media_type="application/json")
 
 
-DOCS_POLICY = (
-    "default-src 'none'; script-src 'self' '{script}'; style-src 'self' '{style}'; connect-src 'self';"
-    " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 DOCS_FILES = frozenset({"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/docs/favicon-32x32.png"})
 
 
 async def docs(request: Request[State]) -> Response:
-    page, headers = read_page("docs.html", DOCS_POLICY)
+    """This document, to read and to try out."""
+    page, headers = read_page("docs.html", "'self' ")
     return Response(page, headers=headers, media_type="text/html")
 
 
@@ -4698,109 +4684,58 @@ async def docs_file(request: Request[State]) -> Response:
 
 # ------------------------------------------------------------------------------------------------ assembly
 
-
-PROMPTED = (502, 504)
+HTML, RECORDS = {"text/html": str}, {"text/csv": str, "application/x-ndjson": str}
+DEFINED = {JSON: MetricDefinition}
+PATCH = {"application/merge-patch+json": MetricPatch, JSON: MetricPatch}
+UPLOAD = {JSON: Record | list[Record], **RECORDS}
+VERSION = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
 ROUTES = [
-    Route("GET", "/", "public", dashboard, "The example dashboard", {200: {"text/html": str}}),
-    Route("GET", "/docs", "public", docs, "This document, to read and to try out", {200: {"text/html": str}}),
-    Route("GET", "/openapi.json", "public", openapi, "This document", {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
-    Route(
-        "GET",
-        "/health",
-        "public",
-        health,
-        "Whether the database answers",
-        {200: {JSON: Health}, 503: {JSON: Health}},
-    ),
-    Route("GET", "/health/live", "public", health_live, "Whether the process turns", {200: {HEALTH: Check}}),
-    Route(
-        "GET",
-        "/health/ready",
-        "public",
-        health_ready,
-        "What requests depend on, part by part",
-        {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}},
-    ),
-    Route("GET", "/prometheus", "public", prometheus, "Figures for Prometheus", {200: {"text/plain": str}}),
-    Route("GET", "/metrics", "read", list_metrics, "The metrics that the caller may see", {200: {JSON: MetricList}}),
+    Route("GET", "/", "public", dashboard, {200: HTML}),
+    Route("GET", "/docs", "public", docs, {200: HTML}),
+    Route("GET", "/openapi.json", "public", openapi, {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
+    Route("GET", "/health", "public", health, {200: {JSON: Health}, 503: {JSON: Health}}),
+    Route("GET", "/health/live", "public", health_live, {200: {HEALTH: Check}}),
+    Route("GET", "/health/ready", "public", health_ready, {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}}),
+    Route("GET", "/prometheus", "public", prometheus, {200: {"text/plain": str}}),
+    Route("GET", "/metrics", "read", list_metrics, {200: {JSON: MetricList}}),
     Route(
         "POST",
         "/metrics",
         "write",
         create_metric,
-        "Make a metric of a prompt or of SQL; a dry run stores nothing",
-        {201: {JSON: MetricDefinition}, 200: {JSON: MetricDefinition}},
+        {201: DEFINED, 200: DEFINED},
         body={JSON: NewMetric},
         query={"dry_run": bool},
-        errors=PROMPTED,
+        errors=(502,),
     ),
     Route(
         "GET",
         "/metrics/{id}",
         "read",
         read_metric,
-        "Run any metric; the query string binds its parameters",
-        {200: {JSON: MetricResult, "text/csv": str, "application/x-ndjson": str}, 304: {}},
+        {200: {JSON: MetricResult, **RECORDS}, 304: {}},
         query={"parameters": dict[str, str]},
         errors=(504,),
     ),
-    Route(
-        "PATCH",
-        "/metrics/{id}",
-        "write",
-        change_metric,
-        "Change an editable metric",
-        {200: {JSON: MetricDefinition}},
-        body={"application/merge-patch+json": MetricPatch, JSON: MetricPatch},
-        errors=PROMPTED,
-    ),
-    Route(
-        "DELETE",
-        "/metrics/{id}",
-        "write",
-        delete_metric,
-        "Delete an editable metric; its records stay",
-        {204: {}},
-        query={"version": Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]},
-    ),
-    Route(
-        "PUT",
-        "/metrics/{id}/layouts",
-        "write",
-        put_layouts,
-        "Place a metric's tile on the dashboard, for each breakpoint",
-        {200: {JSON: list[Layout]}},
-        body={JSON: list[Layout]},
-    ),
-    Route(
-        "POST",
-        "/metrics/{id}/metric-records",
-        "write",
-        create_records,
-        "Write records of a metric's series, all or nothing",
-        {201: {JSON: Inserted}},
-        body={JSON: Record | list[Record], "text/csv": str, "application/x-ndjson": str},
-    ),
+    Route("PATCH", "/metrics/{id}", "write", change_metric, {200: DEFINED}, body=PATCH, errors=(502,)),
+    Route("DELETE", "/metrics/{id}", "write", delete_metric, {204: {}}, query={"version": VERSION}),
+    Route("PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: list[Layout]}}, body={JSON: list[Layout]}),
+    Route("POST", "/metrics/{id}/metric-records", "write", create_records, {201: {JSON: Inserted}}, body=UPLOAD),
 ]
-
-
 PUBLIC = DOCS_FILES.union(route.path for route in ROUTES if route.access == "public")
 
 
 def starlette_routes() -> list[routing.Route]:
     """One route per path, so that a 405 names everything that the path allows."""
-    paths: dict[str, dict[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]] = {}
+    paths: dict[str, dict[str, Endpoint]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = route.endpoint
-    return [routing.Route(path, dispatch(path, methods), methods=list(methods)) for path, methods in paths.items()]
+    return [routing.Route(path, functools.partial(dispatch, by), methods=[*by]) for path, by in paths.items()]
 
 
-def dispatch(path: str, methods: Mapping[str, Callable[[Request[State]], Awaitable[Response | ASGIApp]]]) -> Any:
-    async def endpoint(request: Request[State]) -> Response | ASGIApp:
-        request.scope["template"] = path
-        return await methods["GET" if request.method == "HEAD" else request.method](request)
-
-    return endpoint
+async def dispatch(methods: Mapping[str, Endpoint], request: Request[State]) -> Response | ASGIApp:
+    request.scope["template"] = request.scope["route"].path
+    return await methods["GET" if request.method == "HEAD" else request.method](request)
 
 
 # An arbitrary number that no other application uses as an advisory lock.
@@ -4912,7 +4847,7 @@ async def with_database(settings: Settings) -> AsyncIterator[Settings]:
         await server.stop()
 
 
-async def load_data(settings: Settings, database: Database, directory: Path, newest: date | None = None) -> Any:
+async def load_dataset(settings: Settings, database: Database, directory: Path, newest: date | None = None) -> Any:
     """Load a data set; its queries must pass as the guest that will run them."""
     from seed import dataset
 
@@ -4951,7 +4886,7 @@ async def start(state: State, embedded: bool) -> None:
             async with database.connection("owner") as conn:
                 empty = embedded and await conn.fetchval(IS_EMPTY)
             if empty:
-                await load_data(settings, database, HERE / "seed", newest=datetime.now(UTC).date())
+                await load_dataset(settings, database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
             return
         except Exception as exc:
@@ -4968,27 +4903,20 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
 
 
-def give_up(exc: Exception) -> NoReturn:
-    """Leave while nothing is open yet: the server would bury the one sentence that helps in a traceback."""
-    print(exc, file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 @asynccontextmanager
 async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
-    try:
-        settings = load_settings(os.environ)
-    except SettingsError as exc:
-        give_up(exc)
-    embedded = not settings.database_url
-    stream = configure_logging(settings.log_level)
-    stream.start()
     async with AsyncExitStack() as stack:
-        stack.callback(stream.stop)
         try:
+            settings = load_settings(os.environ)
+            embedded = not settings.database_url
+            stream = configure_logging(settings.log_level)
+            stream.start()
+            stack.callback(stream.stop)
             settings = await stack.enter_async_context(with_database(settings))
-        except CommandError as exc:
-            give_up(exc)
+        except (SettingsError, CommandError) as exc:
+            # Nothing is open yet, and the server would bury the one sentence that helps in a traceback.
+            print(exc, file=sys.stderr, flush=True)
+            os._exit(1)
         database = await stack.enter_async_context(Database(settings))
         probe, owner_probe = (Probe(database.logins[name], database.session(name)) for name in ("reader", "owner"))
         stack.callback(probe.close)
@@ -5158,8 +5086,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 async def migrate_command(settings: Settings, options: argparse.Namespace) -> int:
-    faults = await asyncio.to_thread(migrate, settings)
-    for fault in faults:
+    for fault in await asyncio.to_thread(migrate, settings):
         say(f"Warning: {fault}")
     say("The database is up to date.")
     return 0
@@ -5168,7 +5095,7 @@ async def migrate_command(settings: Settings, options: argparse.Namespace) -> in
 async def seed_command(settings: Settings, options: argparse.Namespace) -> int:
     await asyncio.to_thread(migrate, settings)
     async with Database(settings) as database:
-        report = await load_data(settings, database, options.directory)
+        report = await load_dataset(settings, database, options.directory)
     for line in report.lines():
         say(line)
     return 1 if report.count("rejected") else 0
@@ -5220,49 +5147,50 @@ FOR EACH STATEMENT EXECUTE FUNCTION metrics_api_notify()
 UNWATCH = "DROP TRIGGER IF EXISTS metrics_api_watch ON {}"
 
 
+async def watch_table(conn: asyncpg.Connection, table: str, statement: str) -> None:
+    """Run a statement on a table and its partitions; raises CommandError."""
+    try:
+        family = await conn.fetch(FAMILY, table)
+        if not family or any(row["relkind"] not in (b"r", b"p") for row in family):
+            raise CommandError(f"{table} is no table; for a view, name the tables that it reads")
+        for row in family:
+            await conn.execute(statement.format(row["name"]))
+    except asyncpg.PostgresError as exc:
+        raise CommandError(f"{table}: {exc.message}") from exc
+
+
 async def watch_command(settings: Settings, options: argparse.Namespace) -> int:
     """Put tables, with their partitions, under watch or take them out of it: all that are named, or none."""
     await asyncio.to_thread(migrate, settings)
     async with Database(settings) as database, database.connection("owner") as conn, conn.transaction():
         for table in options.tables:
-            try:
-                family = await conn.fetch(FAMILY, table)
-                if not family or any(row["relkind"] not in (b"r", b"p") for row in family):
-                    raise CommandError(f"{table} is no table; for a view, name the tables that it reads")
-                for row in family:
-                    await conn.execute(options.statement.format(row["name"]))
-            except asyncpg.PostgresError as exc:
-                raise CommandError(f"{table}: {exc.message}") from exc
+            await watch_table(conn, table, options.statement)
         await notify(conn, "metric_configurations")
     say(f"{options.done}: {', '.join(options.tables)}")
     return 0
 
 
-def port_number(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
-    return int(text)
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be a number from {low} to {high}")
+        return int(text)
 
-
-def worker_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 64:
-        raise argparse.ArgumentTypeError("workers are a number from 1 to 64")
-    return int(text)
+    return parse
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=port_number, default=8000, help="0 for any that is free")
-    parser.add_argument("--workers", type=worker_count, default=1, help="processes that serve")
+    parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 for any that is free")
+    parser.add_argument("--workers", type=whole_number(1, 64), default=1, help="processes that serve")
     commands = parser.add_subparsers(title="commands, instead of serving")
     commands.add_parser("migrate", help="apply the migrations and exit").set_defaults(run=migrate_command)
     seed = commands.add_parser("seed", help="load a data set directory")
     seed.add_argument("directory", nargs="?", type=Path, default=HERE / "seed")
     seed.set_defaults(run=seed_command)
-    check = commands.add_parser("check", help="compile every SQL file without running it")
-    check.set_defaults(run=check_command)
+    commands.add_parser("check", help="compile every SQL file without running it").set_defaults(run=check_command)
     for name, aim, statement, done in (
         ("watch", "put tables under watch, so that metrics that read them are exact", WATCH, "Watched"),
         ("unwatch", "end that: metrics that read the tables go by their TTL", UNWATCH, "Not watched any more"),

@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import asyncpg
 import websockets
@@ -1263,11 +1263,14 @@ SCENARIOS: tuple[Scenario, ...] = (
 )
 
 
+AnyLab = TypeVar("AnyLab", bound=Lab)
+
+
 @asynccontextmanager
-async def laboratory() -> AsyncIterator[Lab]:
+async def laboratory(kind: type[AnyLab]) -> AsyncIterator[AnyLab]:
     with tempfile.TemporaryDirectory(prefix="metrics-api-chaos-") as place:
         Path(place).chmod(0o755)  # as root, the database's user must reach it
-        lab = (ReplicatedLab if scenario in REPLICATED else Lab)(Path(place))
+        lab = kind(Path(place))
         await lab.start_database()
         try:
             yield lab
@@ -1277,7 +1280,7 @@ async def laboratory() -> AsyncIterator[Lab]:
 
 async def measure(scenario: Scenario) -> AsyncIterator[Figure]:
     """The figures of one scenario in a laboratory of its own, and what every scenario must keep."""
-    async with laboratory() as lab:
+    async with laboratory(ReplicatedLab if scenario in REPLICATED else Lab) as lab:
         async for figure in scenario(lab):
             yield figure
         yield Figure("tracebacks in the log", lab.tracebacks(), 0)

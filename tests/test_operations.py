@@ -15,7 +15,7 @@ import httpx
 import psycopg
 import pytest
 import yoyo
-from chaos import ask, laboratory
+from chaos import Lab, ask, laboratory
 from conftest import ROOT, Serve, Service, wait_until
 
 
@@ -183,7 +183,7 @@ def test_migrations_from_many_processes_at_once_are_applied_once(database: str, 
 
 async def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_it_set_again() -> None:
     """On a server that wants passwords; none of them is shown."""
-    async with laboratory() as lab, lab.owner() as conn:
+    async with laboratory(Lab) as lab, lab.owner() as conn:
         await conn.execute("ALTER ROLE postgres PASSWORD 'hunter2'")
         (lab.server.directory / "pg_hba.conf").write_text("local all all scram-sha-256\n")
         await conn.execute("SELECT PG_RELOAD_CONF()")

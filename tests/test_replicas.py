@@ -1,8 +1,6 @@
 """Short runs of what `python tests/chaos.py` does to instances and replicas, on one primary and one replica."""
 
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import chaos
 import pytest
@@ -14,14 +12,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="module")
 async def lab(anyio_backend: str) -> AsyncIterator[chaos.ReplicatedLab]:
     """Of an empty database at first; the tests follow each other, and the last one loses the primary."""
-    with tempfile.TemporaryDirectory(prefix="metrics-api-replicas-") as place:
-        Path(place).chmod(0o755)  # as root, the database's user must reach it
-        lab = chaos.ReplicatedLab(Path(place))
-        await lab.start_database()
-        try:
-            yield lab
-        finally:
-            await lab.close()
+    async with chaos.laboratory(chaos.ReplicatedLab) as lab:
+        yield lab
 
 
 async def out_of_bounds(lab: chaos.ReplicatedLab, figures: AsyncIterator[chaos.Figure]) -> list[str]:

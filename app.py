@@ -1150,10 +1150,10 @@ async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
 
 
-class Session(asyncpg.Connection):
+class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
     """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
 
-    async def close(self, *, timeout: float | None = None) -> None:
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
         with suppress(OSError):
             await super().close(timeout=timeout)
 
@@ -1677,10 +1677,15 @@ STATEMENT_REFUSED = (
 )
 
 
+PARAMETER = re.compile(r"parameter \$\d+")
+
+
 def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
     position = getattr(exc, "position", None)
     place = line_and_column(statement.numbered(), int(position) - 1) if position else (None, None)
-    return BadStatement(getattr(exc, "message", None) or str(exc), *place)
+    names = {f"parameter ${number}": f"parameter :{name}" for number, name in enumerate(statement.names, 1)}
+    message = getattr(exc, "message", None) or str(exc)
+    return BadStatement(PARAMETER.sub(lambda found: names.get(found[0], found[0]), message), *place)
 
 
 def check_columns(names: list[str]) -> None:
@@ -3095,9 +3100,28 @@ def convert(value: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:
-        detail, _, path = str(exc).partition(" - at `")
-        name = path.strip("`").removeprefix("$").lstrip(".") or "body"
-        raise Problem(422, f"{name}: {detail}.", [InputError(name, detail)]) from None
+        path, detail = flaw(exc)
+        raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
+
+
+# msgspec's words, and what a caller is told to send.
+FLAWS = (
+    (re.compile(r"^Expected (.*), got (.*)$"), r"must be \1, not \2"),
+    (re.compile(r"^Expected "), "must be "),
+    (re.compile(r"^Object contains unknown field "), "has the unknown field "),
+    (re.compile(r"^Object missing required field "), "lacks the field "),
+    (re.compile(r"^Invalid decimal string$"), "must be a number"),
+    (re.compile(r"^Invalid UUID$"), "must be a UUID"),
+    (re.compile(r"^Invalid "), "has an invalid "),
+)
+
+
+def flaw(exc: msgspec.ValidationError) -> tuple[str, str]:
+    """The path of a field, empty for the whole, and what is wrong with it."""
+    detail, _, path = str(exc).partition(" - at `$")
+    for pattern, words in FLAWS:
+        detail = pattern.sub(words, detail)
+    return path.strip("`").lstrip("."), detail
 
 
 def check_text(name: str, text: str | None) -> None:
@@ -3130,8 +3154,8 @@ def json_row(place: str, text: bytes) -> Row:
     try:
         return place, decode_record(text)
     except msgspec.ValidationError as exc:
-        detail, _, path = str(exc).partition(" - at `$")
-        return place, InputError(f"{place}{path.strip('`.') and ', ' + path.strip('`.')}", detail)
+        path, detail = flaw(exc)
+        return place, InputError(f"{place}, {path}" if path else place, detail)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Problem(400, f"{place} is not JSON: {exc}.", [InputError(place, "is not JSON")]) from None
 
@@ -3259,8 +3283,8 @@ def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
     try:
         return place, msgspec.convert(filled, Record, strict=False)
     except msgspec.ValidationError as exc:
-        detail, _, path = str(exc).partition(" - at `$.")
-        return place, InputError(f"{place}, {path.strip('`')}", detail)
+        path, detail = flaw(exc)
+        return place, InputError(f"{place}, {path}", detail)
 
 
 async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
@@ -3945,7 +3969,8 @@ def add_gauges(instruments: Instruments, state: State) -> None:
             "database_waiting", "Requests that wait", functools.partial(database.waiting.__getitem__, name), login=name
         )
     instruments.gauge("listener_connected", "Whether changes are heard of", lambda: bool(changes.connected_since))
-    instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
+    if state["settings"].jwt_issuer:
+        instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
     instruments.gauge("cache_bytes", "In-process cache", lambda: results.memory.bytes)
     instruments.gauge("live_subscribers", "Open sockets", lambda: len(state["broadcast"].subscribers))
 
@@ -5089,6 +5114,8 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         timeout_keep_alive=75,
         ws_max_size=MAX_MESSAGE + 1024,
         ws_per_message_deflate=False,
+        # A worker that is busy for a while is not dead.
+        timeout_worker_healthcheck=30,
     )
     configure_logging(settings.log_level)
     if options.workers > 1:
@@ -5214,8 +5241,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     seed.set_defaults(run=seed_command)
     check = commands.add_parser("check", help="compile every SQL file without running it")
     check.set_defaults(run=check_command)
-    for name, statement, done in (("watch", WATCH, "Watched"), ("unwatch", UNWATCH, "Not watched any more")):
-        command = commands.add_parser(name, help=f"{name} tables, so that metrics that read them are exact")
+    for name, aim, statement, done in (
+        ("watch", "put tables under watch, so that metrics that read them are exact", WATCH, "Watched"),
+        ("unwatch", "end that: metrics that read the tables go by their TTL", UNWATCH, "Not watched any more"),
+    ):
+        command = commands.add_parser(name, help=aim)
         command.add_argument("tables", nargs="+", metavar="TABLE")
         command.set_defaults(run=watch_command, statement=statement, done=done)
     return parser.parse_args(arguments)

@@ -354,6 +354,23 @@ async def crash(lab: Lab) -> AsyncIterator[Figure]:
     yield Figure("503 without Retry-After", load.count(lambda r: r.status == 503 and not r.is_refused_politely), 0)
 
 
+END_SESSIONS = "SELECT PG_TERMINATE_BACKEND(pid) FROM pg_stat_activity WHERE usename = 'metrics_reader'"
+
+
+async def idle_ended(lab: Lab) -> AsyncIterator[Figure]:
+    """Sessions that are ended while idle, all at once, as a proxy or a failover does."""
+    service = await lab.serve(POOL_SIZE="6")
+    statuses = []
+    async with lab.owner() as conn:
+        for _ in range(5):
+            await asyncio.gather(*(ask(service, f"/metrics/sleep?seconds=0.1{n}") for n in range(6)))
+            await conn.execute(
+                "SELECT PG_TERMINATE_BACKEND(pid) FROM pg_stat_activity WHERE usename = 'metrics_reader'"
+            )
+            statuses.append((await ask(service, "/metrics/echo")).status)
+    yield Figure("next answers that are errors", sum(status != 200 for status in statuses), 0)
+
+
 async def late(lab: Lab) -> AsyncIterator[Figure]:
     """A database that is down at the start."""
     await lab.stop_database()
@@ -789,6 +806,7 @@ async def model_gone(lab: Lab) -> AsyncIterator[Figure]:
 SCENARIOS: tuple[Scenario, ...] = (
     restart,
     crash,
+    idle_ended,
     late,
     frozen,
     exhausted,
@@ -809,19 +827,25 @@ SCENARIOS: tuple[Scenario, ...] = (
 )
 
 
-async def measure(scenario: Scenario) -> AsyncIterator[Figure]:
-    """The figures of one scenario in a laboratory of its own, and what every scenario must keep."""
+@asynccontextmanager
+async def laboratory() -> AsyncIterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="metrics-api-chaos-") as place:
         Path(place).chmod(0o755)  # as root, the database's user must reach it
         lab = Lab(Path(place))
         await lab.start_database()
         try:
-            async for figure in scenario(lab):
-                yield figure
-            yield Figure("tracebacks in the log", lab.tracebacks(), 0)
-            yield Figure("lines of the log that are no JSON", lab.loose_lines(), 0)
+            yield lab
         finally:
             await lab.close()
+
+
+async def measure(scenario: Scenario) -> AsyncIterator[Figure]:
+    """The figures of one scenario in a laboratory of its own, and what every scenario must keep."""
+    async with laboratory() as lab:
+        async for figure in scenario(lab):
+            yield figure
+        yield Figure("tracebacks in the log", lab.tracebacks(), 0)
+        yield Figure("lines of the log that are no JSON", lab.loose_lines(), 0)
 
 
 async def main(names: Sequence[str]) -> int:

@@ -659,3 +659,14 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
     writer.close()
     wait_until(lambda: any(line.get("status") == 499 for line in log_lines(two[0])))
     assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
+
+
+async def test_a_message_about_a_parameter_calls_it_by_its_name(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/metrics?dry_run=true", json={"query": "SELECT :a::int AS a, :who IS NULL AS nobody"})
+    assert answer.json()["errors"] == [
+        {"name": "query", "detail": "could not determine data type of parameter :who"},
+    ]
+    answer = await client.post("/metrics?dry_run=true", json={"query": "SELECT 'parameter $9'::int AS a"})
+    assert answer.json()["errors"] == [
+        {"name": "query", "detail": 'line 1, column 8: invalid input syntax for type integer: "parameter $9"'},
+    ]

@@ -7,6 +7,8 @@ pytestmark = pytest.mark.anyio
 
 HERE = (
     chaos.restart,
+    chaos.idle_ended,
+    chaos.late,
     chaos.frozen,
     chaos.exhausted,
     chaos.ddl,
@@ -14,7 +16,6 @@ HERE = (
     chaos.interrupted_twice,
     chaos.killed,
     chaos.hostile,
-    chaos.hostile_at_once,
     chaos.slow,
     chaos.crowd,
 )

@@ -291,7 +291,7 @@ def test_every_answer_is_as_documented(secured: Service, issuer: Issuer, tmp_pat
         *("--header", f"Authorization: Bearer {token}"),
         *("--checks", ",".join(CHECKS)),
         *("--phases", "coverage,fuzzing" if EXAMPLES else "fuzzing"),
-        *("--max-examples", EXAMPLES or "15"),
+        *("--max-examples", EXAMPLES or "8"),
         "--generation-deterministic",
         "--no-color",
     ]

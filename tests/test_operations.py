@@ -1,66 +1,22 @@
-"""A database that is down, frozen, busy or new; migrations; plans; an orderly end."""
+"""Pools and logins, migrations, plans; what goes wrong with a database is in chaos.py."""
 
-import asyncio
 import csv
 import itertools
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
 import yoyo
+from chaos import ask, laboratory
 from conftest import ROOT, Serve, Service, wait_until
-
-from seed import embedded
-
-
-class Lab:
-    """A PostgreSQL that tests may stop, kill and freeze."""
-
-    def __init__(self, directory: Path, runner: asyncio.Runner) -> None:
-        self.directory, self.runner = directory, runner
-        self.up()
-        self.dsn = self.server.dsn
-
-    def up(self) -> None:
-        self.server = self.runner.run(embedded.start(self.directory))
-
-    def down(self) -> None:
-        self.runner.run(self.server.stop())
-
-    @property
-    def postmaster(self) -> int:
-        return int((self.server.directory / "postmaster.pid").read_text().split()[0])
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """The server and all its sessions stand still."""
-        first = self.postmaster
-        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-        family = [first, *map(int, children)]
-        for pid in family:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in family:
-                os.kill(pid, signal.SIGCONT)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with asyncio.Runner() as runner:
-        lab = Lab(tmp_path_factory.mktemp("lab"), runner)
-        yield lab
-        lab.down()
 
 
 @contextmanager
@@ -127,91 +83,15 @@ def sleeping(dsn: str, count: int) -> None:
 SLEEPING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 
 
+pytestmark = pytest.mark.anyio
+
+
 def run(database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], "DATABASE_URL": database}
     return subprocess.run([sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True)
 
 
-# ------------------------------------------------------------------------------------------------ a database in trouble
-
-
-def test_a_database_that_is_down_at_the_start_is_migrated_when_it_comes(lab: Lab, start_service: Serve) -> None:
-    lab.down()
-    service = start_service(DATABASE_URL=lab.dsn, ready=False)
-    with connect(service) as http:
-        wait_until(lambda: status(http, "/health/live") == 200, 5)
-        assert http.get("/health").json() == {"application": True, "database": False}
-        ready = http.get("/health/ready")
-        assert (ready.status_code, ready.json()["status"]) == (503, "fail")
-        assert ready.headers["content-type"] == "application/health+json"
-        assert_unavailable(http.get("/metrics/echo"))
-        lab.up()
-        wait_until(lambda: status(http, "/health/ready") == 200, 5)
-        assert http.get("/health").json() == {"application": True, "database": True}
-        assert http.get("/metrics/echo?n=1").json()["records"][0]["n"] == 1
-    service.stop()
-
-
-def test_a_database_that_goes_away_and_comes_back(lab: Lab, start_service: Serve) -> None:
-    """kill -9 under load: nobody gets a 500, the processes stay up, and the first answer after it is a good one."""
-    service = start_service(DATABASE_URL=lab.dsn)
-    with connect(service) as http, ThreadPoolExecutor(16) as threads:
-        waiting = [threads.submit(http.get, f"/metrics/sleep?seconds=5.{n}") for n in range(16)]
-        sleeping(lab.dsn, 10)
-        os.kill(lab.postmaster, signal.SIGKILL)
-        answers = [answer.result() for answer in waiting]
-        lab.down()
-        for answer in answers:
-            assert_unavailable(answer)
-        for n in range(3):
-            assert_unavailable(http.get(f"/metrics/echo?n={n}"))
-        assert status(http, "/metrics") == 200
-        assert status(http, "/health/live") == 200
-        wait_until(lambda: status(http, "/health") == status(http, "/health/ready") == 503, 3)
-        lab.up()
-        assert status(http, "/metrics/echo") == 200
-        wait_until(lambda: status(http, "/health") == status(http, "/health/ready") == 200, 3)
-    assert "Traceback" not in service.log.read_text()
-    service.stop()
-
-
-def test_sessions_that_were_ended_while_idle_are_no_fault(lab: Lab, start_service: Serve) -> None:
-    """Ended all at once, as a proxy or a failover does: the next request gets a new one."""
-    service = start_service(DATABASE_URL=lab.dsn, POOL_SIZE="6")
-    with (
-        connect(service) as http,
-        ThreadPoolExecutor(6) as threads,
-        psycopg.connect(lab.dsn, autocommit=True) as conn,
-    ):
-        for _ in range(3):
-            list(threads.map(http.get, [f"/metrics/sleep?seconds=0.1{n}" for n in range(6)]))
-            conn.execute("SELECT PG_TERMINATE_BACKEND(pid) FROM pg_stat_activity WHERE usename = 'metrics_reader'")
-            assert status(http, "/metrics/echo") == 200
-    service.stop()
-
-
-def test_a_frozen_database_is_answered_for_in_time(lab: Lab, start_service: Serve) -> None:
-    """Within POOL_TIMEOUT and STATEMENT_TIMEOUT, whether there was a connection or not, and /health within 2 s."""
-    service = start_service(DATABASE_URL=lab.dsn, POOL_TIMEOUT="0.5", STATEMENT_TIMEOUT="1", POOL_SIZE="5")
-
-    with connect(service) as http, ThreadPoolExecutor(32) as threads:
-
-        def timed(path: str) -> tuple[int, float]:
-            started = time.monotonic()
-            return status(http, path), time.monotonic() - started
-
-        list(threads.map(timed, [f"/metrics/sleep?seconds=0.1{n}" for n in range(5)]))
-        with lab.frozen():
-            probes = threads.map(timed, ["/health", "/health/ready"])
-            answers = list(threads.map(timed, [f"/metrics/echo?n={n}" for n in range(25)]))
-            answers += [timed(f"/metrics/echo?n={n}") for n in range(2)]
-            assert status(http, "/health/live") == 200
-            assert status(http, "/health") == status(http, "/health/ready") == 503
-        assert {code for code, _ in answers} == {503}
-        assert max(seconds for _, seconds in answers) < 2
-        assert max(seconds for _, seconds in probes) < 2
-        wait_until(lambda: status(http, "/health/ready") == status(http, "/metrics/echo") == 200, 5)
-    service.stop()
+# ------------------------------------------------------------------------------------------------ pools and logins
 
 
 def test_a_pool_without_a_free_connection_is_503_within_its_timeout(scarce: Service, scarce_database: str) -> None:
@@ -257,18 +137,6 @@ def test_the_logins_have_no_memberships_and_cannot_write(scarce: Service, scarce
         conn.close()
 
 
-def test_sigterm_finishes_what_is_in_flight(database: str, start_service: Serve) -> None:
-    service = start_service(DATABASE_URL=database)
-    with connect(service) as http, ThreadPoolExecutor() as threads:
-        slow = threads.submit(http.get, "/metrics/sleep?seconds=1")
-        sleeping(database, 1)
-        service.stop()
-        assert slow.result().status_code == 200
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(service.url)
-    assert "Traceback" not in service.log.read_text()
-
-
 # ------------------------------------------------------------------------------------------------ migrations
 
 LEFT = """
@@ -279,21 +147,17 @@ UNION SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'metrics%'
 """
 
 
-def test_migrations_roll_back_to_nothing_and_apply_again(lab: Lab) -> None:
-    conn = psycopg.connect(lab.dsn, autocommit=True)
-    conn.execute("CREATE DATABASE there_and_back")
-    conn.close()
-    url = lab.dsn.replace("/postgres?", "/there_and_back?")
-    migrated = run(url, "migrate")
+def test_migrations_roll_back_to_nothing_and_apply_again(database: str) -> None:
+    migrated = run(database, "migrate")
     assert (migrated.returncode, migrated.stderr) == (0, "")
-    conn = psycopg.connect(url, autocommit=True)
+    conn = psycopg.connect(database, autocommit=True)
     before = {row[0] for row in conn.execute(LEFT)}
     assert {"metrics", "queries", "layout_items", "metric_configurations", "metrics_reader", "metrics_guest"} <= before
-    roll_back(url)
+    roll_back(database)
     left = {row[0] for row in conn.execute(LEFT)}
     # Another database of the cluster still has the logins, which is why they stay.
     assert {name for name in left if "yoyo" not in name} - {"metrics_reader", "metrics_guest"} == set()
-    assert run(url, "migrate").returncode == 0
+    assert run(database, "migrate").returncode == 0
     assert {row[0] for row in conn.execute(LEFT)} == before
     conn.close()
 
@@ -317,30 +181,19 @@ def test_migrations_from_many_processes_at_once_are_applied_once(database: str, 
     assert run(database, "migrate").returncode == 0
 
 
-def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_it_set_again(
-    lab: Lab, start_service: Serve
-) -> None:
+async def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_it_set_again() -> None:
     """On a server that wants passwords; none of them is shown."""
-    conn = psycopg.connect(lab.dsn, autocommit=True)
-    conn.execute("ALTER ROLE postgres PASSWORD 'hunter2'")
-    rules = lab.server.directory / "pg_hba.conf"
-    trust = rules.read_text()
-    url = lab.dsn.replace("postgres@", "postgres:hunter2@")
-    try:
-        rules.write_text("local all all scram-sha-256\n")
-        conn.execute("SELECT PG_RELOAD_CONF()")
+    async with laboratory() as lab, lab.owner() as conn:
+        await conn.execute("ALTER ROLE postgres PASSWORD 'hunter2'")
+        (lab.server.directory / "pg_hba.conf").write_text("local all all scram-sha-256\n")
+        await conn.execute("SELECT PG_RELOAD_CONF()")
         for _ in range(2):
-            service = start_service(DATABASE_URL=url)
-            assert httpx.get(f"{service.url}/metrics/zone").json()["records"] == [
-                {"zone": "UTC", "login": "metrics_reader"}
-            ]
+            service = await lab.serve(DATABASE_URL=lab.server.dsn.replace("postgres@", "postgres:hunter2@"))
+            records = json.loads((await ask(service, "/metrics/zone")).body)["records"]
+            assert records == [{"zone": "UTC", "login": "metrics_reader"}]
             service.stop()
             assert "hunter2" not in service.log.read_text()
-            conn.execute("ALTER ROLE metrics_reader PASSWORD 'changed'; ALTER ROLE metrics_guest PASSWORD NULL")
-    finally:
-        rules.write_text(trust)
-        conn.execute("SELECT PG_RELOAD_CONF()")
-        conn.close()
+            await conn.execute("ALTER ROLE metrics_reader PASSWORD 'changed'; ALTER ROLE metrics_guest PASSWORD NULL")
 
 
 # ------------------------------------------------------------------------------------------------ plans

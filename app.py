@@ -85,6 +85,7 @@ from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
+audit_log = logging.getLogger("metrics_api.audit")
 encode = msgspec.json.Encoder().encode
 
 
@@ -577,6 +578,8 @@ def configure_logging(level: str) -> LogStream:
         logging.getLogger(name).propagate = name != "uvicorn.access"
     for name in ("httpx", "httpcore", "yoyo", "asyncio", "aiocache"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Who wrote what is told at every level.
+    audit_log.setLevel(logging.INFO)
     # At debug it writes down what comes through a socket, tokens included.
     logging.getLogger("uvicorn.error").setLevel(max(logging.INFO, logging.getLogger().level))
     return stream
@@ -3647,7 +3650,7 @@ def audit(request: Request[State], action: str, **fields: Any) -> None:
     """One line for each write, with who did it."""
     scope = request.scope
     who = {"action": action, "subject": scope["caller"].subject, "request_id": scope["request_id"]}
-    log.info("audit", extra={"fields": {**who, "metric_id": scope.get("metric_id"), **fields}})
+    audit_log.info("audit", extra={"fields": {**who, "metric_id": scope.get("metric_id"), **fields}})
 
 
 def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str], expected: str) -> str | None:

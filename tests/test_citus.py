@@ -90,9 +90,7 @@ Clients = tuple[httpx.AsyncClient, httpx.AsyncClient]
 @pytest.fixture(scope="module")
 async def clients(distributed: str, start_service: Serve) -> AsyncIterator[Clients]:
     """Of two instances that listen."""
-    services = await asyncio.gather(
-        *(asyncio.to_thread(start_service, DATABASE_URL=distributed, CACHE_TTL="3600") for _ in range(2))
-    )
+    services = [start_service(DATABASE_URL=distributed, CACHE_TTL="3600") for _ in range(2)]
     here, there = (httpx.AsyncClient(base_url=service.url, timeout=30) for service in services)
     async with here, there:
         yield here, there

@@ -132,6 +132,16 @@ def test_every_write_has_an_audit_line(watched: Service, http: httpx.Client) -> 
     assert (audits["c-2"]["version"], audits["c-4"]["inserted"]) == (2, 2)
 
 
+def test_audit_lines_are_written_at_every_level(start_service: Serve) -> None:
+    service = start_service(LOG_LEVEL="error")
+    with httpx.Client(base_url=service.url) as http:
+        http.get("/metrics/echo")
+        http.post("/metrics/echo/metric-records", json={})
+    assert logged(service, message="audit")["action"] == "records"
+    assert [line["message"] for line in log_lines(service)] == ["audit"]
+    service.stop()
+
+
 @pytest.mark.parametrize("level", ["debug", "info"])
 def test_the_text_of_a_prompt_is_logged_at_debug_only(watched: Service, service: Service, level: str) -> None:
     prompt = "records per day in plumbago"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import chaos
 import httpx
 import pytest
 from conftest import Serve, Service, wait_until
@@ -33,8 +34,7 @@ def http(watched: Service) -> Iterator[httpx.Client]:
 
 def log_lines(service: Service) -> list[dict[str, Any]]:
     """Everything after the start-up text, which must be JSON."""
-    text = service.log.read_text()
-    return [json.loads(line) for line in text[text.index("{") :].splitlines()]
+    return [json.loads(line) for line in chaos.log_lines(service)]
 
 
 def logged(service: Service, **fields: Any) -> dict[str, Any]:

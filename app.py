@@ -588,8 +588,6 @@ def warn(message: str, **fields: Any) -> None:
 MAX_HEAD = 64 * 1024
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-
-
 # What a log line of the database says of the request that caused it.
 REQUEST = ContextVar("request", default="")
 MAX_CONCURRENT = 2000
@@ -1375,12 +1373,14 @@ def read_file(path: Path) -> Definition:
     definition = Definition(id=metric_id, source="file", sql="", title=title_of(metric_id), series=metric_id)
     try:
         sql = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else f"cannot be read: {exc.strerror}"
-        return msgspec.structs.replace(definition, fault=reason)
-    if not sql.strip() or "\0" in sql:
-        reason = "holds a NUL character" if sql.strip() else "is empty"
-        return msgspec.structs.replace(definition, fault=reason)
+    except UnicodeDecodeError:
+        return msgspec.structs.replace(definition, fault="is not UTF-8")
+    except OSError as exc:
+        return msgspec.structs.replace(definition, fault=f"cannot be read: {exc.strerror}")
+    if "\0" in sql:
+        return msgspec.structs.replace(definition, fault="holds a NUL character")
+    if not sql.strip():
+        return msgspec.structs.replace(definition, fault="is empty")
     fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
     for line in itertools.takewhile(lambda line: not line.strip() or line.lstrip().startswith("--"), sql.splitlines()):
@@ -1969,21 +1969,21 @@ JOIN queries AS q ON q.id = c.query_id
 WHERE c.source = 'file'
 """
 # A series that a data set brought under the same id keeps its query.
-MIRROR_QUERY = """\
-INSERT INTO queries (id, query)
-VALUES ($1, $2)
-ON CONFLICT (id) DO UPDATE
-SET query = excluded.query
-WHERE NOT EXISTS (
-  SELECT
-  FROM metric_configurations AS c
-  WHERE c.query_id = queries.id
-  AND c.source <> 'file'
+MIRROR = """\
+WITH series AS (
+  INSERT INTO queries (id, query)
+  VALUES ($1, $2)
+  ON CONFLICT (id) DO UPDATE
+  SET query = excluded.query
+  WHERE NOT EXISTS (
+    SELECT
+    FROM metric_configurations AS c
+    WHERE c.query_id = queries.id
+    AND c.source <> 'file'
+  )
 )
-"""
-MIRROR_CONFIGURATION = """\
 INSERT INTO metric_configurations (id, query_id, source, title, is_editable)
-VALUES ($1, $1, 'file', $2, false)
+VALUES ($1, $1, 'file', $3, false)
 ON CONFLICT (id) DO UPDATE
 SET title = excluded.title
 WHERE metric_configurations.source = 'file'
@@ -1995,10 +1995,7 @@ async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
     rows = [(file.id, file.sql, file.title) for file in files if not file.fault]
     async with conn.transaction():
         known = {tuple(row) for row in await conn.fetch(MIRRORED)}
-        changed = [row for row in rows if row not in known]
-        if changed:
-            await conn.executemany(MIRROR_QUERY, [row[:2] for row in changed])
-            await conn.executemany(MIRROR_CONFIGURATION, [(row[0], row[2]) for row in changed])
+        await conn.executemany(MIRROR, [row for row in rows if row not in known])
 
 
 async def watch_catalog(catalog: Catalog) -> None:

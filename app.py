@@ -2021,24 +2021,24 @@ async def watch_catalog(catalog: Catalog) -> None:
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
 INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
-DURATION = re.compile(r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?", re.ASCII)
+DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
+DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
+UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
+def check_form(text: str, pattern: str, wanted: str) -> str:
+    if not re.fullmatch(pattern, text, re.ASCII):
+        raise ValueError(f"must be {wanted}")
+    return text
+
+
 def parse_integer(text: str, bits: int) -> str:
-    if not re.fullmatch(r"[+-]?\d{1,30}", text, re.ASCII):
-        raise ValueError("must be a whole number")
-    number = int(text)
+    number = int(check_form(text, r"[+-]?\d{1,30}", "a whole number"))
     least = 0 if bits == 32 else -(2**bits)
     if not least <= number < 2**bits:
         raise ValueError(f"must be from {least} to {2**bits - 1}")
     return str(number)
-
-
-def parse_number(text: str) -> str:
-    if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", text, re.ASCII):
-        raise ValueError("must be a number such as 12.5")
-    return text
 
 
 def parse_boolean(text: str) -> str:
@@ -2062,18 +2062,6 @@ def parse_datetime(text: str) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def parse_duration(text: str) -> str:
-    if not DURATION.fullmatch(text):
-        raise ValueError("must be an ISO 8601 duration, such as P7D or PT12H")
-    return text
-
-
-def parse_uuid(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{8}(-?)([0-9a-f]{4}\1){3}[0-9a-f]{12}", text, re.IGNORECASE | re.ASCII):
-        raise ValueError("must be a UUID")
-    return str(uuid.UUID(text))
-
-
 def parse_json(text: str) -> str:
     try:
         msgspec.json.decode(text)
@@ -2084,15 +2072,15 @@ def parse_json(text: str) -> str:
 
 PARSERS: dict[str, Callable[[str], str]] = {
     **{name: functools.partial(parse_integer, bits=bits) for name, bits in INTEGERS.items()},
-    **dict.fromkeys(("numeric", "float4", "float8"), parse_number),
+    **dict.fromkeys(("numeric", "float4", "float8"), lambda text: check_form(text, DECIMAL, "a number such as 12.5")),
     "bool": parse_boolean,
     "date": lambda text: parse_time(text, date.fromisoformat, "2025-06-30"),
     "timestamp": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00"),
     "timestamptz": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00Z"),
     "time": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00"),
     "timetz": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00Z"),
-    "interval": parse_duration,
-    "uuid": parse_uuid,
+    "interval": lambda text: check_form(text, DURATION, "an ISO 8601 duration, such as P7D or PT12H"),
+    "uuid": lambda text: str(uuid.UUID(check_form(text, UUID, "a UUID"))),
     "json": parse_json,
     "jsonb": parse_json,
 }

@@ -592,8 +592,6 @@ def warn(message: str, **fields: Any) -> None:
 MAX_HEAD = 64 * 1024
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-
-
 # What a log line of the database says of the request that caused it.
 REQUEST = ContextVar("request", default="")
 MAX_CONCURRENT = 2000
@@ -1406,12 +1404,14 @@ def read_file(path: Path) -> Definition:
     definition = Definition(id=metric_id, source="file", sql="", title=title_of(metric_id), series=metric_id)
     try:
         sql = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else f"cannot be read: {exc.strerror}"
-        return msgspec.structs.replace(definition, fault=reason)
-    if not sql.strip() or "\0" in sql:
-        reason = "holds a NUL character" if sql.strip() else "is empty"
-        return msgspec.structs.replace(definition, fault=reason)
+    except UnicodeDecodeError:
+        return msgspec.structs.replace(definition, fault="is not UTF-8")
+    except OSError as exc:
+        return msgspec.structs.replace(definition, fault=f"cannot be read: {exc.strerror}")
+    if "\0" in sql:
+        return msgspec.structs.replace(definition, fault="holds a NUL character")
+    if not sql.strip():
+        return msgspec.structs.replace(definition, fault="is empty")
     fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
     for line in itertools.takewhile(lambda line: not line.strip() or line.lstrip().startswith("--"), sql.splitlines()):
@@ -2074,9 +2074,8 @@ async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
     async with conn.transaction():
         known = {tuple(row) for row in await conn.fetch(MIRRORED)}
         changed = [row for row in rows if row not in known]
-        if changed:
-            await conn.executemany(MIRROR_QUERY, [row[:2] for row in changed])
-            await conn.executemany(MIRROR_CONFIGURATION, [(row[0], row[2]) for row in changed])
+        await conn.executemany(MIRROR_QUERY, [row[:2] for row in changed])
+        await conn.executemany(MIRROR_CONFIGURATION, [(row[0], row[2]) for row in changed])
 
 
 async def watch_catalog(catalog: Catalog) -> None:
@@ -2102,24 +2101,24 @@ async def watch_catalog(catalog: Catalog) -> None:
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
 INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
-DURATION = re.compile(r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?", re.ASCII)
+DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
+DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
+UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
+def check_form(text: str, pattern: str, wanted: str) -> str:
+    if not re.fullmatch(pattern, text, re.ASCII):
+        raise ValueError(f"must be {wanted}")
+    return text
+
+
 def parse_integer(text: str, bits: int) -> str:
-    if not re.fullmatch(r"[+-]?\d{1,30}", text, re.ASCII):
-        raise ValueError("must be a whole number")
-    number = int(text)
+    number = int(check_form(text, r"[+-]?\d{1,30}", "a whole number"))
     least = 0 if bits == 32 else -(2**bits)
     if not least <= number < 2**bits:
         raise ValueError(f"must be from {least} to {2**bits - 1}")
     return str(number)
-
-
-def parse_number(text: str) -> str:
-    if not re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", text, re.ASCII):
-        raise ValueError("must be a number such as 12.5")
-    return text
 
 
 def parse_boolean(text: str) -> str:
@@ -2143,18 +2142,6 @@ def parse_datetime(text: str) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def parse_duration(text: str) -> str:
-    if not DURATION.fullmatch(text):
-        raise ValueError("must be an ISO 8601 duration, such as P7D or PT12H")
-    return text
-
-
-def parse_uuid(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{8}(-?)([0-9a-f]{4}\1){3}[0-9a-f]{12}", text, re.IGNORECASE | re.ASCII):
-        raise ValueError("must be a UUID")
-    return str(uuid.UUID(text))
-
-
 def parse_json(text: str) -> str:
     try:
         msgspec.json.decode(text)
@@ -2165,15 +2152,15 @@ def parse_json(text: str) -> str:
 
 PARSERS: dict[str, Callable[[str], str]] = {
     **{name: functools.partial(parse_integer, bits=bits) for name, bits in INTEGERS.items()},
-    **dict.fromkeys(("numeric", "float4", "float8"), parse_number),
+    **dict.fromkeys(("numeric", "float4", "float8"), lambda text: check_form(text, DECIMAL, "a number such as 12.5")),
     "bool": parse_boolean,
     "date": lambda text: parse_time(text, date.fromisoformat, "2025-06-30"),
     "timestamp": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00"),
     "timestamptz": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00Z"),
     "time": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00"),
     "timetz": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00Z"),
-    "interval": parse_duration,
-    "uuid": parse_uuid,
+    "interval": lambda text: check_form(text, DURATION, "an ISO 8601 duration, such as P7D or PT12H"),
+    "uuid": lambda text: str(uuid.UUID(check_form(text, UUID, "a UUID"))),
     "json": parse_json,
     "jsonb": parse_json,
 }

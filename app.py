@@ -1781,8 +1781,9 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             metric = fresh
             continue
         except (asyncpg.SerializationError, *DATABASE_DOWN):
-            # A replica cancels what stands in the way of replaying.
-            if attempt or time.monotonic() - started > catalog.settings.pool_timeout:
+            # A replica cancels what stands in the way of replaying, and may end while it takes the second attempt.
+            retries = 2 if catalog.database.has_others(metric.login) else 1
+            if attempt >= retries or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
             # What ended one idle session has likely ended the others.
             await catalog.database.pools[metric.login].expire_connections()

@@ -1141,7 +1141,7 @@ async def replica_frozen(lab: Lab, seconds: float = 10) -> AsyncIterator[Figure]
     yield Figure("of them, to questions after 4 s", sum(reply.status not in (200, 201) for reply in late), 0)
     yield Figure("slowest answer after 4 s", max(reply.seconds for reply in late), 1.2, "s")
     yield Figure(f"of {traffic.ledger.checked} answers, older than due", len(traffic.ledger.behind), traffic.readers)
-    yield Figure("until /health/ready is 200", ready, 2, "s")
+    yield Figure("until /health/ready is 200", ready, 3, "s")
     await lab.release(service)
 
 

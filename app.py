@@ -3762,7 +3762,7 @@ RETURNING id
 UPDATE_METRIC = """\
 UPDATE metric_configurations
 SET
-  title = CASE WHEN $5 THEN $2 ELSE title END,
+  title = COALESCE($2, title),
   query_id = COALESCE($3, query_id),
   prompt = COALESCE($4, prompt),
   version = version + 1
@@ -3788,8 +3788,8 @@ async def change_metric(request: Request[State]) -> Response:
     async with writing(state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, wanted)
         query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
-        titled = body.title is not msgspec.UNSET
-        version = await conn.fetchval(UPDATE_METRIC, metric.id, about.title, query_id, prompt, titled)
+        title = None if body.title is msgspec.UNSET else about.title
+        version = await conn.fetchval(UPDATE_METRIC, metric.id, title, query_id, prompt)
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
         rows = await conn.fetch(f"SELECT * FROM ({DEFINITIONS}) AS d WHERE id = $1", metric.id)
@@ -4036,7 +4036,7 @@ class Subscription(msgspec.Struct, eq=False):
         return encode(head)[:-1] + b',"result":' + news.body + b"}"
 
 
-def problem_message(exc: Exception, metric_id: Any = None, params: Any = None) -> bytes:
+def problem_message(exc: Exception, metric_id: Any, params: Any) -> bytes:
     problem = as_problem(exc)
     title = HTTPStatus(problem.status).phrase
     what = {"type": "problem", "id": metric_id, "params": params, "status": problem.status, "title": title}
@@ -4385,9 +4385,7 @@ def integer_schema(bits: int) -> Schema:
     return {"type": "integer", "format": "int32" if bits < 32 else "int64", **bounds}
 
 
-NUMBER, TEXT, ANYTHING = Schema(type="number"), Schema(type="string"), Schema()
-JSON_TEXT = TEXT | {"contentMediaType": JSON}
-FLOAT = {"$ref": REF.format(name="Number")}
+TEXT, ANYTHING = Schema(type="string"), Schema()
 FLOATS = ("numeric", "float4", "float8")
 TIMES = {"date": "date", "time": "time-local", "timestamp": "date-time-local", "timestamptz": "date-time"}
 PARAMETER_SCHEMAS: dict[str, Schema] = {
@@ -4395,8 +4393,8 @@ PARAMETER_SCHEMAS: dict[str, Schema] = {
     **{name: TEXT | {"format": form} for name, form in TIMES.items()},
     "interval": TEXT | {"format": "duration"},
     "uuid": TEXT | {"format": "uuid"},
-    **dict.fromkeys(FLOATS, NUMBER),
-    **dict.fromkeys(("json", "jsonb"), JSON_TEXT),
+    **{name: {"type": "number"} for name in FLOATS},
+    **dict.fromkeys(("json", "jsonb"), TEXT | {"contentMediaType": JSON}),
     "bool": {"type": "boolean"},
 }
 # Dates that ISO 8601 has no way to write: infinity, -infinity, before Christ, after the year 9999.
@@ -4405,7 +4403,7 @@ BEYOND = TEXT | {"pattern": r"infinity$|BC$|^\d{5}"}
 COLUMN_SCHEMAS: dict[str, Schema] = {
     **PARAMETER_SCHEMAS,
     **{name: {"anyOf": [PARAMETER_SCHEMAS[name], BEYOND]} for name in ("date", "timestamptz")},
-    **dict.fromkeys(FLOATS, FLOAT),
+    **{name: {"$ref": REF.format(name="Number")} for name in FLOATS},
     **dict.fromkeys(("oid", "interval", "bytea", "xml"), TEXT),
     **dict.fromkeys(("json", "jsonb"), ANYTHING),
 }

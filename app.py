@@ -38,7 +38,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Coroutine,
     Iterable,
     Iterator,
@@ -76,7 +75,7 @@ from redis.exceptions import RedisError
 from starlette import routing
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -2338,7 +2337,7 @@ class Changes:
         self.tables: dict[int, TableChanges] = {}
         self.heard_by: list[Callable[[Iterable[int] | None], None]] = []
 
-    def hear(self, transaction: int, tables: Collection[int]) -> None:
+    def hear(self, transaction: int, tables: set[int]) -> None:
         self.epoch += 1
         for oid in tables:
             table = self.tables.setdefault(oid, TableChanges())
@@ -2801,7 +2800,7 @@ class Results:
         try:
             return await run_metric(self.catalog, plan.metric, plan.values, primary=True)
         except asyncpg.TargetServerAttributeNotMatched:
-            raise Problem(503, "The replicas are behind; try again.", headers={"Retry-After": "1"}) from None
+            raise Problem(503, "The replicas are behind; try again.") from None
 
     def make_entry(self, plan: Plan, result: Result, made_at: float, shared: bool = False) -> Entry:
         about = plan.metric.about
@@ -3043,21 +3042,19 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
     announced = request.headers.get("content-length", "")
     expected, received = int(announced) if announced.isdecimal() else 0, 0
     request.scope["unread"] = True
-    chunks = request.stream()
-    while max(expected, received) <= limit:
+    while request.scope["unread"] and max(expected, received) <= limit:
         try:
-            chunk = await asyncio.wait_for(anext(chunks), SILENCE)
-        except StopAsyncIteration:
-            request.scope["unread"] = False
-            return
-        except ClientDisconnect:
-            raise ClientGone from None
+            message = await asyncio.wait_for(request.receive(), SILENCE)
         except TimeoutError:
             raise Problem(408, f"Nothing of the body has come for {SILENCE} s.") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        request.scope["unread"], chunk = message.get("more_body", False), message.get("body", b"")
         received += len(chunk)
-        if received <= limit:
+        if chunk and received <= limit:
             yield chunk
-    raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
+    if max(expected, received) > limit:
+        raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
 
 
 def media_type(request: Request[State]) -> str:
@@ -3607,7 +3604,7 @@ async def list_metrics(request: Request[State]) -> Response:
     """The metrics that the caller may see."""
     catalog = request.state["catalog"]
     if not catalog.complete:
-        raise Problem(503, "The database has not been reached yet; try again.", headers={"Retry-After": "1"})
+        raise Problem(503, "The database has not been reached yet; try again.")
     caller: Caller = request.scope["caller"]
     metrics = [summary(catalog, metric) for metric in catalog.visible(caller)]
     return json_response(MetricList(metrics))
@@ -5019,6 +5016,10 @@ class Connection(HttpToolsProtocol):
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
         self.transport.write_eof()
         warn("a request was refused before its end", reason=problem.detail)
+
+    def shutdown(self) -> None:
+        """Close when idle, but what has been sent by now is served, though it has not been read yet."""
+        self.loop.call_later(0.1, super().shutdown)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.silence:

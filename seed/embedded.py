@@ -345,12 +345,16 @@ class Server:
             child.wait()
             if child.returncode == 0:
                 os.rename(side, self.directory)
-            for leftover in self._home.glob("initdb-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._sweep()
         if child.returncode != 0:
             raise EmbeddedError(f"initdb failed for {self._home}, set DATABASE_URL or mend this: {self._said(log)}")
 
+    def _sweep(self) -> None:
+        for leftover in self._home.glob("initdb-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
     async def _run(self, software: Path) -> None:
+        self._sweep()  # again, for children of a killed initdb write on for a while
         sockets = _socket_directory(self._home)
         _make_private(sockets, self._user)
         command: list[str | Path] = [software / "postgres", "-D", self.directory, "-k", sockets, *POSTGRES.split()]

@@ -78,7 +78,7 @@ def start_service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         started.append(process)
         service = Service(wait_for_url(process, log), process, log, queries)
         if ready:
-            wait_until(lambda: httpx.get(f"{service.url}/health/ready").status_code == 200)
+            wait_until(lambda: httpx.get(f"{service.url}/health/ready", verify=False).status_code == 200)
         return service
 
     yield start
@@ -117,7 +117,8 @@ def service(start_service: Serve) -> Service:
 async def owner(cluster: str, service: Service) -> AsyncIterator[asyncpg.Connection]:
     """The owner's connection to a database without records and without metrics of the database's own."""
     conn = await asyncpg.connect(cluster, server_settings={"timezone": "UTC"})
-    await conn.execute("TRUNCATE metrics, layout_items")
+    for table in ("metrics", "layout_items"):  # quicker than TRUNCATE, which makes files anew
+        await conn.execute(f"DELETE FROM {table}")
     await conn.execute("DELETE FROM metric_configurations WHERE source <> 'file'")
     await conn.execute(
         "DELETE FROM queries AS q WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id)"
@@ -128,7 +129,7 @@ async def owner(cluster: str, service: Service) -> AsyncIterator[asyncpg.Connect
 
 @pytest.fixture
 async def client(service: Service, owner: asyncpg.Connection) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
         yield client
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 import json
 import os
 import re
@@ -71,8 +72,14 @@ def construct_function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> d
 CloudFormationLoader.add_multi_constructor("!", construct_function)  # type: ignore[no-untyped-call]
 
 
+@functools.cache
+def parse_yaml(path: Path) -> Any:
+    return yaml.load(path.read_text(), CloudFormationLoader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.load(path.read_text(), CloudFormationLoader)
+    """A document of the caller's own, to change at will."""
+    document: dict[str, Any] = copy.deepcopy(parse_yaml(path))
     return document
 
 

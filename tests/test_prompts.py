@@ -190,7 +190,7 @@ async def data(cluster: str, start_service: Serve) -> AsyncIterator[Data]:
     service = start_service(DATABASE_URL=url)
     owner = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
     await fill(owner)
-    async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
         yield Data(client, owner)
     await owner.close()
     service.stop()

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import chaos
 import pytest
-from test_chaos import within
+from test_chaos import out_of_bounds
 
 pytestmark = pytest.mark.anyio
 
@@ -14,15 +14,6 @@ async def lab(anyio_backend: str) -> AsyncIterator[chaos.ReplicatedLab]:
     """Of an empty database at first; the tests follow each other, and the last one loses the primary."""
     async with chaos.laboratory(chaos.ReplicatedLab) as lab:
         yield lab
-
-
-async def out_of_bounds(lab: chaos.ReplicatedLab, figures: AsyncIterator[chaos.Figure]) -> list[str]:
-    bad = [str(figure) async for figure in figures if not within(figure)]
-    return bad + [line for service in lab.services for line in chaos.log_lines(service) if is_bad(line)]
-
-
-def is_bad(line: str) -> bool:
-    return "Traceback" in line or not chaos.is_json(line)
 
 
 async def test_two_instances_of_two_workers_start_at_once_agree_and_serve_nothing_older(

@@ -291,7 +291,7 @@ async def sandbox(cluster: str, start_service: Serve, request: pytest.FixtureReq
     heard: list[object] = []
     await owner.add_listener("metrics_api", lambda *message: heard.append(message))
     guests = [await asyncpg.connect(url, user="metrics_guest")]
-    async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
         probe = (await client.post("/metrics", json={"query": SESSION})).json()["id"]
         session = (await client.get(f"/metrics/{probe}")).json()["records"][0]
         yield Sandbox(client, owner, guests, heard, probe, session)
@@ -489,7 +489,7 @@ async def test_two_hostile_metrics_at_most_double_what_reviewed_metrics_take(
         "SELECT pg_sleep(60)::text AS a",
         "SELECT MAX(a * b) AS m FROM generate_series(1, 9000) AS a, generate_series(1, 9000) AS b",
     )
-    async with httpx.AsyncClient(base_url=limited.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=limited.url, timeout=30, verify=False) as client:
         hostile = [(await client.post("/metrics", json={"query": query})).json()["id"] for query in (sleep, spin)]
         before = await ninety_ninth(client, 200)
         tasks = [asyncio.create_task(ask_for_ever(client, "GET", f"/metrics/{metric_id}")) for metric_id in hostile]
@@ -510,7 +510,7 @@ async def answers(client: httpx.AsyncClient, path: str) -> bool:
 async def test_sql_that_takes_long_to_plan_keeps_no_file_from_being_picked_up(start_service: Serve) -> None:
     limited = start_service(STATEMENT_TIMEOUT="2")
     bomb = {"query": f"SELECT {' + '.join(f'factorial({n})' for n in range(30_000, 30_090))} AS a"}
-    async with httpx.AsyncClient(base_url=limited.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=limited.url, timeout=30, verify=False) as client:
         tasks = [asyncio.create_task(ask_for_ever(client, "POST", "/metrics", json=bomb)) for _ in range(4)]
         await asyncio.sleep(0.3)
         (limited.queries / "fresh.sql").write_text("SELECT 1 AS a")

@@ -1215,12 +1215,19 @@ class Database:
             # What a statement raises may look as if the database were down: it may name a database that is not there.
             if getattr(exc, "severity_en", None) == "ERROR":
                 raise asyncpg.DataError(str(exc)) from exc
+            await self.renew(name in WRITERS)
             raise
         finally:
             try:
                 await pool.release(conn)
             finally:
                 ending.cancel()
+
+    async def renew(self, writers: bool) -> None:
+        """Use no session of a server again: what ended one has likely ended the others."""
+        for name, pool in self.pools.items():
+            if (name in WRITERS) == writers:
+                await pool.expire_connections()
 
     def has_others(self, name: str) -> bool:
         """Whether a login's pool may turn to another host."""
@@ -1784,8 +1791,6 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             retries = 2 if catalog.database.has_others(metric.login) else 1
             if attempt >= retries or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
-            # What ended one idle session has likely ended the others.
-            await catalog.database.pools[metric.login].expire_connections()
             continue
         except FAILS_ON_DATA as exc:
             if metric.names:

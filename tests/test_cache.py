@@ -1172,35 +1172,40 @@ async def test_redis_killed_in_mid_traffic_costs_only_its_hits(
             number += 1
             sent = time.monotonic()
             assert record(await get(client, "readings", tag="killed-redis", p=number))["p"] == number
-            assert time.monotonic() < sent + 0.5
+            assert time.monotonic() < sent + 1
 
-    async with asyncio.TaskGroup() as group:
-        for client in (near, near, far):
-            group.create_task(ask(client))
-        await asyncio.sleep(0.4)
-        shared.kill()
-        await asyncio.sleep(0.6)
-        finished.set()
-    assert await get(far, "readings", "only-if-cached", tag="killed-redis", p=1)
-    shared.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for client in (near, near, far):
+                group.create_task(ask(client))
+            await asyncio.sleep(0.4)
+            shared.kill()
+            await asyncio.sleep(0.6)
+            finished.set()
+        assert await get(far, "readings", "only-if-cached", tag="killed-redis", p=1)
+    finally:
+        shared.start()
 
 
 async def test_frozen_redis_costs_a_tenth_of_a_second_once(
     near: httpx.AsyncClient, far: httpx.AsyncClient, shared: Redis
 ) -> None:
-    """Also one that is back after it was gone, which is left alone for a while as well."""
-    await eventually(lambda: sharing(near, far), 8)
+    """Also one that is back after it was gone, which is left alone for a while as well.
+
+    Ten waits would take a second.
+    """
+    await eventually(lambda: sharing(near, far), 15)
     for number in range(10):
         assert record(await get(near, "readings", tag="frozen", p=number))["p"] == number
     shared.process.send_signal(signal.SIGSTOP)
     try:
         sent = time.monotonic()
         await asyncio.gather(*(get(far, "readings", tag="first", p=number) for number in range(10)))
-        assert time.monotonic() < sent + 0.4
+        assert time.monotonic() < sent + 0.9
         sent = time.monotonic()
         for number in range(10):
             assert status(await get(far, "readings", tag="frozen", p=number)) == "fwd=miss"
-        assert time.monotonic() < sent + 0.5
+        assert time.monotonic() < sent + 0.9
     finally:
         shared.process.send_signal(signal.SIGCONT)
 
@@ -1259,7 +1264,7 @@ async def test_a_result_larger_than_the_cache_is_served_and_takes_nothing_elses_
 async def test_redis_is_asked_again_and_late_answers_are_nobody_elses(
     near: httpx.AsyncClient, far: httpx.AsyncClient
 ) -> None:
-    await eventually(lambda: sharing(near, far), 8)
+    await eventually(lambda: sharing(near, far), 15)
     for number in range(10):
         for client in (near, far):
             assert record(await get(client, "readings", tag="first", p=number))["p"] == number

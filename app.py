@@ -16,6 +16,7 @@ import asyncio
 import base64
 import csv
 import functools
+import gc
 import gzip
 import hashlib
 import hmac
@@ -818,7 +819,7 @@ class Errors:
 
 
 def oversized(head: Mapping[bytes, bytes]) -> bool:
-    return sum(map(len, head)) + sum(map(len, head.values())) > MAX_HEAD
+    return len(b"".join(head)) + len(b"".join(head.values())) > MAX_HEAD
 
 
 def check_head(scope: Scope) -> None:
@@ -2473,7 +2474,7 @@ class Known(msgspec.Struct, eq=False, frozen=True):
     """What a question came to when it was asked before, and what the log and the counts say of it each time."""
 
     plan: Plan
-    gzipped: bool
+    form: tuple[str, bool]
     line: bytes
     counts: dict[int, tuple[list[float], list[int]]]
 
@@ -2673,10 +2674,6 @@ class Results:
             entry.epoch = self.changes.epoch
         return True
 
-    def fresh(self, key: str) -> Entry | None:
-        entry = self.memory.peek(key)
-        return entry if entry and entry.age <= entry.ttl and self.is_current(entry) else None
-
     def remember(self, question: Question, plan: Plan) -> None:
         """Spare the next request in the same words the way to its plan."""
         caller, method, path, query, accept, encoding, _ = question
@@ -2687,7 +2684,8 @@ class Results:
         words = {"method": method, "path": path, "metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
         of = self.instruments.requests.of
         counts = {status: of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
-        self.questions[question] = Known(plan, accepts_gzip(encoding or b""), encode(words)[1:-1], counts)
+        form = plan.media, accepts_gzip(encoding or b"")
+        self.questions[question] = Known(plan, form, encode(words)[1:-1], counts)
 
     def within_stale(self, entry: Entry | None) -> bool:
         return entry is not None and entry.age <= entry.ttl + self.settings.cache_stale
@@ -2976,8 +2974,10 @@ async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said
 
 
 HIT = [(b"cache-status", b"metrics; hit"), (b"server-timing", b"cache;desc=hit")]
-HIT_LINE = b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b'
-HIT_LINE_END = b',"status":%d,"duration_ms":%.3f%b}'
+HIT_LINE = (
+    b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b'
+    b',"status":%d,"duration_ms":%.3f%b}'
+)
 
 
 class Hits:
@@ -3004,8 +3004,7 @@ class Hits:
         tally(known.counts[status], seconds)
         if stream := scope["state"]["log"]:
             trace = b',"trace_id":"%b"' % scope["trace_id"].encode() if "trace_id" in scope else b""
-            begin = HIT_LINE % (stream.clock(), named[0][1], known.line)
-            stream.put(begin + HIT_LINE_END % (status, seconds * 1000, trace))
+            stream.put(HIT_LINE % (stream.clock(), named[0][1], known.line, status, seconds * 1000, trace))
 
 
 def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
@@ -3020,11 +3019,11 @@ def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
     known = results.questions.get(question_of(scope))
     if known is None or results.catalog.metrics.get(known.plan.metric.id) is not known.plan.metric:
         return None
-    entry = results.fresh(known.plan.key)
+    entry = results.memory.peek(known.plan.key)
     if entry is None or entry.about is not known.plan.metric.about:
         return None
-    answer = entry.answers.get((known.plan.media, known.gzipped))
-    return (known, answer, entry.age) if answer else None
+    answer, age = entry.answers.get(known.form), entry.age
+    return (known, answer, age) if answer and age <= entry.ttl and results.is_current(entry) else None
 
 
 def question_of(scope: Scope) -> Question:
@@ -4938,6 +4937,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         running = asyncio.create_task(run(state, embedded, started), name="database")
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
+        # What is here now stays, so that collecting garbage need not look at it again and again.
+        gc.freeze()
         try:
             # A second Ctrl-C cancels what waits for the end, which has come.
             with suppress(asyncio.CancelledError):

@@ -2593,6 +2593,17 @@ class SharedCache:
         if len(entry.result.rows) <= MAX_SHARED:
             await self.call("set", key, self.encode(entry), ttl=math.ceil(ttl))
 
+    async def claim(self, key: str, seconds: float) -> bool:
+        """Whether this instance is to make an entry: another one may be making it, and has so many seconds."""
+        try:
+            await self.call("add", f"{key}:claim", b"", ttl=max(seconds, 0.1))
+        except ValueError:
+            return False
+        return True
+
+    async def release(self, key: str) -> None:
+        await self.call("delete", f"{key}:claim")
+
     async def close(self) -> None:
         if self.backend:
             with suppress(OSError, RedisError):
@@ -2739,9 +2750,12 @@ class Results:
         """Run a metric for nobody in particular."""
         flight = self.flights.get(plan.key)
         if flight is None or not self.joinable(flight, plan):
-            task = asyncio.create_task(self.take_off(plan).wait(None))
-            self.background.add(task)
-            task.add_done_callback(self.landed_in_background)
+            self.in_background(self.take_off(plan).wait(None))
+
+    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.landed_in_background)
 
     def landed_in_background(self, task: asyncio.Task[Any]) -> None:
         self.background.discard(task)
@@ -2762,8 +2776,17 @@ class Results:
         return flight
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
-        if max_age > 0 and (entry := await self.recall(plan)) and entry.age <= max_age:
+        if max_age > 0 and (entry := await self.await_others(plan)) and entry.age <= max_age:
             return entry
+        made = None
+        try:
+            made = await self.make(plan)
+            return made
+        finally:
+            if self.shared.backend:
+                self.in_background(self.share(plan, made, release=max_age > 0))
+
+    async def make(self, plan: Plan) -> Entry:
         began, epoch = time.monotonic(), self.changes.epoch
         try:
             result = await self.run_up_to_date(plan)
@@ -2780,7 +2803,6 @@ class Results:
         self.instruments.count_run(plan.metric.id, result.row_count, time.monotonic() - began)
         if self.is_current(entry):
             await self.keep(plan, entry)
-            self.share(plan, entry)
         return entry
 
     async def run_up_to_date(self, plan: Plan) -> Result:
@@ -2820,13 +2842,33 @@ class Results:
         digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
         return f"metrics-api:{digest}"
 
-    def share(self, plan: Plan, entry: Entry) -> None:
-        if self.shared.backend and self.changes.connected_since:
+    async def share(self, plan: Plan, entry: Entry | None, release: bool) -> None:
+        """Give the other instances what was made, if anything was, and end the claim to make it."""
+        key = self.shared_key(plan)
+        if entry and self.changes.connected_since and self.is_current(entry):
             shared = SharedEntry(entry.result, time.time() - entry.age)
-            ttl = entry.ttl + self.settings.cache_stale
-            task = asyncio.create_task(self.shared.set(self.shared_key(plan), shared, ttl))
-            self.background.add(task)
-            task.add_done_callback(self.background.discard)
+            await self.shared.set(key, shared, entry.ttl + self.settings.cache_stale)
+        if release:
+            await self.shared.release(key)
+
+    async def await_others(self, plan: Plan) -> Entry | None:
+        """What another instance has made or is making just now; None when this one is to run the metric.
+
+        One that is making it is waited for as long as half of POOL_TIMEOUT, or until it fails.
+        """
+        patience, claimed = self.settings.pool_timeout / 2, False
+        give_up = time.monotonic() + patience
+        key = self.shared_key(plan)
+        while self.shared.backend and self.changes.connected_since:
+            entry = await self.recall(plan)
+            if entry and claimed:
+                await self.shared.release(key)
+            if entry or claimed or time.monotonic() > give_up:
+                return entry
+            # What another one made between the two is looked for once more.
+            if not (claimed := await self.shared.claim(key, patience)):
+                await asyncio.sleep(0.02)
+        return None
 
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""

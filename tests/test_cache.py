@@ -1105,6 +1105,35 @@ async def test_instances_share_results_through_redis(
     assert await runs.count("shared") == 1
 
 
+async def test_instances_that_miss_at_once_run_one_query_and_one_more_for_a_change(
+    near: httpx.AsyncClient, far: httpx.AsyncClient, owner: asyncpg.Connection, runs: Runs
+) -> None:
+    for count in (1, 2):
+        answers = await asyncio.gather(
+            *(get(client, "slow", tag="at once", seconds=0.2) for client in (near, far) * 10)
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.headers["etag"] for answer in answers}) == 1
+        assert await runs.count("at once") == count
+        await owner.execute("INSERT INTO readings DEFAULT VALUES")
+        await asyncio.sleep(NOTICE)
+
+
+async def test_a_run_that_fails_or_takes_long_in_one_instance_is_run_by_the_other(
+    near: httpx.AsyncClient, far: httpx.AsyncClient, shared: Redis
+) -> None:
+    first = asyncio.create_task(get(near, "slow", tag="given up", seconds=3))
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(get(far, "slow", tag="given up", seconds=3))
+    await asyncio.sleep(0.1)
+    first.cancel()
+    began = time.monotonic()
+    assert (await second).status_code == 200
+    assert time.monotonic() - began < 3.7
+    await asyncio.sleep(0.1)
+    assert not list(shared.client.scan_iter("*:claim"))
+
+
 async def test_redis_is_enough_for_only_if_cached_and_not_for_no_cache(
     near: httpx.AsyncClient, far: httpx.AsyncClient, runs: Runs
 ) -> None:

@@ -395,7 +395,7 @@ class ClientGone(Exception):
 
 
 class PoolBusy(Exception):
-    """No connection became free within POOL_TIMEOUT."""
+    """No connection became free within POOL_TIMEOUT, or too many wait for one."""
 
 
 class BadStatement(Exception):
@@ -1130,6 +1130,7 @@ async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connecti
 
 
 GUEST_POOL_SIZE = 2
+MAX_WAITING = 1000  # for one pool
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
 STAND_IN = 5  # seconds
@@ -1195,6 +1196,8 @@ class Database:
         """
         pool, patience = self.pools[name], self.settings.pool_timeout
         started = time.monotonic()
+        if self.waiting[name] >= MAX_WAITING:
+            raise PoolBusy
         self.waiting[name] += 1
         try:
             conn = await pool.acquire(timeout=patience)

@@ -2625,16 +2625,11 @@ class Directives(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def parse_directives(header: str) -> Directives:
-    max_age, only_if_cached = float("inf"), False
-    for directive in header.lower().split(","):
-        name, _, value = directive.strip().partition("=")
-        if name == "no-cache":
-            max_age = 0
-        elif name == "max-age" and re.fullmatch(r'"?\d{1,10}"?', value):
-            max_age = min(max_age, int(value.strip('"')))
-        elif name == "only-if-cached":
-            only_if_cached = True
-    return Directives(max_age, only_if_cached)
+    pairs = [directive.strip().partition("=")[::2] for directive in header.lower().split(",")]
+    names = {name for name, _ in pairs}
+    ages = [age[1] for name, value in pairs if name == "max-age" and (age := re.fullmatch(r'"?(\d{1,10})"?', value))]
+    max_age = 0 if "no-cache" in names else min(map(float, ages), default=float("inf"))
+    return Directives(max_age, "only-if-cached" in names)
 
 
 async def disconnected(receive: Receive) -> None:

@@ -2758,7 +2758,7 @@ class Results:
     def landed_in_background(self, task: asyncio.Task[Any]) -> None:
         self.background.discard(task)
         if not task.cancelled() and (exc := task.exception()):
-            warn("a stale result cannot be refreshed", reason=repr(exc))
+            warn("a run in the background failed", reason=repr(exc))
 
     def take_off(self, plan: Plan, max_age: float = float("inf")) -> Flight:
         flight = Flight(self.fly(plan, max_age), self.changes.epoch)

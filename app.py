@@ -4851,7 +4851,10 @@ async def load_dataset(settings: Settings, database: Database, directory: Path, 
         return None
 
     async with writing(database, "metrics") as conn:
-        report = await dataset.load(directory, conn, accept, newest=newest)
+        try:
+            report = await dataset.load(directory, conn, accept, newest=newest)
+        except dataset.DatasetError as exc:
+            raise CommandError(str(exc)) from exc
         await notify(conn, "metric_configurations")
     return report
 

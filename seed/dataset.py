@@ -135,7 +135,7 @@ INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 MARK = re.compile(r"\s*([\[,\]])\s*", re.ASCII)
 DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6})?", re.ASCII)
-ISO_8601 = re.compile(r"[\dW-]+(?:[T ][\d:.,]+(?:Z|[+-][\d:]+)?)?", re.ASCII)
+ISO_8601 = re.compile(r"\d{4}-?(?:\d\d-?\d\d|W\d\d(?:-?\d)?)(?:[T ][\d:.,]+(?:Z|[+-][\d:]+)?)?", re.ASCII)
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -588,7 +588,7 @@ VALUES: dict[str, Callable[[object, str], Any]] = {
 
 def parse_value(row: dict[str, Any], column: str, place: Place, report: Report) -> Any:
     value = row.get(column)
-    if value in ("NaN", "nan"):
+    if isinstance(value, str) and value.strip() in ("NaN", "nan"):
         report.add(place, column, "repaired", "NaN read as no value")
         return None
     return None if is_blank(value) else VALUES[column](value, column)

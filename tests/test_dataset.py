@@ -284,7 +284,7 @@ async def test_a_second_item_is_rejected_when_two_ids_could_be_its_own(
 
 DIRTY = b"""\xef\xbb\xbfid, date,obsolescence_val,obsolescence,parts_flagged,alert_type,alert_category,note
 q1,2025-06-01
-q1,2025-06-01T10:00:00+02:00,120.50,NaN,10.0,Critical,"Need
+q1,2025-06-01T10:00:00+02:00,120.50, NaN ,10.0,Critical,"Need
 approval",x
 
 q1,2025-13-01,,,,,,
@@ -303,6 +303,8 @@ q1,0001-01-01T00:00+05:00,,,,,,
 q1,2025-06-02T00:00Z, 7 ,  ,,caf\xc3\xa9,,
 "q1"x,2025-06-02,,,,,,
 q1,2025-06-03,,,-3,,,
+q1,2025-06-01-10,,,,,,
+q1,20250601012,,,,,,
 """
 
 
@@ -329,6 +331,8 @@ async def test_csv_rows_are_repaired_and_rejected_one_by_one(tmp_path: Path, con
         r"17: alert_type: rejected: 'a\x00b' holds a NUL or bytes that are not UTF-8",
         "18: date: rejected: '0001-01-01T00:00+05:00' is out of range",
         "20: rejected: lines 20 to 20 cannot be read (',' expected after '\"'): check the quotes",
+        "22: date: rejected: '2025-06-01-10' is not an ISO 8601 date",
+        "23: date: rejected: '20250601012' is not an ISO 8601 date",
     ]
     stored = await rows(
         conn, "SELECT date, obsolescence_val::text, parts_flagged, alert_type, alert_category FROM metrics"

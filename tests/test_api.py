@@ -1,6 +1,7 @@
 """Metrics and records through the API: what is stored, who is told, what is refused and in which order."""
 
 import asyncio
+import gzip
 import json
 import time
 import uuid
@@ -351,6 +352,8 @@ ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", "/metrics", {"Content-Type": "text/plain"}, LARGE, 415),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "text/plain"}, b"{}", 415),
     ("POST", RECORDS, {"Content-Type": "application/xml"}, b"x" * (MAX_UPLOAD + 1), 415),
+    ("POST", "/metrics", {"Content-Encoding": "gzip"}, LARGE, 415),
+    ("POST", RECORDS, {"Content-Type": "text/csv", "Content-Encoding": "gzip"}, gzip.compress(b"date\n"), 415),
     ("POST", "/metrics", {"Content-Type": "application/json"}, b"{" + LARGE, 413),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, LARGE, 413),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{", 400),
@@ -364,6 +367,7 @@ async def test_errors_are_looked_for_in_the_order_of_the_contract(api: httpx.Asy
         answer = await api.request(method, path, headers=headers, content=body)
         assert (method, path, answer.status_code) == (method, path, status), answer.text
         assert ("allow" in answer.headers) == (status == 405)
+        assert ("accept-encoding" in answer.headers) == ("Content-Encoding" in headers)
 
 
 async def test_a_caller_without_the_write_scope_is_refused_before_anything_is_read(

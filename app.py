@@ -3080,11 +3080,18 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     return convert(decode_json(body), kind)
 
 
+decode_any = msgspec.json.Decoder(float_hook=Decimal).decode
+
+
 def decode_json(body: bytes) -> Any:
     """Raises Problem 400."""
     try:
         body.decode()
-        value = msgspec.json.decode(body)
+        value = decode_any(body)
+    except msgspec.ValidationError:
+        raise Problem(
+            422, "A number of the body is too large.", [InputError("body", "has too large a number")]
+        ) from None
     except UnicodeDecodeError:
         raise Problem(400, "The body is not UTF-8.") from None
     except (msgspec.DecodeError, RecursionError) as exc:

@@ -254,6 +254,8 @@ BAD_BODIES: dict[str, tuple[bytes, int]] = {
     "unknown field": (b'{"title": "a", "query": "SELECT 1 AS a", "color": "red"}', 422),
     "id": (b'{"id": "mine", "query": "SELECT 1 AS a"}', 422),
     "number for a text": (b'{"query": 5}', 422),
+    "number beyond any float": (b'{"query": 1e999}', 422),
+    "number beyond any integer": (b'{"query": ' + b"9" * 5000 + b"}", 422),
     "NUL in the title": (b'{"query": "SELECT 1 AS a", "title": "a\\u0000"}', 422),
     "NUL in the SQL": (b'{"query": "SELECT 1 AS a\\u0000"}', 422),
     "empty SQL": (b'{"query": ""}', 422),

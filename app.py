@@ -2108,6 +2108,7 @@ INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
 DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
+DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
 UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
@@ -2143,7 +2144,8 @@ def parse_time(text: str, read: Callable[[str], date | clock_time], example: str
 
 def parse_datetime(text: str) -> datetime:
     """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
-    moment = datetime.fromisoformat(text)
+    # Python takes any character between date and time.
+    moment = datetime.fromisoformat(check_form(text.upper(), DATETIME, "ISO 8601"))
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
@@ -3334,15 +3336,17 @@ def record_values(record: Record) -> tuple[Any, ...]:
     return metric_id, None if when is None else record_date(when), *rest
 
 
+INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # to the driver
+
+
 def record_date(text: str) -> datetime:
-    """A moment, in UTC unless it says otherwise; the driver takes the first and the last year for infinity."""
+    """A moment, in UTC unless it says otherwise."""
     try:
-        moment = datetime.fromisoformat(text)
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = parse_datetime(text).replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise ValueError("date", "must be ISO 8601, such as 2025-06-30T12:00:00Z") from None
-    if not 1 < moment.year < 9999:
-        raise ValueError("date", "must be from the year 2 to 9998")
+    if moment in INFINITIES:
+        raise ValueError("date", "must be within the years 1 to 9999, not at their very ends")
     return moment
 
 

@@ -463,6 +463,25 @@ async def test_a_record_is_the_same_in_every_format_however_it_arrives(
     await eventually(lambda: asyncio.to_thread(lambda: ("records", "ada") in audited(two[0], "total")))
 
 
+async def test_the_largest_and_smallest_values_arrive_in_every_format(
+    api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    record = '{"date": "%s", "obsolescence": 1e999, "obsolescence_val": 0.1000000000000000000000000000000000000001}'
+    for date in ("0001-01-01T00:00:00.000001", "9999-12-31"):
+        text = record % date
+        csv = f"date,obsolescence,obsolescence_val\n{date},1e999,0.1000000000000000000000000000000000000001\n"
+        for body, headers in ((text, {}), (f"[{text}]", {}), (text, NDJSON), (csv, CSV)):
+            answer = await api.post(RECORDS, content=body, headers=headers)
+            assert answer.status_code == 201, answer.text
+    same = "date::text, obsolescence = 1e999 AND obsolescence_val::text = '0.1000000000000000000000000000000000000001'"
+    assert [
+        tuple(row) for row in await owner.fetch(f"SELECT {same}, COUNT(*) FROM metrics GROUP BY 1, 2 ORDER BY 1")
+    ] == [
+        ("0001-01-01 00:00:00.000001+00", True, 4),
+        ("9999-12-31 00:00:00+00", True, 4),
+    ]
+
+
 async def test_a_record_without_anything_is_now(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
     assert (await api.post(RECORDS, json=[{}, {}])).json() == {"inserted": 2, "duplicates": 0}
     assert (await api.post(RECORDS, content="date,alert_type\n,\n", headers=CSV)).json()["inserted"] == 1
@@ -551,7 +570,9 @@ BAD_RECORDS: dict[str, tuple[Any, str]] = {
     "the series": ({"id": "other"}, "id"),
     "year 0": ({"date": "0000-01-01"}, "date"),
     "year 1": ({"date": "0001-01-01T00:00:00+14:00"}, "date"),
-    "year 9999": ({"date": "9999-12-31"}, "date"),
+    "last microsecond": ({"date": "9999-12-31T23:59:59.999999"}, "date"),
+    "no T": ({"date": "2025-06-30x12:00"}, "date"),
+    "no time": ({"date": "20250630012"}, "date"),
     "year 10000": ({"date": "10000-01-01"}, "date"),
     "30 February": ({"date": "2025-02-30"}, "date"),
     "infinity": ({"date": "infinity"}, "date"),

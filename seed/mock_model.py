@@ -112,7 +112,7 @@ def stem(word: str) -> str:
     """The word without its inflection: 'needing' and 'needs' are 'need', 'categories' is as 'category'."""
     if re.search("(?:[^aeiou]y|ies|ied)$", word):
         return re.sub("(?:y|ies|ied)$", "i", word)
-    return re.sub(r"(?<=\w{3})(?:ing|ed|es|(?<!s)s|e)$", "", word)
+    return re.sub(r"(?<=\w{3})(?:ings?|ed|es|(?<!s)s|e)$", "", word)
 
 
 def lexicon(types: Sequence[str], categories: Sequence[str]) -> dict[tuple[str, ...], list[Meaning]]:

@@ -21,6 +21,7 @@ FIVE = "obsolescence_val, obsolescence, parts_flagged, alert_type, alert_categor
 DAY, WEEK, MONTH = (f"date_trunc('{unit}', date)::date" for unit in ("day", "week", "month"))
 JUNE = "date >= '2025-06-01' AND date < '2025-07-01'"
 SPRING = "date >= '2025-03-01' AND date < '2025-05-01'"
+WARNINGS = "SELECT alert_category, COUNT(*) FROM metrics WHERE alert_type = 'Warning' AND alert_category IS NOT NULL"
 TYPES = ["Critical", "Warning", "Supplier's :start_date", "C:\\parts", "Obsolescence", "A"]
 CATEGORIES = ["Need approval", "Approval", "Delayed", "Rückstand", "Critical"]
 
@@ -120,6 +121,7 @@ PROMPTS = [
         f"SELECT {DAY}, SUM(parts_flagged) FROM metrics"
         " WHERE to_char(date, 'YYYY-MM') = to_char(CURRENT_DATE - EXTRACT(day FROM now())::int, 'YYYY-MM') GROUP BY 1",
     ),
+    ("warnings by category in June 2025", f"{WARNINGS} AND {JUNE} GROUP BY 1"),
     ("metrics from March to April 2025", f"SELECT {FIVE} FROM metrics WHERE {SPRING}"),
     ("metrics on 2025-06-10", f"SELECT {FIVE} FROM metrics WHERE date::date = '2025-06-10'"),
     (

@@ -3657,15 +3657,19 @@ def audit(request: Request[State], action: str, **fields: Any) -> None:
     audit_log.info("audit", extra={"fields": {**who, "metric_id": scope.get("metric_id"), **fields}})
 
 
+def refuse_parameters(request: Request[State], *known: str) -> None:
+    """Raises Problem 422: a dry_run that is ignored would write."""
+    if unknown := [name for name in request.query_params if name not in known]:
+        detail = "is no parameter here"
+        raise Problem(422, f"{', '.join(unknown)} {detail}.", [InputError(name, detail) for name in unknown])
+
+
 def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str], expected: str) -> str | None:
     """The one parameter that a route takes in its query string; raises Problem 422."""
-    given = request.query_params.multi_items()
-    errors = [InputError(key, f"is no parameter here, which has {name}") for key, _ in given if key != name]
-    values = [value for key, value in given if key == name]
+    refuse_parameters(request, name)
+    values = request.query_params.getlist(name)
     if len(values) > 1 or (values and not allowed.fullmatch(values[0])):
-        errors.append(InputError(name, expected))
-    if errors:
-        raise Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+        raise Problem(422, f"{name} {expected}.", [InputError(name, expected)])
     return values[0] if values else None
 
 
@@ -3791,6 +3795,7 @@ async def change_metric(request: Request[State]) -> Response:
     """Change an editable metric."""
     state, metric = request.state, find_metric(request, editable=True)
     body = await read_json(request, MetricPatch)
+    refuse_parameters(request)
     wanted = body.version if isinstance(body.version, int) else None
     if wanted is not None:
         # What this instance remembers may be older than what the caller has from another one.
@@ -3856,6 +3861,7 @@ async def put_layouts(request: Request[State]) -> Response:
     """Place a metric's tile on the dashboard, for each breakpoint."""
     metric = find_metric(request, editable=False)
     layouts = await read_json(request, list[Layout])
+    refuse_parameters(request)
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id)
@@ -3875,6 +3881,7 @@ async def create_records(request: Request[State]) -> Response:
     batches = slices(READERS[kind](read_chunks(request, state["settings"].max_upload)))
     # Most bodies are all here before a connection is taken, so that who sends slowly keeps none from the others.
     rows = await anext(batches)
+    refuse_parameters(request)
     login = "upload" if len(rows) >= SLICE else "owner"
     async with writing(state["database"], "metrics", login) as conn:
         done = await insert_records(conn, metric.about.series, rows, batches)

@@ -341,6 +341,13 @@ async def test_dry_run_is_true_or_false(api: httpx.AsyncClient, dry_run: str) ->
     assert (await api.post(f"/metrics?dry_run={dry_run}", json={"query": "SELECT 1 AS a"})).status_code == 422
 
 
+async def test_what_knows_no_dry_run_refuses_it(api: httpx.AsyncClient) -> None:
+    metric_id = await create(api)
+    answer = await api.patch(f"/metrics/{metric_id}?dry_run=true", json={"title": "Mine"})
+    assert (answer.status_code, answer.json()["errors"][0]["name"]) == (422, "dry_run")
+    assert (await summary(api, metric_id))["version"] == 1
+
+
 LARGE = b'"' + b"x" * MAX_BODY + b'"'
 ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("PATCH", "/metrics/no-such-metric", {"Content-Type": "text/plain"}, LARGE, 404),
@@ -361,6 +368,9 @@ ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{", 400),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{}", 422),
     ("POST", RECORDS, {"Content-Type": "application/json"}, b'{"x": ', 400),
+    ("POST", RECORDS + "?dry_run=true", {}, b"{", 400),
+    ("POST", RECORDS + "?dry_run=true", {}, b"{}", 422),
+    ("PUT", "/metrics/total/layouts?dry_run=true", {}, b"[]", 422),
 ]
 
 

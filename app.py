@@ -3407,7 +3407,10 @@ def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None
 MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
 FENCE_LANGUAGE = re.compile(r"\A[a-zA-Z]*[ \t]*\r?\n")
-BARE_SQL = re.compile(r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+# A blank line after a semicolon ends it.
+BARE_SQL = re.compile(
+    r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
+)
 READABLE_COLUMNS = """\
 SELECT
   c.oid::regclass::text AS table,

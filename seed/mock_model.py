@@ -26,7 +26,8 @@ RECENT_PERIOD = re.compile(
     rf"\b(last|past|previous|this) (?:({COUNT}) )?(day|week|month|year)s?\b|\b(?:({EDGE}) )?(today|yesterday)\b"
 )
 UNREAD_PERIOD = re.compile(
-    rf"\b(?:last|past|previous|next) \w+ (?:day|week|month)s?\b|\b(?:hour|quarter|year|q[1-4]\b)|/{YEAR}"
+    r"\b(?:last|past|previous|next|first|second|third) (?:\w+ )?(?:day|week|month|half)"
+    rf"|\b(?:hour|quarter|year|q[1-4]\b|ago\b)|/{YEAR}"
 )
 UNIT_DAYS, MAX_DAYS = {"day": 1, "week": 7, "month": 30, "year": 365}, 36500
 LAST_DAYS = "CURRENT_DATE - COALESCE(:day_range, {})"

@@ -4877,8 +4877,8 @@ async def load_dataset(settings: Settings, database: Database, directory: Path, 
     async with writing(database, "metrics") as conn:
         try:
             report = await dataset.load(directory, conn, accept, newest=newest)
-        except dataset.DatasetError as exc:
-            raise CommandError(str(exc)) from exc
+        except (dataset.DatasetError, asyncpg.PostgresError) as exc:
+            raise CommandError(f"Nothing was loaded: {exc}") from exc
         await notify(conn, "metric_configurations")
     return report
 

@@ -536,14 +536,29 @@ async def test_an_array_that_breaks_off_loads_up_to_there(tmp_path: Path, conn: 
     assert (report.records_inserted, report.count("rejected")) == (1, 1)
 
 
+def seed(database: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "app.py"), "seed", str(directory)]
+    return subprocess.run(command, env={**os.environ, "DATABASE_URL": database}, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(("name", "reason"), [("nowhere", "is not a directory"), (".", "holds no data set")])
 def test_a_directory_without_a_data_set_is_named_in_one_line(
     tmp_path: Path, database: str, name: str, reason: str
 ) -> None:
-    command = [sys.executable, str(ROOT / "app.py"), "seed", str(tmp_path / name)]
-    done = subprocess.run(command, env={**os.environ, "DATABASE_URL": database}, capture_output=True, text=True)
+    done = seed(database, tmp_path / name)
     assert done.returncode == 1
     assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+async def test_what_the_database_cannot_hold_is_told_in_one_line(tmp_path: Path, cluster: str) -> None:
+    conn = await asyncpg.connect(cluster)
+    await conn.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0")
+    await conn.close()
+    write(tmp_path, queries=sql_csv(QUERY), csv=HEADER + "q1,2025-06-01,,,,\N{SNOWMAN},\n")
+    done = seed(cluster.replace("/metrics_test?", "/latin?"), tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Nothing was loaded: character with byte sequence")
     assert done.stderr.count("\n") == 1
 
 

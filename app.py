@@ -3298,9 +3298,12 @@ def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
         return place, InputError(place, f"has {len(cells)} cells, the header has {len(header)}")
     filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
     try:
-        return place, msgspec.convert(filled, Record, strict=False)
+        record = msgspec.convert(filled, Record, strict=False)
     except msgspec.ValidationError as exc:
         return bad_row(place, exc)
+    # To msgspec the word null is no value, too.
+    nulls = (name for name in filled if getattr(record, name) is None)
+    return place, next((InputError(f"{place}, {name}", "must be blank for no value") for name in nulls), record)
 
 
 async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:

@@ -624,6 +624,7 @@ BAD_CSV: dict[str, tuple[bytes, int, str]] = {
     "no header": (b"2025-06-30,1\n", 422, "line 1"),
     "row after a cell of two lines": (b'alert_type,parts_flagged\n"a\n""b""",1\nc,x\n', 422, "line 4, parts_flagged"),
     "bad date": (b"date\n30.06.2025\n", 422, "line 2, date"),
+    "the word null": (b"alert_type,parts_flagged\nnull,1\nnull,null\n", 422, "line 3, parts_flagged"),
     "quote that stays open": (b'alert_type\n"a\nb\n', 400, ""),
     "text after a quote": (b'alert_type\n"a"b\n', 400, ""),
     "no UTF-8": (b"alert_type\n\xff\n", 400, ""),

@@ -2112,6 +2112,7 @@ INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
 DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
+DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
 UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
@@ -2147,7 +2148,8 @@ def parse_time(text: str, read: Callable[[str], date | clock_time], example: str
 
 def parse_datetime(text: str) -> datetime:
     """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
-    moment = datetime.fromisoformat(text)
+    # Python takes any character between date and time.
+    moment = datetime.fromisoformat(check_form(text.upper(), DATETIME, "ISO 8601"))
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
@@ -3102,6 +3104,9 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
 
 
 def media_type(request: Request[State]) -> str:
+    """Raises Problem 415 for a body that is compressed."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(415, "Send the body without a Content-Encoding.", headers={"Accept-Encoding": "identity"})
     return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
 
 
@@ -3116,11 +3121,18 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     return convert(decode_json(body), kind)
 
 
+decode_any = msgspec.json.Decoder(float_hook=Decimal).decode
+
+
 def decode_json(body: bytes) -> Any:
     """Raises Problem 400."""
     try:
         body.decode()
-        value = msgspec.json.decode(body)
+        value = decode_any(body)
+    except msgspec.ValidationError:
+        raise Problem(
+            422, "A number of the body is too large.", [InputError("body", "has too large a number")]
+        ) from None
     except UnicodeDecodeError:
         raise Problem(400, "The body is not UTF-8.") from None
     except (msgspec.DecodeError, RecursionError) as exc:
@@ -3325,9 +3337,12 @@ def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
         return place, InputError(place, f"has {len(cells)} cells, the header has {len(header)}")
     filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
     try:
-        return place, msgspec.convert(filled, Record, strict=False)
+        record = msgspec.convert(filled, Record, strict=False)
     except msgspec.ValidationError as exc:
         return bad_row(place, exc)
+    # To msgspec the word null is no value, too.
+    nulls = (name for name in filled if getattr(record, name) is None)
+    return place, next((InputError(f"{place}, {name}", "must be blank for no value") for name in nulls), record)
 
 
 async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
@@ -3363,15 +3378,17 @@ def record_values(record: Record) -> tuple[Any, ...]:
     return metric_id, None if when is None else record_date(when), *rest
 
 
+INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # to the driver
+
+
 def record_date(text: str) -> datetime:
-    """A moment, in UTC unless it says otherwise; the driver takes the first and the last year for infinity."""
+    """A moment, in UTC unless it says otherwise."""
     try:
-        moment = datetime.fromisoformat(text)
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = parse_datetime(text).replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise ValueError("date", "must be ISO 8601, such as 2025-06-30T12:00:00Z") from None
-    if not 1 < moment.year < 9999:
-        raise ValueError("date", "must be from the year 2 to 9998")
+    if moment in INFINITIES:
+        raise ValueError("date", "must be within the years 1 to 9999, not at their very ends")
     return moment
 
 
@@ -3432,7 +3449,10 @@ def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None
 MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
 FENCE_LANGUAGE = re.compile(r"\A[a-zA-Z]*[ \t]*\r?\n")
-BARE_SQL = re.compile(r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+# A blank line after a semicolon ends it.
+BARE_SQL = re.compile(
+    r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
+)
 READABLE_COLUMNS = """\
 SELECT
   c.oid::regclass::text AS table,
@@ -3682,15 +3702,19 @@ def audit(request: Request[State], action: str, **fields: Any) -> None:
     audit_log.info("audit", extra={"fields": {**who, "metric_id": scope.get("metric_id"), **fields}})
 
 
+def refuse_parameters(request: Request[State], *known: str) -> None:
+    """Raises Problem 422: a dry_run that is ignored would write."""
+    if unknown := [name for name in request.query_params if name not in known]:
+        detail = "is no parameter here"
+        raise Problem(422, f"{', '.join(unknown)} {detail}.", [InputError(name, detail) for name in unknown])
+
+
 def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str], expected: str) -> str | None:
     """The one parameter that a route takes in its query string; raises Problem 422."""
-    given = request.query_params.multi_items()
-    errors = [InputError(key, f"is no parameter here, which has {name}") for key, _ in given if key != name]
-    values = [value for key, value in given if key == name]
+    refuse_parameters(request, name)
+    values = request.query_params.getlist(name)
     if len(values) > 1 or (values and not allowed.fullmatch(values[0])):
-        errors.append(InputError(name, expected))
-    if errors:
-        raise Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+        raise Problem(422, f"{name} {expected}.", [InputError(name, expected)])
     return values[0] if values else None
 
 
@@ -3816,6 +3840,7 @@ async def change_metric(request: Request[State]) -> Response:
     """Change an editable metric."""
     state, metric = request.state, find_metric(request, editable=True)
     body = await read_json(request, MetricPatch)
+    refuse_parameters(request)
     wanted = body.version if isinstance(body.version, int) else None
     if wanted is not None:
         # What this instance remembers may be older than what the caller has from another one.
@@ -3881,6 +3906,7 @@ async def put_layouts(request: Request[State]) -> Response:
     """Place a metric's tile on the dashboard, for each breakpoint."""
     metric = find_metric(request, editable=False)
     layouts = await read_json(request, list[Layout])
+    refuse_parameters(request)
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id)
@@ -3900,6 +3926,7 @@ async def create_records(request: Request[State]) -> Response:
     batches = slices(READERS[kind](read_chunks(request, state["settings"].max_upload)))
     # Most bodies are all here before a connection is taken, so that who sends slowly keeps none from the others.
     rows = await anext(batches)
+    refuse_parameters(request)
     login = "upload" if len(rows) >= SLICE else "owner"
     async with writing(state["database"], "metrics", login) as conn:
         done = await insert_records(conn, metric.about.series, rows, batches)
@@ -4890,7 +4917,10 @@ async def load_dataset(settings: Settings, database: Database, directory: Path, 
         return None
 
     async with writing(database, "metrics") as conn:
-        report = await dataset.load(directory, conn, accept, newest=newest)
+        try:
+            report = await dataset.load(directory, conn, accept, newest=newest)
+        except (dataset.DatasetError, asyncpg.PostgresError) as exc:
+            raise CommandError(f"Nothing was loaded: {exc}") from exc
         await notify(conn, "metric_configurations")
     return report
 

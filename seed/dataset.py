@@ -60,7 +60,7 @@ FROM (SELECT (MAX(date) AT TIME ZONE 'UTC')::date AS day FROM staged_records) AS
 
 
 class DatasetError(Exception):
-    """The directory, or one of its files as a whole, cannot be read: nothing was loaded."""
+    """The directory holds no data set."""
 
 
 class Rejected(Exception):
@@ -135,7 +135,7 @@ INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 MARK = re.compile(r"\s*([\[,\]])\s*", re.ASCII)
 DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6})?", re.ASCII)
-ISO_8601 = re.compile(r"[\dW-]+(?:[T ][\d:.,]+(?:Z|[+-][\d:]+)?)?", re.ASCII)
+ISO_8601 = re.compile(r"\d{4}-?(?:\d\d-?\d\d|W\d\d(?:-?\d)?)(?:[T ][\d:.,]+(?:Z|[+-][\d:]+)?)?", re.ASCII)
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -209,9 +209,12 @@ Rows = Iterator[tuple[Place, dict[str, Any]]]
 
 
 def read_file(path: Path, report: Report) -> str:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Rejected("", f"cannot be read: {error.strerror}") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DatasetError(f"{path.name} is UTF-16: save it as UTF-8.")
+        raise Rejected("", "is UTF-16: save it as UTF-8; nothing of this file was loaded")
     if content.startswith(b"\xef\xbb\xbf"):
         report.add(Place(path.name, 1), "", "repaired", "byte order mark left out")
     # Bytes that are not UTF-8 become surrogates, so that they cost their own row and not the file.
@@ -225,12 +228,13 @@ def read_file(path: Path, report: Report) -> str:
 def read_files(directory: Path, report: Report) -> dict[str, str]:
     if not directory.is_dir():
         raise DatasetError(f"{directory} is not a directory: name one that holds a data set.")
-    try:
-        files = {name: read_file(directory / name, report) for name in FILES if (directory / name).is_file()}
-    except OSError as error:
-        raise DatasetError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    if not files:
+    names = [name for name in FILES if (directory / name).is_file()]
+    if not names:
         raise DatasetError(f"{directory} holds no data set: expected at least one of {', '.join(FILES)}.")
+    files = {}
+    for name in names:
+        with report.rejecting(Place(name, 1)):
+            files[name] = read_file(directory / name, report)
     return files
 
 
@@ -270,34 +274,38 @@ def csv_rows(name: str, content: str, required: set[str], report: Report) -> Row
         yield place, dict(zip(header, cells, strict=False))
 
 
-def json_elements(name: str, content: str) -> Iterator[Any]:
+def json_elements(content: str) -> Iterator[Any]:
     """The array's elements one by one: decoding a large file in one go would stall the event loop."""
-    wrong = f"{name} is not a JSON array of records"
     mark = MARK.match(content)
     if not mark or mark[1] != "[":
-        raise DatasetError(f"{wrong}: it does not begin with [.")
+        raise Rejected("", "this is no JSON array of records: it does not begin with [")
     if content.startswith("]", mark.end()):
         mark = MARK.match(content, mark.end())
     while mark and mark[1] != "]":
         try:
             element, position = DECODER.raw_decode(content, mark.end())
         except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{wrong}: {error}.") from None
+            raise Rejected("", f"this is no JSON: {error}") from None
         yield element
         mark = MARK.match(content, position)
         if not mark or mark[1] == "[":
-            raise DatasetError(f"{wrong}: a comma or the closing ] is missing at character {position}.")
+            raise Rejected("", f"a comma or the closing ] is missing at character {position}")
     if mark and mark.end() < len(content):
-        raise DatasetError(f"{wrong}: something follows it at character {mark.end()}.")
+        raise Rejected("", f"something follows the array at character {mark.end()}")
 
 
 def json_rows(name: str, content: str, report: Report) -> Rows:
-    for index, element in enumerate(json_elements(name, content)):
-        place = Place(name, index, "")
-        if isinstance(element, dict):
-            yield place, element
-        else:
-            report.add(place, "", "rejected", f"{shown(element)} is not an object")
+    index = -1
+    try:
+        for index, element in enumerate(json_elements(content)):
+            place = Place(name, index, "")
+            if isinstance(element, dict):
+                yield place, element
+            else:
+                report.add(place, "", "rejected", f"{shown(element)} is not an object")
+    except Rejected as rejected:
+        reason = f"{rejected.reason}; nothing of this file was loaded from here on"
+        report.add(Place(name, index + 1, ""), "", "rejected", reason)
 
 
 def known_columns(rows: Rows, columns: set[str], report: Report) -> Rows:
@@ -461,13 +469,14 @@ def parse_metrics(content: str) -> tuple[list[Any], dict[str, list[Any]]]:
     try:
         found = DECODER.decode(content)
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"metrics.json is not JSON: {error}.") from None
+        raise Rejected("", f"this is no JSON: {error}; nothing of this file was loaded") from None
     if isinstance(found, dict):
         items, layouts = found.get("items", []), found.get("layouts", {})
         arrays = [items, *layouts.values()] if isinstance(layouts, dict) else [None]
         if all(isinstance(array, list) for array in arrays):
             return items, layouts
-    raise DatasetError('metrics.json is not of the form {"items": [...], "layouts": {"lg": [...]}}.')
+    form = '{"items": [...], "layouts": {"lg": [...]}}'
+    raise Rejected("", f"this is not of the form {form}; nothing of this file was loaded")
 
 
 def parse_item(item: Any, place: Place, series: dict[str, str], report: Report) -> Item:
@@ -535,7 +544,10 @@ def parse_tile(tile: Any, breakpoint: str, metrics: set[str]) -> Tile:
 async def store_metrics(
     conn: asyncpg.Connection, content: str, series: dict[str, str], metrics: Metrics, report: Report
 ) -> None:
-    items, layouts = parse_metrics(content)
+    items: list[Any] = []
+    layouts: dict[str, list[Any]] = {}
+    with report.rejecting(Place("metrics.json", 1)):
+        items, layouts = parse_metrics(content)
     tiles = [(name, index, tile) for name, array in layouts.items() for index, tile in enumerate(array)]
     ids = {item["id"].strip() for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)}
     orphans = {
@@ -576,7 +588,7 @@ VALUES: dict[str, Callable[[object, str], Any]] = {
 
 def parse_value(row: dict[str, Any], column: str, place: Place, report: Report) -> Any:
     value = row.get(column)
-    if value in ("NaN", "nan"):
+    if isinstance(value, str) and value.strip() in ("NaN", "nan"):
         report.add(place, column, "repaired", "NaN read as no value")
         return None
     return None if is_blank(value) else VALUES[column](value, column)
@@ -656,7 +668,7 @@ def rows_of(stem: str, required: set[str], optional: set[str], files: dict[str, 
 async def load(directory: Path, conn: asyncpg.Connection, accept: Accept, *, newest: date | None = None) -> Report:
     """Loads what the directory has in one transaction; with `newest`, dates are shifted to end on that day.
 
-    Raises DatasetError when the directory or one of its files cannot be read at all; then nothing is loaded.
+    Raises DatasetError when the directory holds none.
     """
     report = Report()
     files = await asyncio.to_thread(read_files, directory, report)

@@ -8,14 +8,27 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 
 MONTHS = [name.lower() for name in month_name[1:]]
-MONTH = f"(?:{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)})"
+MONTH = f"(?:{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)}|sept)"
 YEAR, DAY = "(?:19|20)[0-9]{2}", "[0-9]{1,2}(?:st|nd|rd|th)?"
 POINT = rf"{YEAR}-[0-9]{{1,2}}(?:-[0-9]{{1,2}})?|(?:{DAY} (?:of )?)?{MONTH}(?: {DAY}(?![0-9]))?(?:,? {YEAR})?|{YEAR}"
+TO = r"(?: (?:to|and|until|till|through|up to) (?:the )?| ?[-\u2013/] ?|\.\.)"
+EDGE = "since|from|starting|until|till|up to|to|after|before"
 NAMED_PERIOD = re.compile(
-    rf"(?<![\w-])(?:(since|from|starting|until|till|up to|after|before|between|in|for|during|on|of) )?({POINT})"
-    rf"(?:(?: (?:to|and|until|till|through|up to) | ?[-\u2013/] ?|\.\.)({POINT}))?(?![\w-])"
+    rf"(?<![\w-])(?:({EDGE}|between|in|for|during|on|of|year) (?:the )?(?:year )?)?({POINT})(?:{TO}({POINT}))?(?![\w-])"
 )
-RECENT_PERIOD = re.compile(r"\b(last|past|previous|this) (?:([0-9]+) )?(day|week|month|year)s?\b|\b(today|yesterday)\b")
+# "1 to 15 june" lacks a month, and so does "june 1 to 15".
+FIRST_DAY = re.compile(rf"(?<![\w-])({MONTH} )?({DAY})({TO}{DAY} (?:of )?({MONTH}))(?![\w-])")
+LAST_DAY = re.compile(rf"(?<![\w-])({MONTH})( {DAY}{TO})({DAY})(?![\w-]| (?:of )?{MONTH})")
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+NUMBERS = {word: number for number, word in enumerate(WORDS, 1)} | {"thirty": 30, "sixty": 60, "ninety": 90}
+COUNT = f"[0-9]+|{'|'.join(NUMBERS)}"
+RECENT_PERIOD = re.compile(
+    rf"\b(last|past|previous|this) (?:({COUNT}) )?(day|week|month|year)s?\b|\b(?:({EDGE}) )?(today|yesterday)\b"
+)
+UNREAD_PERIOD = re.compile(
+    r"\b(?:last|past|previous|next|first|second|third) (?:\w+ )?(?:day|week|month|half)"
+    rf"|\b(?:hour|quarter|year|q[1-4]\b|ago\b)|/{YEAR}"
+)
 UNIT_DAYS, MAX_DAYS = {"day": 1, "week": 7, "month": 30, "year": 365}, 36500
 LAST_DAYS = "CURRENT_DATE - COALESCE(:day_range, {})"
 GIVEN_DAYS = "CURRENT_DATE - CAST(:day_range AS int)"
@@ -60,44 +73,68 @@ def days_of(point: str, year: int) -> tuple[date, date]:
     return date(year, parts[0], first), date(year, parts[0], last)
 
 
+def bounded(word: str, start: str, end: str) -> tuple[str, str]:
+    """From the day start to the day end, or what a word such as since or before makes of them."""
+    if word in ("until", "till", "up to", "to", "before"):
+        return ANY_START, f"{start} - 1" if word == "before" else end
+    if word in ("since", "from", "starting", "after"):
+        return f"{end} + 1" if word == "after" else start, ANY_END
+    return start, end
+
+
 def named_period(word: str, first: str, last: str) -> tuple[str, str]:
     today = datetime.now(UTC).date()
     years = [int(year) for year in re.findall(YEAR, f"{first} {last}")]
     # A month without a year is the latest one that has begun.
-    years = years or [today.year - (days_of(first, today.year)[0] > today)]
-    start, end = days_of(first, years[0])[0], days_of(last or first, years[-1])[1]
+    year = years[-1] if years else today.year - (days_of(first, today.year)[0] > today)
+    start, end = days_of(first, year)[0], days_of(last or first, year)[1]
+    if start > end and len(years) < 2:  # over the turn of the year
+        start, end = days_of(first, year - bool(years))[0], days_of(last, year + (not years))[1]
     if start > end:
         raise ValueError("the period ends before it starts")
-    if last or word in ("", "between", "in", "for", "during", "on", "of"):
-        return f"DATE '{start}'", f"DATE '{end}'"
-    if word in ("until", "till", "up to", "before"):
-        return ANY_START, f"DATE '{start}' - 1" if word == "before" else f"DATE '{end}'"
-    return f"DATE '{end}' + 1" if word == "after" else f"DATE '{start}'", ANY_END
+    return bounded("" if last else word, f"DATE '{start}'", f"DATE '{end}'")
 
 
-def recent_period(word: str, count: str, unit: str, day: str) -> tuple[str, str]:
+def recent_period(word: str, count: str, unit: str, edge: str, day: str) -> tuple[str, str]:
     if day:
-        lower = "CURRENT_DATE" if day == "today" else "CURRENT_DATE - 1"
-        return lower, lower
+        at = "CURRENT_DATE" if day == "today" else "CURRENT_DATE - 1"
+        return bounded(edge, at, at)
     if not count and (word == "this" or (word != "past" and unit in ("month", "year"))):
         first, after = (0, 1) if word == "this" else (-1, 0)
         start = f"CAST(date_trunc('{unit}', CURRENT_DATE) + INTERVAL '{{}} {unit}' AS date)"
         return start.format(first), start.format(after) + " - 1"
-    number = min(int(count[:9] or 1), MAX_DAYS // UNIT_DAYS[unit])
+    number = min(NUMBERS.get(count) or int(count[:9] or 1), MAX_DAYS // UNIT_DAYS[unit])
     if unit in ("day", "week"):
         return LAST_DAYS.format(number * UNIT_DAYS[unit]), ANY_END
     return f"{GIVEN_DAYS}, CAST(CURRENT_DATE - INTERVAL '{number} {unit}' AS date)", ANY_END
 
 
-def split_period(text: str) -> tuple[tuple[str, str] | None, str]:
-    """The first and last day as SQL, if the text names a period, and the text without it; raises ValueError."""
+def next_period(text: str) -> tuple[tuple[str, str], str] | None:
     for found in NAMED_PERIOD.finditer(text):
         word, first, last = found.groups(default="")
         if word or last or re.search(f"[a-z].*{YEAR}|{YEAR}-", first):
             return named_period(word, first, last), text[: found.start()] + text[found.end() :]
     if recent := RECENT_PERIOD.search(text):
         return recent_period(*recent.groups(default="")), text[: recent.start()] + text[recent.end() :]
-    return None, text
+    return None
+
+
+def split_period(text: str) -> tuple[tuple[str, str] | None, str]:
+    """The first and last day as SQL, if the text names a period, and the text without it.
+
+    Raises ValueError for a period that is not read: better the records than a wrong figure.
+    """
+    text = FIRST_DAY.sub(lambda found: found[0] if found[1] else f"{found[2]} {found[4]}{found[3]}", text)
+    text = LAST_DAY.sub(r"\1\2\1 \3", text)
+    starts: list[str] = []
+    ends: list[str] = []
+    while (found := next_period(text)) and len(starts + ends) < 3:
+        (start, end), text = found
+        starts += [start] if start != ANY_START else []
+        ends += [end] if end != ANY_END else []
+    if len(starts) > 1 or len(ends) > 1 or UNREAD_PERIOD.search(text):
+        raise ValueError("the period is not read")
+    return ((starts or [ANY_START])[0], (ends or [ANY_END])[0]) if starts or ends else None, text
 
 
 def plain(text: str) -> str:
@@ -112,7 +149,7 @@ def stem(word: str) -> str:
     """The word without its inflection: 'needing' and 'needs' are 'need', 'categories' is as 'category'."""
     if re.search("(?:[^aeiou]y|ies|ied)$", word):
         return re.sub("(?:y|ies|ied)$", "i", word)
-    return re.sub(r"(?<=\w{3})(?:ing|ed|es|(?<!s)s|e)$", "", word)
+    return re.sub(r"(?<=\w{3})(?:ings?|ed|es|(?<!s)s|e)$", "", word)
 
 
 def lexicon(types: Sequence[str], categories: Sequence[str]) -> dict[tuple[str, ...], list[Meaning]]:

@@ -1,6 +1,7 @@
 """Metrics and records through the API: what is stored, who is told, what is refused and in which order."""
 
 import asyncio
+import gzip
 import json
 import time
 import uuid
@@ -253,6 +254,8 @@ BAD_BODIES: dict[str, tuple[bytes, int]] = {
     "unknown field": (b'{"title": "a", "query": "SELECT 1 AS a", "color": "red"}', 422),
     "id": (b'{"id": "mine", "query": "SELECT 1 AS a"}', 422),
     "number for a text": (b'{"query": 5}', 422),
+    "number beyond any float": (b'{"query": 1e999}', 422),
+    "number beyond any integer": (b'{"query": ' + b"9" * 5000 + b"}", 422),
     "NUL in the title": (b'{"query": "SELECT 1 AS a", "title": "a\\u0000"}', 422),
     "NUL in the SQL": (b'{"query": "SELECT 1 AS a\\u0000"}', 422),
     "empty SQL": (b'{"query": ""}', 422),
@@ -338,6 +341,13 @@ async def test_dry_run_is_true_or_false(api: httpx.AsyncClient, dry_run: str) ->
     assert (await api.post(f"/metrics?dry_run={dry_run}", json={"query": "SELECT 1 AS a"})).status_code == 422
 
 
+async def test_what_knows_no_dry_run_refuses_it(api: httpx.AsyncClient) -> None:
+    metric_id = await create(api)
+    answer = await api.patch(f"/metrics/{metric_id}?dry_run=true", json={"title": "Mine"})
+    assert (answer.status_code, answer.json()["errors"][0]["name"]) == (422, "dry_run")
+    assert (await summary(api, metric_id))["version"] == 1
+
+
 LARGE = b'"' + b"x" * MAX_BODY + b'"'
 ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("PATCH", "/metrics/no-such-metric", {"Content-Type": "text/plain"}, LARGE, 404),
@@ -351,11 +361,16 @@ ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", "/metrics", {"Content-Type": "text/plain"}, LARGE, 415),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "text/plain"}, b"{}", 415),
     ("POST", RECORDS, {"Content-Type": "application/xml"}, b"x" * (MAX_UPLOAD + 1), 415),
+    ("POST", "/metrics", {"Content-Encoding": "gzip"}, LARGE, 415),
+    ("POST", RECORDS, {"Content-Type": "text/csv", "Content-Encoding": "gzip"}, gzip.compress(b"date\n"), 415),
     ("POST", "/metrics", {"Content-Type": "application/json"}, b"{" + LARGE, 413),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, LARGE, 413),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{", 400),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{}", 422),
     ("POST", RECORDS, {"Content-Type": "application/json"}, b'{"x": ', 400),
+    ("POST", RECORDS + "?dry_run=true", {}, b"{", 400),
+    ("POST", RECORDS + "?dry_run=true", {}, b"{}", 422),
+    ("PUT", "/metrics/total/layouts?dry_run=true", {}, b"[]", 422),
 ]
 
 
@@ -364,6 +379,7 @@ async def test_errors_are_looked_for_in_the_order_of_the_contract(api: httpx.Asy
         answer = await api.request(method, path, headers=headers, content=body)
         assert (method, path, answer.status_code) == (method, path, status), answer.text
         assert ("allow" in answer.headers) == (status == 405)
+        assert ("accept-encoding" in answer.headers) == ("Content-Encoding" in headers)
 
 
 async def test_a_caller_without_the_write_scope_is_refused_before_anything_is_read(
@@ -457,6 +473,25 @@ async def test_a_record_is_the_same_in_every_format_however_it_arrives(
     await eventually(lambda: asyncio.to_thread(lambda: ("records", "ada") in audited(two[0], "total")))
 
 
+async def test_the_largest_and_smallest_values_arrive_in_every_format(
+    api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    record = '{"date": "%s", "obsolescence": 1e999, "obsolescence_val": 0.1000000000000000000000000000000000000001}'
+    for date in ("0001-01-01T00:00:00.000001", "9999-12-31"):
+        text = record % date
+        csv = f"date,obsolescence,obsolescence_val\n{date},1e999,0.1000000000000000000000000000000000000001\n"
+        for body, headers in ((text, {}), (f"[{text}]", {}), (text, NDJSON), (csv, CSV)):
+            answer = await api.post(RECORDS, content=body, headers=headers)
+            assert answer.status_code == 201, answer.text
+    same = "date::text, obsolescence = 1e999 AND obsolescence_val::text = '0.1000000000000000000000000000000000000001'"
+    assert [
+        tuple(row) for row in await owner.fetch(f"SELECT {same}, COUNT(*) FROM metrics GROUP BY 1, 2 ORDER BY 1")
+    ] == [
+        ("0001-01-01 00:00:00.000001+00", True, 4),
+        ("9999-12-31 00:00:00+00", True, 4),
+    ]
+
+
 async def test_a_record_without_anything_is_now(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
     assert (await api.post(RECORDS, json=[{}, {}])).json() == {"inserted": 2, "duplicates": 0}
     assert (await api.post(RECORDS, content="date,alert_type\n,\n", headers=CSV)).json()["inserted"] == 1
@@ -545,7 +580,9 @@ BAD_RECORDS: dict[str, tuple[Any, str]] = {
     "the series": ({"id": "other"}, "id"),
     "year 0": ({"date": "0000-01-01"}, "date"),
     "year 1": ({"date": "0001-01-01T00:00:00+14:00"}, "date"),
-    "year 9999": ({"date": "9999-12-31"}, "date"),
+    "last microsecond": ({"date": "9999-12-31T23:59:59.999999"}, "date"),
+    "no T": ({"date": "2025-06-30x12:00"}, "date"),
+    "no time": ({"date": "20250630012"}, "date"),
     "year 10000": ({"date": "10000-01-01"}, "date"),
     "30 February": ({"date": "2025-02-30"}, "date"),
     "infinity": ({"date": "infinity"}, "date"),
@@ -587,6 +624,7 @@ BAD_CSV: dict[str, tuple[bytes, int, str]] = {
     "no header": (b"2025-06-30,1\n", 422, "line 1"),
     "row after a cell of two lines": (b'alert_type,parts_flagged\n"a\n""b""",1\nc,x\n', 422, "line 4, parts_flagged"),
     "bad date": (b"date\n30.06.2025\n", 422, "line 2, date"),
+    "the word null": (b"alert_type,parts_flagged\nnull,1\nnull,null\n", 422, "line 3, parts_flagged"),
     "quote that stays open": (b'alert_type\n"a\nb\n', 400, ""),
     "text after a quote": (b'alert_type\n"a"b\n', 400, ""),
     "no UTF-8": (b"alert_type\n\xff\n", 400, ""),

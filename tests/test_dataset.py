@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -11,9 +14,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from conftest import ROOT
 
 import app
-from seed.dataset import Accept, DatasetError, Report, load, with_parameters
+from seed.dataset import Accept, Report, load, with_parameters
 
 pytestmark = pytest.mark.anyio
 
@@ -280,7 +284,7 @@ async def test_a_second_item_is_rejected_when_two_ids_could_be_its_own(
 
 DIRTY = b"""\xef\xbb\xbfid, date,obsolescence_val,obsolescence,parts_flagged,alert_type,alert_category,note
 q1,2025-06-01
-q1,2025-06-01T10:00:00+02:00,120.50,NaN,10.0,Critical,"Need
+q1,2025-06-01T10:00:00+02:00,120.50, NaN ,10.0,Critical,"Need
 approval",x
 
 q1,2025-13-01,,,,,,
@@ -299,6 +303,8 @@ q1,0001-01-01T00:00+05:00,,,,,,
 q1,2025-06-02T00:00Z, 7 ,  ,,caf\xc3\xa9,,
 "q1"x,2025-06-02,,,,,,
 q1,2025-06-03,,,-3,,,
+q1,2025-06-01-10,,,,,,
+q1,20250601012,,,,,,
 """
 
 
@@ -325,6 +331,8 @@ async def test_csv_rows_are_repaired_and_rejected_one_by_one(tmp_path: Path, con
         r"17: alert_type: rejected: 'a\x00b' holds a NUL or bytes that are not UTF-8",
         "18: date: rejected: '0001-01-01T00:00+05:00' is out of range",
         "20: rejected: lines 20 to 20 cannot be read (',' expected after '\"'): check the quotes",
+        "22: date: rejected: '2025-06-01-10' is not an ISO 8601 date",
+        "23: date: rejected: '20250601012' is not an ISO 8601 date",
     ]
     stored = await rows(
         conn, "SELECT date, obsolescence_val::text, parts_flagged, alert_type, alert_category FROM metrics"
@@ -494,33 +502,64 @@ async def test_dates_move_together_so_that_the_newest_is_the_day_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("files", "finding"),
     [
-        ({}, "holds no data set: expected at least one of metrics.json"),
-        ({"metrics": "{"}, "metrics.json is not JSON"),
-        ({"metrics": "[" * 100_000}, "metrics.json is not JSON"),
-        ({"metrics": []}, "metrics.json is not of the form"),
-        ({"metrics": {"items": {}}}, "metrics.json is not of the form"),
-        ({"metrics": {"layouts": {"lg": {}}}}, "metrics.json is not of the form"),
-        ({"csv": "id,date\n".encode("utf-16")}, "metric_records.csv is UTF-16: save it as UTF-8"),
-        ({"json": {"records": []}}, "metric_records.json is not a JSON array of records: it does not begin with"),
-        ({"json": ""}, "metric_records.json is not a JSON array of records: it does not begin with"),
-        ({"json": "["}, "metric_records.json is not a JSON array of records: Expecting value"),
-        ({"json": "[{} {}]"}, "a comma or the closing ] is missing at character 3"),
-        ({"json": "[{}"}, "a comma or the closing ] is missing at character 3"),
-        ({"json": "[{},]"}, "metric_records.json is not a JSON array of records: Expecting value"),
-        ({"json": "[] []"}, "something follows it at character 3"),
-        ({"json": "[" * 100_000}, "metric_records.json is not a JSON array of records: maximum recursion"),
+        ({"metrics": "{"}, "metrics.json:1: rejected: this is no JSON"),
+        ({"metrics": ""}, "metrics.json:1: rejected: this is no JSON"),
+        ({"metrics": "[" * 100_000}, "metrics.json:1: rejected: this is no JSON"),
+        ({"metrics": []}, "metrics.json:1: rejected: this is not of the form"),
+        ({"metrics": {"items": {}}}, "metrics.json:1: rejected: this is not of the form"),
+        ({"metrics": {"layouts": {"lg": {}}}}, "metrics.json:1: rejected: this is not of the form"),
+        ({"metrics": "{}".encode("utf-16")}, "metrics.json:1: rejected: is UTF-16: save it as UTF-8"),
+        ({"json": {"records": []}}, "metric_records.json: [0]: rejected: this is no JSON array of records"),
+        ({"json": ""}, "metric_records.json: [0]: rejected: this is no JSON array of records"),
+        ({"json": "["}, "metric_records.json: [0]: rejected: this is no JSON: Expecting value"),
+        ({"json": "[" * 100_000}, "metric_records.json: [0]: rejected: this is no JSON: maximum recursion"),
+        ({"json": "[{} {}]"}, "metric_records.json: [1]: rejected: a comma or the closing ] is missing at character 3"),
+        ({"json": "[{}"}, "metric_records.json: [1]: rejected: a comma or the closing ] is missing at character 3"),
+        ({"json": "[{},]"}, "metric_records.json: [1]: rejected: this is no JSON: Expecting value"),
+        ({"json": "[] []"}, "metric_records.json: [0]: rejected: something follows the array at character 3"),
     ],
 )
-async def test_a_file_that_cannot_be_read_stops_the_load(
-    tmp_path: Path, conn: Any, accept: Accept, files: dict[str, Any], message: str
+async def test_a_file_that_cannot_be_read_costs_no_other(
+    tmp_path: Path, conn: Any, accept: Accept, files: dict[str, Any], finding: str
 ) -> None:
-    """Nothing is loaded, not even what stands in the other files."""
-    write(tmp_path, **({"queries": sql_csv(QUERY)} if files else {}), **files)
-    with pytest.raises(DatasetError, match=re.escape(message)):
-        await load(tmp_path, conn, accept)
-    assert await conn.fetchval("SELECT COUNT(*) FROM queries") == 0
+    write(tmp_path, queries=sql_csv(QUERY), csv=HEADER + "q1,2025-06-01,1,,,,\n", **files)
+    report = await load(tmp_path, conn, accept)
+    assert any(line.startswith(finding) for line in lines(report, "rejected"))
+    assert (report.queries, report.records_inserted) == (1, 1)
+
+
+async def test_an_array_that_breaks_off_loads_up_to_there(tmp_path: Path, conn: Any, accept: Accept) -> None:
+    broken = '[{"id": "q1", "date": "2025-06-01"}, {"id": "q1", "da'
+    report = await load(write(tmp_path, queries=sql_csv(QUERY), json=broken), conn, accept)
+    assert (report.records_inserted, report.count("rejected")) == (1, 1)
+
+
+def seed(database: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "app.py"), "seed", str(directory)]
+    return subprocess.run(command, env={**os.environ, "DATABASE_URL": database}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("nowhere", "is not a directory"), (".", "holds no data set")])
+def test_a_directory_without_a_data_set_is_named_in_one_line(
+    tmp_path: Path, database: str, name: str, reason: str
+) -> None:
+    done = seed(database, tmp_path / name)
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+async def test_what_the_database_cannot_hold_is_told_in_one_line(tmp_path: Path, cluster: str) -> None:
+    conn = await asyncpg.connect(cluster)
+    await conn.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0")
+    await conn.close()
+    write(tmp_path, queries=sql_csv(QUERY), csv=HEADER + "q1,2025-06-01,,,,\N{SNOWMAN},\n")
+    done = seed(cluster.replace("/metrics_test?", "/latin?"), tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Nothing was loaded: character with byte sequence")
+    assert done.stderr.count("\n") == 1
 
 
 async def test_findings_can_be_printed_whatever_the_files_hold(tmp_path: Path, conn: Any, accept: Accept) -> None:
@@ -528,11 +567,6 @@ async def test_findings_can_be_printed_whatever_the_files_hold(tmp_path: Path, c
     report = await load(write(tmp_path, metrics=metrics, csv=b"id,date,\xe9\nq1,2025-06-01\n"), conn, accept)
     assert report.count("rejected") == 2
     assert "\n".join(report.lines()).encode()
-
-
-async def test_a_missing_directory_is_named(tmp_path: Path, conn: Any, accept: Accept) -> None:
-    with pytest.raises(DatasetError, match="nowhere is not a directory"):
-        await load(tmp_path / "nowhere", conn, accept)
 
 
 async def test_an_empty_array_of_records_is_fine(tmp_path: Path, conn: Any, accept: Accept) -> None:

@@ -127,6 +127,7 @@ BAD = [
         ("ts", text)
         for text in ("now", "tomorrow", "infinity", "2025-06-30T25:00:00", "12:00", "2025-06-30T12:00:00 PST")
     ],
+    *[("ts", text) for text in ("2025-06-30x12:00", "2025-06-30-12", "20250630012")],
     *[("tz", text) for text in ("now", "2025-06-30T12:00:00 Europe/Berlin", "2025-06-30T12:00:00+99:00", "allballs")],
     *[("tz", text) for text in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")],
     *[("ti", text) for text in ("25:00", "noon", "allballs")],

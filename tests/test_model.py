@@ -128,6 +128,7 @@ WRAPPINGS = {
     "prose around a fence": f"Sure! I SELECT the alerts:\n\n```sql\n{GOOD}\n```\nThis counts them. With best regards",
     "other fences": f"```bash\npsql\n```\nand\n```sql\n{GOOD}\n```\n```text\nA 1\n```",
     "prose in front": f"Here is the query you asked for:\n\n{GOOD}",
+    "prose around": f"Here is the query you asked for:\n\n{GOOD};\n\nWith it you see how many there are.",
     "lower case": f"\n  {GOOD.lower()}",
     "WITH": f"```postgresql\nWITH x AS ({GOOD})\nSELECT alert_type, alerts FROM x\n```",
 }

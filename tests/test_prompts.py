@@ -21,6 +21,8 @@ FIVE = "obsolescence_val, obsolescence, parts_flagged, alert_type, alert_categor
 DAY, WEEK, MONTH = (f"date_trunc('{unit}', date)::date" for unit in ("day", "week", "month"))
 JUNE = "date >= '2025-06-01' AND date < '2025-07-01'"
 SPRING = "date >= '2025-03-01' AND date < '2025-05-01'"
+ALERTS = "SELECT COUNT(*) FROM metrics WHERE alert_type IS NOT NULL"
+WARNINGS = "SELECT alert_category, COUNT(*) FROM metrics WHERE alert_type = 'Warning' AND alert_category IS NOT NULL"
 TYPES = ["Critical", "Warning", "Supplier's :start_date", "C:\\parts", "Obsolescence", "A"]
 CATEGORIES = ["Need approval", "Approval", "Delayed", "Rückstand", "Critical"]
 
@@ -120,6 +122,21 @@ PROMPTS = [
         f"SELECT {DAY}, SUM(parts_flagged) FROM metrics"
         " WHERE to_char(date, 'YYYY-MM') = to_char(CURRENT_DATE - EXTRACT(day FROM now())::int, 'YYYY-MM') GROUP BY 1",
     ),
+    ("warnings by category in June 2025", f"{WARNINGS} AND {JUNE} GROUP BY 1"),
+    ("How many alerts from 1 to 15 June 2025?", f"{ALERTS} AND date >= '2025-06-01' AND date < '2025-06-16'"),
+    ("alerts between the 1st and the 15th of June 2025", f"{ALERTS} AND date >= '2025-06-01' AND date < '2025-06-16'"),
+    ("alerts from June 1-15, 2025", f"{ALERTS} AND date >= '2025-06-01' AND date < '2025-06-16'"),
+    ("alerts since 2025-03-10 and before 2025-04-10", f"{ALERTS} AND date >= '2025-03-10' AND date < '2025-04-10'"),
+    ("alerts from December to March 2025", f"{ALERTS} AND date >= '2024-12-01' AND date < '2025-04-01'"),
+    ("alerts in the year 2025", f"{ALERTS} AND date >= '2025-01-01' AND date < '2026-01-01'"),
+    ("alerts in Sept 2025", f"{ALERTS} AND date >= '2025-09-01' AND date < '2025-10-01'"),
+    ("alerts since yesterday", f"{ALERTS} AND date >= CURRENT_DATE - 1"),
+    ("alerts over the last two weeks", f"{ALERTS} AND date >= CURRENT_DATE - 14"),
+    ("alerts in the last thirty days", f"{ALERTS} AND date >= CURRENT_DATE - 30"),
+    (
+        "alerts from 2025-04-10 until yesterday",
+        f"{ALERTS} AND date >= '2025-04-10' AND date < CURRENT_DATE",
+    ),
     ("metrics from March to April 2025", f"SELECT {FIVE} FROM metrics WHERE {SPRING}"),
     ("metrics on 2025-06-10", f"SELECT {FIVE} FROM metrics WHERE date::date = '2025-06-10'"),
     (
@@ -153,6 +170,14 @@ UNREADABLE = [
     "average alerts per day",
     "alerts from 2025-02-30 to 2025-03-45",
     "alerts from April 2025 to March 2025",
+    "alerts in June 2025 and in April 2025",
+    "alerts in Q2 2025",
+    "alerts of the last quarter",
+    "alerts in the first two weeks of June 2025",
+    "alerts 7 days ago",
+    "alerts next month",
+    "alerts by year",
+    "alerts from 01/06/2025 to 30/06/2025",
     "\u202e\u00b2\u0660 \U0001f680 ünïcödé",
     "a " * 5000,
 ]

@@ -3830,7 +3830,8 @@ SET
   title = COALESCE($2, title),
   query_id = COALESCE($3, query_id),
   prompt = COALESCE($4, prompt),
-  version = version + 1
+  version = version + 1,
+  is_edited = true
 WHERE id = $1
 RETURNING version
 """

@@ -32,14 +32,14 @@ INSERT_METRIC = """
 INSERT INTO metric_configurations (id, query_id, title, is_editable, source)
 VALUES ($1, $2, $3, $4, 'dataset')
 """
-# Only what nobody has edited, version 1, is ever updated.
+# Only what nobody has edited is ever updated.
 UPDATE_METRIC = """
 UPDATE metric_configurations
 SET
     query_id = $2,
     title = $3,
     is_editable = $4,
-    version = 2
+    version = $5
 WHERE id = $1
 """
 # A tile that somebody has moved stays where it is.
@@ -390,7 +390,7 @@ def first_comment(sql: str) -> str | None:
 
 # --- Queries
 
-KEPT = "is kept as stored, for it was changed since it was first loaded (version {}): delete the metric to replace it"
+KEPT = "is kept as stored, for it was edited (version {}): delete the metric to replace it"
 
 
 class Query(NamedTuple):
@@ -435,7 +435,7 @@ async def store_queries(
         if query is None:
             continue
         users = [metric for metric in metrics.values() if metric["query_id"] == query_id]
-        version = max((metric["version"] for metric in users), default=1)
+        edited = [metric["version"] for metric in users if metric["is_edited"]]
         if any(metric["source"] != "dataset" for metric in users):
             reason = f"{shown(query_id)} is the series of a metric that is of no data set: choose another id"
             report.add(query.place, "id", "rejected", reason)
@@ -443,11 +443,11 @@ async def store_queries(
         series[query_id] = query.sql
         if query_id not in stored:
             await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", query_id, query.sql)
-        elif stored[query_id] != query.sql and version > 1:
-            report.add(query.place, "query", "kept", f"{shown(query_id)} {KEPT.format(version)}")
+        elif stored[query_id] != query.sql and edited:
+            report.add(query.place, "query", "kept", f"{shown(query_id)} {KEPT.format(max(edited))}")
         elif stored[query_id] != query.sql:
             await conn.execute("UPDATE queries SET query = $2 WHERE id = $1", query_id, query.sql)
-            await conn.execute("UPDATE metric_configurations SET version = 2 WHERE query_id = $1", query_id)
+            await conn.execute("UPDATE metric_configurations SET version = version + 1 WHERE query_id = $1", query_id)
         report.queries += 1
     return series
 
@@ -514,10 +514,11 @@ async def store_item(conn: asyncpg.Connection, item: Item, title: str | None, st
         raise Rejected("id", f"{shown(item.id)} is taken by a metric of source {stored['source']}: choose another id")
     elif row.items() <= dict(stored).items():
         pass
-    elif stored["version"] > 1:
+    elif stored["is_edited"]:
         report.add(item.place, "", "kept", f"{shown(item.id)} {KEPT.format(stored['version'])}")
     else:
-        await conn.execute(UPDATE_METRIC, item.id, *row.values())
+        # One load is one version, whether its query has changed, too, or not.
+        await conn.execute(UPDATE_METRIC, item.id, *row.values(), stored["version"] + 1)
     report.metrics += 1
 
 

@@ -457,19 +457,19 @@ async def test_loading_again_changes_nothing(tmp_path: Path, conn: Any, accept: 
 
 async def test_a_changed_data_set_updates_what_nobody_has_edited(tmp_path: Path, conn: Any, accept: Accept) -> None:
     await load(write(tmp_path, **SMALL), conn, accept)
-    await conn.execute("UPDATE metric_configurations SET title = 'Mine', version = 2 WHERE id = 'b'")
-    write(tmp_path, queries=sql_csv("-- New\nSELECT 1 AS n", "-- New\nSELECT 2 AS n"))
-    for _ in range(2):
+    await conn.execute("UPDATE metric_configurations SET title = 'Mine', version = 2, is_edited = true WHERE id = 'b'")
+    for title, version in (("New", 2), ("New", 2), ("Newer", 3)):
+        write(tmp_path, queries=sql_csv(f"-- {title}\nSELECT 1 AS n", f"-- {title}\nSELECT 2 AS n"))
         report = await load(tmp_path, conn, accept)
         assert await rows(conn, "SELECT id, title, version FROM metric_configurations ORDER BY id") == [
-            ("a", "New", 2),
+            ("a", title, version),
             ("b", "Mine", 2),
         ]
         assert [line.partition(" (")[0] for line in lines(report, "kept: 'b'") + lines(report, "kept: 'q")] == [
-            f"{place}: kept: {name} is kept as stored, for it was changed since it was first loaded"
+            f"{place}: kept: {name} is kept as stored, for it was edited"
             for place, name in (("metrics.json: items[1]", "'b'"), ("queries.csv:4: query", "'q2'"))
         ]
-    assert await conn.fetchval("SELECT query FROM queries WHERE id = 'q1'") == "-- New\nSELECT 1 AS n"
+    assert await conn.fetchval("SELECT query FROM queries WHERE id = 'q1'") == "-- Newer\nSELECT 1 AS n"
 
 
 async def test_a_query_does_not_replace_that_of_another_metric(tmp_path: Path, conn: Any, accept: Accept) -> None:

@@ -1,0 +1,1 @@
+ALTER TABLE metric_configurations DROP COLUMN is_edited;

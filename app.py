@@ -421,8 +421,13 @@ DATABASE_DOWN = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-# A division by zero, a subquery with two rows, what a function raises.
-FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
+# A division by zero, a subquery with two rows, what a function raises, what a domain does not take.
+FAILS_ON_DATA = (
+    asyncpg.DataError,
+    asyncpg.CardinalityViolationError,
+    asyncpg.RaiseError,
+    asyncpg.IntegrityConstraintViolationError,
+)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections among the insufficient resources.
@@ -1781,7 +1786,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             unchanged = attempt > 1 and fresh.shape == metric.shape
             # A value may name what is not there, such as a regclass.
             if unchanged and metric.names:
-                raise asyncpg.DataError(str(exc)) from exc
+                raise await data_problem(catalog.database, metric, values) from exc
             if unchanged:
                 raise
             metric = fresh
@@ -1793,9 +1798,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
                 raise
             continue
         except FAILS_ON_DATA as exc:
-            if metric.names:
-                raise
-            raise Problem(500, "The query fails on its data; the log has the reason.") from exc
+            raise await data_problem(catalog.database, metric, values) from exc
         if row["shape"] == metric.shape:
             return as_result(metric, row, replayed, catalog.settings.max_rows)
         if time.monotonic() - started > catalog.settings.statement_timeout:
@@ -1804,6 +1807,30 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
         await asyncio.sleep(0.02 * attempt)
         metric = compiled(await catalog.refresh(metric))
     raise AssertionError
+
+
+async def data_problem(database: Database, metric: Metric, values: Sequence[str | None]) -> Problem:
+    """Why a run fails on its data: the values that PostgreSQL does not take for their types, or what the query does."""
+    if not metric.names:
+        return Problem(500, "The query fails on its data; the log has the reason.")
+    errors: list[InputError] = []
+    async with database.connection(metric.login) as conn:
+        for name, kind, value in zip(metric.names, metric.types, values, strict=True):
+            try:
+                await conn.fetchval(f"SELECT $1::text::{kind.sql} IS NULL", value)
+            except (*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
+                if name in metric.about.claims:
+                    return ill_typed_claim(metric.about.claims[name], kind)
+                errors.append(InputError(name, f"must be a value of PostgreSQL's type {kind.name}"))
+    return input_problem(errors) if errors else Problem(422, "The query fails on its data with these parameters.")
+
+
+def input_problem(errors: Sequence[InputError]) -> Problem:
+    return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+
+
+def ill_typed_claim(claim: str, kind: Type) -> Problem:
+    return Problem(403, f"The token's claim {claim} is no {kind.name}.")
 
 
 def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: int) -> Result:
@@ -2254,7 +2281,7 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
             errors.append(InputError(name, str(exc)))
         values.append(value)
     if errors:
-        raise Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+        raise input_problem(errors)
     return tuple(values)
 
 
@@ -2291,7 +2318,7 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
         values = [claim_text(item, kind.base) for item in items]
         return array_literal(values) if kind.is_array else values[0]
     except ValueError:
-        raise Problem(403, f"The token's claim {path} is no {kind.name}.") from None
+        raise ill_typed_claim(path, kind) from None
 
 
 # ------------------------------------------------------------------------------------------------ changes
@@ -3651,7 +3678,7 @@ def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str
     if len(values) > 1 or (values and not allowed.fullmatch(values[0])):
         errors.append(InputError(name, expected))
     if errors:
-        raise Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+        raise input_problem(errors)
     return values[0] if values else None
 
 

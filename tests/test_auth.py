@@ -616,6 +616,7 @@ ILL_TYPED: list[tuple[str, Any]] = [
     ("quota", {"limits": {"quota": 10**400}}),
     ("quota", {"limits": {"quota": [1, 2]}}),
     ("quota", {"limits": {"quota": {"a": 1}}}),
+    ("network", {"custom:network": "nowhere"}),
 ]
 
 

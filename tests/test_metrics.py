@@ -152,8 +152,8 @@ def test_a_value_that_is_not_of_the_parameters_type_is_named(http: httpx.Client,
 def test_a_value_that_only_the_database_can_refuse_is_the_callers_fault(
     http: httpx.Client, name: str, text: str
 ) -> None:
-    response = http.get("/metrics/types", params={name: text})
-    assert response.status_code == 422
+    response = http.get("/metrics/types", params={name: text, "i4": "5"})
+    assert faults(response) == [name]
     assert "unicode" not in response.text.lower()
 
 
@@ -255,9 +255,20 @@ def test_types_whose_bare_name_means_one_character_keep_them_all(http: httpx.Cli
 
 
 def test_a_value_of_a_rare_type_that_the_database_refuses_is_the_callers_fault(http: httpx.Client) -> None:
-    response = http.get("/metrics/rare-types", params={"ip": "10.0.0.999"})
-    assert response.status_code == 422
-    assert "inet" not in response.text
+    response = http.get("/metrics/rare-types", params={"ip": "10.0.0.999", "r": "5", "c": "fine"})
+    assert faults(response) == ["r", "ip"]
+    assert "syntax" not in response.text
+    assert "errors" not in http.get("/metrics/divide?by=0").json()
+
+
+def test_a_value_that_a_domain_does_not_take_is_the_callers_fault(
+    http: httpx.Client, narrow: Service, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("CREATE DOMAIN positive AS int CHECK (VALUE > 0)")
+    (narrow.queries / "domain.sql").write_text("SELECT :n::positive AS n")
+    wait_until(lambda: http.get("/metrics/domain?n=1").status_code == 200)
+    assert faults(http.get("/metrics/domain?n=0")) == ["n"]
 
 
 # ------------------------------------------------------------------------------------------------ values

@@ -2170,7 +2170,8 @@ def parse_time(text: str, read: Callable[[str], date | clock_time], example: str
 
 def parse_datetime(text: str) -> datetime:
     """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
-    moment = datetime.fromisoformat(text)
+    # fromisoformat takes any character between date and time.
+    moment = datetime.fromisoformat(check_form(text, r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([Tt ].+)?", "ISO 8601"))
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
@@ -3354,8 +3355,7 @@ def record_values(record: Record) -> tuple[Any, ...]:
 def record_date(text: str) -> datetime:
     """A moment, in UTC unless it says otherwise; the driver takes the first and the last year for infinity."""
     try:
-        moment = datetime.fromisoformat(text)
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = parse_datetime(text).replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise ValueError("date", "must be ISO 8601, such as 2025-06-30T12:00:00Z") from None
     if not 1 < moment.year < 9999:

@@ -550,6 +550,7 @@ BAD_RECORDS: dict[str, tuple[Any, str]] = {
     "30 February": ({"date": "2025-02-30"}, "date"),
     "infinity": ({"date": "infinity"}, "date"),
     "today": ({"date": "today"}, "date"),
+    "x between date and time": ({"date": "2025-06-30x12:00:00"}, "date"),
     "number as date": ({"date": 1_750_000_000}, "date"),
     "no uuid": ({"metric_id": "1"}, "metric_id"),
     "text as number": ({"obsolescence": "many"}, "obsolescence"),

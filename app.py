@@ -51,7 +51,6 @@ from datetime import time as clock_time
 from decimal import Decimal
 from http import HTTPStatus
 from importlib.util import find_spec
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
@@ -2905,18 +2904,20 @@ def weights(header: str) -> Iterator[tuple[str, float]]:
     for part in header.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        yield name, float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
-
-
-OFFERS = {media.partition(";")[0]: name for name, media in MEDIA_TYPES.items()}
-OFFERS |= dict.fromkeys(("*/*", "application/*"), "json")
+        yield name, float(quality) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", quality) else 0.0
 
 
 @functools.lru_cache(maxsize=256)
 def accepted_format(accept: str) -> str:
-    """The best weight wins; what is not offered is left out."""
-    offered = [(weight, OFFERS[name]) for name, weight in weights(accept) if weight and name in OFFERS]
-    return max(offered, key=itemgetter(0), default=(1, "json"))[1]
+    """The best weight wins, then what is named first; of the ranges that cover a format the narrowest counts."""
+    wanted = {name: (weight, -place) for place, (name, weight) in enumerate(weights(accept))}
+    ranks: dict[str, tuple[float, int]] = {}
+    for name, media in MEDIA_TYPES.items():
+        kind = media.partition(";")[0]
+        covering = (kind, kind.partition("/")[0] + "/*", "*/*")
+        ranks[name] = next((wanted[media_range] for media_range in covering if media_range in wanted), (0.0, 0))
+    best = max(ranks, key=ranks.__getitem__)
+    return best if ranks[best][0] else "json"
 
 
 def render(about: Definition, result: Result, media: str) -> bytes:

@@ -2506,7 +2506,7 @@ class Known(msgspec.Struct, eq=False, frozen=True):
 
 
 # A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
-Question = tuple[Caller, str, str, bytes, bytes | None, bytes | None, Any]
+Question = tuple[Caller, str, bytes, bytes, bytes | None, bytes | None, Any]
 MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
 
 
@@ -2711,7 +2711,8 @@ class Results:
             return
         if len(self.questions) >= MAX_QUESTIONS:
             self.questions.clear()
-        words = {"method": method, "path": path, "metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+        about = {"metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+        words = {"method": method, "path": path.decode(), **about}
         of = self.instruments.requests.of
         counts = {status: of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
         self.questions[question] = Known(plan, accepts_gzip(encoding or b""), encode(words)[1:-1], counts)
@@ -3058,7 +3059,7 @@ def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
 
 def question_of(scope: Scope) -> Question:
     get = scope["head"].get
-    asked = scope["method"], scope["path"], scope["query_string"]
+    asked = scope["method"], scope["raw_path"], scope["query_string"]
     return scope["caller"], *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
 
 
@@ -4980,8 +4981,17 @@ site = routing.Router(
     redirect_slashes=False,
     lifespan=cast(Any, lifespan),
 )
+
+
+async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+    """No route has an encoded slash, which the router would take for a plain one."""
+    if scope["type"] == "http" and b"%2f" in scope["raw_path"].lower():
+        raise HTTPException(404)
+    await site(scope, receive, send)
+
+
 # The router without Starlette's own middleware: a hit is answered in front of it, errors have a place of their own.
-app = Hits(RequestLog(Cors(Errors(Authentication(site, public=PUBLIC)))))
+app = Hits(RequestLog(Cors(Errors(Authentication(routed, public=PUBLIC)))))
 
 
 # ------------------------------------------------------------------------------------------------ commands

@@ -118,11 +118,17 @@ def test_an_id_of_64_characters_may_be_unknown_and_one_of_65_may_not(http: httpx
         "/metrics/echo%2F",
         "/metrics/echo%2F.csv",
         "/metrics/%2Fecho",
+        "/metrics/echo%2Flayouts",
+        "/metrics/echo%2fmetric-records",
+        "/metrics%2Fecho",
+        "/health%2Flive",
     ],
 )
 def test_a_slash_in_an_id_is_404_encoded_or_not(strict: Service, path: str) -> None:
-    status, headers, _ = raw(strict, f"GET {path} HTTP/1.1".encode())
-    assert (status, headers["content-type"]) == (404, "application/problem+json")
+    assert raw(strict, b"GET /metrics/echo HTTP/1.1")[0] == 200
+    for method in ("GET", "HEAD", "PUT", "POST"):
+        status, headers, _ = raw(strict, f"{method} {path} HTTP/1.1".encode())
+        assert (status, headers["content-type"]) == (404, "application/problem+json")
 
 
 @pytest.mark.parametrize("path", ["/%2Fmetrics", "/metrics/..", "/metrics/../health", "/./metrics"])

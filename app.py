@@ -72,6 +72,7 @@ from prometheus_client.utils import floatToGoString
 from psycopg import sql
 from redis.exceptions import RedisError
 from starlette import routing
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -763,11 +764,22 @@ class Cors:
         layer = CORSMiddleware(
             self.app,
             allow_origins=sorted(origins),
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Cache-Control", "If-None-Match", "X-Request-ID", "traceparent"],
             expose_headers=["ETag", "Age", "Cache-Status", "Location", "X-Request-ID"],
         )
+        if scope["method"] == "OPTIONS" and b"access-control-request-method" in scope["head"]:
+            return await preflight_response(layer, scope)(scope, receive, send)
         await layer(scope, receive, send)
+
+
+def preflight_response(layer: CORSMiddleware, scope: Scope) -> Response:
+    """Starlette's answer, as a problem where it grants nothing."""
+    response = layer.preflight_response(Headers(scope=scope))
+    if response.status_code != 400:
+        return response
+    headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+    return problem_response(Problem(400, f"{bytes(response.body).decode()}.", headers=headers), scope)
 
 
 async def answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5063,9 +5063,14 @@ class Connection(HttpToolsProtocol):
         self.flow.pause_reading()
         self.loop.call_later(1, self.transport.close)
         if self.cycle and not self.cycle.response_complete:
-            return self.transport.close()
-        response = problem_response(problem, {"path": "/", "request_id": uuid.uuid4().hex})
-        headers = [*response.raw_headers, (b"connection", b"close")]
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                return self.transport.close()
+            # What is malformed is the body of the request under way, which is over.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        request_id = uuid.uuid4().hex
+        response = problem_response(problem, {"path": "/", "request_id": request_id})
+        headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}".encode()]
         lines += [b"%b: %b" % header for header in headers]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))

@@ -205,8 +205,18 @@ def test_errors_are_looked_for_in_their_order(http: httpx.Client) -> None:
 )
 def test_a_malformed_head_is_400_and_leaves_no_traceback(strict: Service, head: bytes) -> None:
     before = len(strict.log.read_text())
-    assert raw(strict, head)[0] == 400
+    status, headers, content = raw(strict, head)
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert json.loads(content)["request_id"] == headers["x-request-id"]
     assert "Traceback" not in strict.log.read_text()[before:]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/echo/metric-records"])
+@pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"2\r\n{}0\r\n\r\n"])
+def test_a_body_in_malformed_chunks_is_400(strict: Service, path: str, body: bytes) -> None:
+    head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+    status, headers, _ = raw(strict, head.encode(), body)
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
 
 
 def test_a_request_id_is_given_back_and_a_bad_one_replaced(http: httpx.Client) -> None:

@@ -4989,7 +4989,11 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
 
 
 site = routing.Router(
-    [*starlette_routes(), routing.Route("/docs/{name}", docs_file), routing.WebSocketRoute("/live", live)],
+    [
+        *starlette_routes(),
+        routing.Route("/docs/{name}", docs_file),
+        *(routing.WebSocketRoute(path, live) for path in ("/live", "/live/")),
+    ],
     redirect_slashes=False,
     lifespan=cast(Any, lifespan),
 )

@@ -421,11 +421,11 @@ DATABASE_DOWN = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-# A division by zero, a subquery with two rows, what a function raises, what a domain does not take.
+# A division by zero, a subquery with two rows, what a function raises or asserts, what a domain does not take.
 FAILS_ON_DATA = (
     asyncpg.DataError,
     asyncpg.CardinalityViolationError,
-    asyncpg.RaiseError,
+    asyncpg.PLPGSQLError,
     asyncpg.IntegrityConstraintViolationError,
 )
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.

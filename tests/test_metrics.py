@@ -267,6 +267,18 @@ def test_a_value_of_a_rare_type_that_the_database_refuses_is_the_callers_fault(h
     assert "errors" not in http.get("/metrics/divide?by=0").json()
 
 
+def test_what_a_function_asserts_of_its_arguments_is_the_callers_fault(
+    http: httpx.Client, narrow: Service, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as conn:
+        body = "BEGIN ASSERT n > 0, 'a secret'; RETURN n; END"
+        conn.execute(f"CREATE FUNCTION positive_only(n int) RETURNS int LANGUAGE plpgsql AS $${body}$$")
+    (narrow.queries / "asserted.sql").write_text("SELECT POSITIVE_ONLY(:n) AS n")
+    wait_until(lambda: http.get("/metrics/asserted?n=1").status_code == 200)
+    response = http.get("/metrics/asserted?n=0")
+    assert (response.status_code, "secret" in response.text) == (422, False)
+
+
 def test_a_value_that_a_domain_does_not_take_is_the_callers_fault(
     http: httpx.Client, narrow: Service, database_url: str
 ) -> None:

@@ -86,6 +86,8 @@ HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
 audit_log = logging.getLogger("metrics_api.audit")
 encode = msgspec.json.Encoder().encode
+# A number beyond a float's range is JSON, too.
+decode_any = msgspec.json.Decoder(float_hook=float).decode
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -2188,7 +2190,7 @@ def parse_datetime(text: str) -> datetime:
 
 def parse_json(text: str) -> str:
     try:
-        msgspec.json.decode(text)
+        decode_any(text)
     except (ValueError, RecursionError):
         raise ValueError("must be JSON") from None
     return text
@@ -3123,7 +3125,7 @@ def decode_json(body: bytes) -> Any:
     """Raises Problem 400."""
     try:
         body.decode()
-        value = msgspec.json.decode(body)
+        value = decode_any(body)
     except UnicodeDecodeError:
         raise Problem(400, "The body is not UTF-8.") from None
     except (msgspec.DecodeError, RecursionError) as exc:

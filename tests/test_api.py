@@ -253,6 +253,7 @@ BAD_BODIES: dict[str, tuple[bytes, int]] = {
     "unknown field": (b'{"title": "a", "query": "SELECT 1 AS a", "color": "red"}', 422),
     "id": (b'{"id": "mine", "query": "SELECT 1 AS a"}', 422),
     "number for a text": (b'{"query": 5}', 422),
+    "number beyond a float": (b'{"query": -1e400}', 422),
     "NUL in the title": (b'{"query": "SELECT 1 AS a", "title": "a\\u0000"}', 422),
     "NUL in the SQL": (b'{"query": "SELECT 1 AS a\\u0000"}', 422),
     "empty SQL": (b'{"query": ""}', 422),
@@ -455,6 +456,16 @@ async def test_a_record_is_the_same_in_every_format_however_it_arrives(
     assert (str(row["obsolescence_val"]), str(row["obsolescence"]), row["parts_flagged"]) == ("12.5", "-0.1", 7)
     assert (row["alert_type"], row["alert_category"]) == (FULL["alert_type"], FULL["alert_category"])
     await eventually(lambda: asyncio.to_thread(lambda: ("records", "ada") in audited(two[0], "total")))
+
+
+async def test_a_number_keeps_its_digits_beyond_a_floats_range(
+    api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    body = b'[{"obsolescence": 1e400, "obsolescence_val": 0.12345678901234567890}]'
+    answer = await api.post(RECORDS, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 201, answer.text
+    row = await owner.fetchrow("SELECT * FROM metrics")
+    assert (row["obsolescence"], str(row["obsolescence_val"])) == (10**400, "0.12345678901234567890")
 
 
 async def test_a_record_without_anything_is_now(api: httpx.AsyncClient, owner: asyncpg.Connection) -> None:

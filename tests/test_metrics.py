@@ -78,6 +78,7 @@ GOOD: list[tuple[str, str, object]] = [
     ("u", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
     ("j", '{"a": [1, null, "x"]}', {"a": [1, None, "x"]}),
     ("j", "null", None),
+    ("j", "1e400", 10**400),
     ("ints", "{1,NULL, -3}", [1, None, -3]),
     ("ints", "4", [4]),
     ("ints", "{}", []),

@@ -3107,6 +3107,9 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
 
 
 def media_type(request: Request[State]) -> str:
+    """Raises Problem 415 for a body that is compressed."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "Send the body without a Content-Encoding.", headers={"Accept-Encoding": "identity"})
     return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
 
 

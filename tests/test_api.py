@@ -1,6 +1,7 @@
 """Metrics and records through the API: what is stored, who is told, what is refused and in which order."""
 
 import asyncio
+import gzip
 import json
 import time
 import uuid
@@ -351,6 +352,9 @@ ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("DELETE", "/metrics/total?version=x", {}, b"", 409),
     ("POST", "/metrics", {"Content-Type": "text/plain"}, LARGE, 415),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "text/plain"}, b"{}", 415),
+    ("POST", "/metrics", {"Content-Type": "application/json", "Content-Encoding": "gzip"}, gzip.compress(b"{}"), 415),
+    ("POST", RECORDS, {"Content-Type": "text/csv", "Content-Encoding": "gzip"}, gzip.compress(b"date\n"), 415),
+    ("POST", "/metrics", {"Content-Type": "application/json", "Content-Encoding": "identity"}, b"{}", 422),
     ("POST", RECORDS, {"Content-Type": "application/xml"}, b"x" * (MAX_UPLOAD + 1), 415),
     ("POST", "/metrics", {"Content-Type": "application/json"}, b"{" + LARGE, 413),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, LARGE, 413),

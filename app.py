@@ -52,7 +52,6 @@ from datetime import time as clock_time
 from decimal import Decimal
 from http import HTTPStatus
 from importlib.util import find_spec
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
@@ -74,6 +73,7 @@ from prometheus_client.utils import floatToGoString
 from psycopg import sql
 from redis.exceptions import RedisError
 from starlette import routing
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -87,6 +87,8 @@ HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
 audit_log = logging.getLogger("metrics_api.audit")
 encode = msgspec.json.Encoder().encode
+# A number beyond a float's range is JSON, too.
+decode_any = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -422,8 +424,13 @@ DATABASE_DOWN = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-# A division by zero, a subquery with two rows, what a function raises.
-FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
+# A division by zero, a subquery with two rows, what a function raises or asserts, what a domain does not take.
+FAILS_ON_DATA = (
+    asyncpg.DataError,
+    asyncpg.CardinalityViolationError,
+    asyncpg.PLPGSQLError,
+    asyncpg.IntegrityConstraintViolationError,
+)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections among the insufficient resources.
@@ -760,11 +767,22 @@ class Cors:
         layer = CORSMiddleware(
             self.app,
             allow_origins=sorted(origins),
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Cache-Control", "If-None-Match", "X-Request-ID", "traceparent"],
             expose_headers=["ETag", "Age", "Cache-Status", "Location", "X-Request-ID"],
         )
+        if scope["method"] == "OPTIONS" and b"access-control-request-method" in scope["head"]:
+            return await preflight_response(layer, scope)(scope, receive, send)
         await layer(scope, receive, send)
+
+
+def preflight_response(layer: CORSMiddleware, scope: Scope) -> Response:
+    """Starlette's answer, as a problem where it grants nothing."""
+    response = layer.preflight_response(Headers(scope=scope))
+    if response.status_code != 400:
+        return response
+    headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+    return problem_response(Problem(400, f"{bytes(response.body).decode()}.", headers=headers), scope)
 
 
 async def answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
@@ -1785,7 +1803,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             unchanged = attempt > 1 and fresh.shape == metric.shape
             # A value may name what is not there, such as a regclass.
             if unchanged and metric.names:
-                raise asyncpg.DataError(str(exc)) from exc
+                raise await data_problem(catalog.database, metric, values) from exc
             if unchanged:
                 raise
             metric = fresh
@@ -1797,9 +1815,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
                 raise
             continue
         except FAILS_ON_DATA as exc:
-            if metric.names:
-                raise
-            raise Problem(500, "The query fails on its data; the log has the reason.") from exc
+            raise await data_problem(catalog.database, metric, values) from exc
         if row["shape"] == metric.shape:
             return as_result(metric, row, replayed, catalog.settings.max_rows)
         if time.monotonic() - started > catalog.settings.statement_timeout:
@@ -1808,6 +1824,30 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
         await asyncio.sleep(0.02 * attempt)
         metric = compiled(await catalog.refresh(metric))
     raise AssertionError
+
+
+async def data_problem(database: Database, metric: Metric, values: Sequence[str | None]) -> Problem:
+    """Why a run fails on its data: the values that PostgreSQL does not take for their types, or what the query does."""
+    if not metric.names:
+        return Problem(500, "The query fails on its data; the log has the reason.")
+    errors: list[InputError] = []
+    async with database.connection(metric.login) as conn:
+        for name, kind, value in zip(metric.names, metric.types, values, strict=True):
+            try:
+                await conn.fetchval(f"SELECT $1::text::{kind.sql} IS NULL", value)
+            except (*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
+                if name in metric.about.claims:
+                    return ill_typed_claim(metric.about.claims[name], kind)
+                errors.append(InputError(name, f"must be a value of PostgreSQL's type {kind.name}"))
+    return input_problem(errors) if errors else Problem(422, "The query fails on its data with these parameters.")
+
+
+def input_problem(errors: Sequence[InputError]) -> Problem:
+    return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+
+
+def ill_typed_claim(claim: str, kind: Type) -> Problem:
+    return Problem(403, f"The token's claim {claim} is no {kind.name}.")
 
 
 def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: int) -> Result:
@@ -2155,7 +2195,7 @@ def parse_datetime(text: str) -> datetime:
 
 def parse_json(text: str) -> str:
     try:
-        msgspec.json.decode(text)
+        decode_any(text)
     except (ValueError, RecursionError):
         raise ValueError("must be JSON") from None
     return text
@@ -2260,7 +2300,7 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
             errors.append(InputError(name, str(exc)))
         values.append(value)
     if errors:
-        raise Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+        raise input_problem(errors)
     return tuple(values)
 
 
@@ -2297,7 +2337,7 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
         values = [claim_text(item, kind.base) for item in items]
         return array_literal(values) if kind.is_array else values[0]
     except ValueError:
-        raise Problem(403, f"The token's claim {path} is no {kind.name}.") from None
+        raise ill_typed_claim(path, kind) from None
 
 
 # ------------------------------------------------------------------------------------------------ changes
@@ -2485,7 +2525,7 @@ class Known(msgspec.Struct, eq=False, frozen=True):
 
 
 # A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
-Question = tuple[Caller, str, str, bytes, bytes | None, bytes | None, Any]
+Question = tuple[Caller, str, bytes, bytes, bytes | None, bytes | None, Any]
 MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
 
 
@@ -2692,7 +2732,8 @@ class Results:
             return
         if len(self.questions) >= MAX_QUESTIONS:
             self.questions.clear()
-        words = {"method": method, "path": path, "metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+        about = {"metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+        words = {"method": method, "path": unquote(path.decode()), **about}
         of = self.instruments.requests.of
         counts = {status: of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
         form = plan.media, accepts_gzip(encoding or b"")
@@ -2917,18 +2958,20 @@ def weights(header: str) -> Iterator[tuple[str, float]]:
     for part in header.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        yield name, float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
-
-
-OFFERS = {media.partition(";")[0]: name for name, media in MEDIA_TYPES.items()}
-OFFERS |= dict.fromkeys(("*/*", "application/*"), "json")
+        yield name, float(quality) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", quality) else 0.0
 
 
 @functools.lru_cache(maxsize=256)
 def accepted_format(accept: str) -> str:
-    """The best weight wins; what is not offered is left out."""
-    offered = [(weight, OFFERS[name]) for name, weight in weights(accept) if weight and name in OFFERS]
-    return max(offered, key=itemgetter(0), default=(1, "json"))[1]
+    """The best weight wins, then what is named first; of the ranges that cover a format the narrowest counts."""
+    wanted = {name: (weight, -place) for place, (name, weight) in enumerate(weights(accept))}
+    ranks: dict[str, tuple[float, int]] = {}
+    for name, media in MEDIA_TYPES.items():
+        kind = media.partition(";")[0]
+        covering = (kind, kind.partition("/")[0] + "/*", "*/*")
+        ranks[name] = next((wanted[media_range] for media_range in covering if media_range in wanted), (0.0, 0))
+    best = max(ranks, key=ranks.__getitem__)
+    return best if ranks[best][0] else "json"
 
 
 def render(about: Definition, result: Result, media: str) -> bytes:
@@ -3070,7 +3113,7 @@ def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
 
 def question_of(scope: Scope) -> Question:
     get = scope["head"].get
-    asked = scope["method"], scope["path"], scope["query_string"]
+    asked = scope["method"], scope["raw_path"], scope["query_string"]
     return scope["caller"], *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
 
 
@@ -3121,20 +3164,15 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     return convert(decode_json(body), kind)
 
 
-decode_any = msgspec.json.Decoder(float_hook=Decimal).decode
-
-
 def decode_json(body: bytes) -> Any:
     """Raises Problem 400."""
     try:
         body.decode()
         value = decode_any(body)
-    except msgspec.ValidationError:
-        raise Problem(
-            422, "A number of the body is too large.", [InputError("body", "has too large a number")]
-        ) from None
     except UnicodeDecodeError:
         raise Problem(400, "The body is not UTF-8.") from None
+    except msgspec.ValidationError:
+        raise Problem(422, "A number is too large.", [InputError("body", "has too large a number")]) from None
     except (msgspec.DecodeError, RecursionError) as exc:
         reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
         raise Problem(400, f"The body is not JSON: {reason}.") from None
@@ -5020,12 +5058,25 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
 
 
 site = routing.Router(
-    [*starlette_routes(), routing.Route("/docs/{name}", docs_file), routing.WebSocketRoute("/live", live)],
+    [
+        *starlette_routes(),
+        routing.Route("/docs/{name}", docs_file),
+        *(routing.WebSocketRoute(path, live) for path in ("/live", "/live/")),
+    ],
     redirect_slashes=False,
     lifespan=cast(Any, lifespan),
 )
+
+
+async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+    """No route has an encoded slash, which the router would take for a plain one."""
+    if scope["type"] == "http" and b"%2f" in scope["raw_path"].lower():
+        raise HTTPException(404)
+    await site(scope, receive, send)
+
+
 # The router without Starlette's own middleware: a hit is answered in front of it, errors have a place of their own.
-app = Hits(RequestLog(Cors(Errors(Authentication(site, public=PUBLIC)))))
+app = Hits(RequestLog(Cors(Errors(Authentication(routed, public=PUBLIC)))))
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -5085,9 +5136,14 @@ class Connection(HttpToolsProtocol):
         self.flow.pause_reading()
         self.loop.call_later(1, self.transport.close)
         if self.cycle and not self.cycle.response_complete:
-            return self.transport.close()
-        response = problem_response(problem, {"path": "/", "request_id": uuid.uuid4().hex})
-        headers = [*response.raw_headers, (b"connection", b"close")]
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                return self.transport.close()
+            # What is malformed is the body of the request under way, which is over.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        request_id = uuid.uuid4().hex
+        response = problem_response(problem, {"path": "/", "request_id": request_id})
+        headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}".encode()]
         lines += [b"%b: %b" % header for header in headers]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))

@@ -360,9 +360,11 @@ ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("DELETE", "/metrics/total?version=x", {}, b"", 409),
     ("POST", "/metrics", {"Content-Type": "text/plain"}, LARGE, 415),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "text/plain"}, b"{}", 415),
+    ("POST", "/metrics", {"Content-Type": "application/json", "Content-Encoding": "gzip"}, gzip.compress(b"{}"), 415),
+    ("POST", RECORDS, {"Content-Type": "text/csv", "Content-Encoding": "gzip"}, gzip.compress(b"date\n"), 415),
+    ("POST", "/metrics", {"Content-Type": "application/json", "Content-Encoding": "identity"}, b"{}", 422),
     ("POST", RECORDS, {"Content-Type": "application/xml"}, b"x" * (MAX_UPLOAD + 1), 415),
     ("POST", "/metrics", {"Content-Encoding": "gzip"}, LARGE, 415),
-    ("POST", RECORDS, {"Content-Type": "text/csv", "Content-Encoding": "gzip"}, gzip.compress(b"date\n"), 415),
     ("POST", "/metrics", {"Content-Type": "application/json"}, b"{" + LARGE, 413),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, LARGE, 413),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{", 400),
@@ -379,7 +381,7 @@ async def test_errors_are_looked_for_in_the_order_of_the_contract(api: httpx.Asy
         answer = await api.request(method, path, headers=headers, content=body)
         assert (method, path, answer.status_code) == (method, path, status), answer.text
         assert ("allow" in answer.headers) == (status == 405)
-        assert ("accept-encoding" in answer.headers) == ("Content-Encoding" in headers)
+        assert ("accept-encoding" in answer.headers) == ("gzip" in headers.values())
 
 
 async def test_a_caller_without_the_write_scope_is_refused_before_anything_is_read(
@@ -587,6 +589,7 @@ BAD_RECORDS: dict[str, tuple[Any, str]] = {
     "30 February": ({"date": "2025-02-30"}, "date"),
     "infinity": ({"date": "infinity"}, "date"),
     "today": ({"date": "today"}, "date"),
+    "x between date and time": ({"date": "2025-06-30x12:00:00"}, "date"),
     "number as date": ({"date": 1_750_000_000}, "date"),
     "no uuid": ({"metric_id": "1"}, "metric_id"),
     "text as number": ({"obsolescence": "many"}, "obsolescence"),

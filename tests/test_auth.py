@@ -509,7 +509,7 @@ def test_head_and_every_spelling_of_a_path_want_the_same(ask: Ask, adrift: Servi
 
 PUBLIC = re.compile(r"/|/docs(/.*)?|/openapi\.json|/prometheus|/health(/.*)?")
 # What lets its caller in by its first message, and so has tests of its own.
-SOCKETS = {"/live"}
+SOCKETS = {"/live", "/live/"}
 HTTP_ROUTES = [route for route in app.ROUTES if route.path not in SOCKETS]
 
 
@@ -616,6 +616,7 @@ ILL_TYPED: list[tuple[str, Any]] = [
     ("quota", {"limits": {"quota": 10**400}}),
     ("quota", {"limits": {"quota": [1, 2]}}),
     ("quota", {"limits": {"quota": {"a": 1}}}),
+    ("network", {"custom:network": "nowhere"}),
 ]
 
 

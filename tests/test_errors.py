@@ -118,11 +118,17 @@ def test_an_id_of_64_characters_may_be_unknown_and_one_of_65_may_not(http: httpx
         "/metrics/echo%2F",
         "/metrics/echo%2F.csv",
         "/metrics/%2Fecho",
+        "/metrics/echo%2Flayouts",
+        "/metrics/echo%2fmetric-records",
+        "/metrics%2Fecho",
+        "/health%2Flive",
     ],
 )
 def test_a_slash_in_an_id_is_404_encoded_or_not(strict: Service, path: str) -> None:
-    status, headers, _ = raw(strict, f"GET {path} HTTP/1.1".encode())
-    assert (status, headers["content-type"]) == (404, "application/problem+json")
+    assert raw(strict, b"GET /metrics/echo HTTP/1.1")[0] == 200
+    for method in ("GET", "HEAD", "PUT", "POST"):
+        status, headers, _ = raw(strict, f"{method} {path} HTTP/1.1".encode())
+        assert (status, headers["content-type"]) == (404, "application/problem+json")
 
 
 @pytest.mark.parametrize("path", ["/%2Fmetrics", "/metrics/..", "/metrics/../health", "/./metrics"])
@@ -199,8 +205,18 @@ def test_errors_are_looked_for_in_their_order(http: httpx.Client) -> None:
 )
 def test_a_malformed_head_is_400_and_leaves_no_traceback(strict: Service, head: bytes) -> None:
     before = len(strict.log.read_text())
-    assert raw(strict, head)[0] == 400
+    status, headers, content = raw(strict, head)
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert json.loads(content)["request_id"] == headers["x-request-id"]
     assert "Traceback" not in strict.log.read_text()[before:]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/echo/metric-records"])
+@pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"2\r\n{}0\r\n\r\n"])
+def test_a_body_in_malformed_chunks_is_400(strict: Service, path: str, body: bytes) -> None:
+    head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+    status, headers, _ = raw(strict, head.encode(), body)
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
 
 
 def test_a_request_id_is_given_back_and_a_bad_one_replaced(http: httpx.Client) -> None:

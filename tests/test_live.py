@@ -208,6 +208,12 @@ async def test_a_write_that_is_rolled_back_sends_nothing(board: Dashboard, owner
     assert await board.collect(0.4) == []
 
 
+async def test_a_trailing_slash_makes_no_difference(service: Service, owner: asyncpg.Connection) -> None:
+    async with connect(f"{live_url(service)}/", proxy=None) as opened:
+        board = Dashboard(opened)
+        assert (await board.subscribe("total"))["type"] == "result"
+
+
 async def test_what_is_not_watched_any_more_is_silent(board: Dashboard, owner: asyncpg.Connection) -> None:
     await board.subscribe("total")
     await board.subscribe("records", series="total")

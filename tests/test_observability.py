@@ -275,7 +275,7 @@ def guarded(start_service: Serve) -> Service:
     return service
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
 def test_a_preflight_needs_no_token(guarded: Service, method: str) -> None:
     with httpx.Client(base_url=guarded.url) as http:
         answer = preflight(http, method, "authorization, content-type, if-none-match, x-request-id")
@@ -286,7 +286,11 @@ def test_a_preflight_needs_no_token(guarded: Service, method: str) -> None:
 
 
 def test_a_preflight_of_a_foreign_origin_is_not_granted(http: httpx.Client) -> None:
-    assert "access-control-allow-origin" not in preflight(http, "GET", "authorization", "https://evil.example").headers
+    answer = preflight(http, "GET", "authorization", "https://evil.example")
+    assert "access-control-allow-origin" not in answer.headers
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert "Origin" in answer.headers["vary"]
 
 
 def test_answers_and_errors_carry_the_headers_alike(http: httpx.Client, guarded: Service) -> None:

@@ -1535,7 +1535,18 @@ SHAPE = """\
     WHERE ev_class = ANY ('{{{oids}}}'::oid[])
   )"""
 LARGE_TABLE = 100_000  # rows
+# With what these inherit from: who writes to that one may write to them, and only its own trigger fires.
 LOCKED_RELATIONS = """\
+WITH RECURSIVE relations (relid) AS (
+  SELECT relation
+  FROM pg_locks
+  WHERE pid = PG_BACKEND_PID()
+  AND locktype = 'relation'
+  UNION
+  SELECT inhparent
+  FROM relations
+  JOIN pg_inherits ON inhrelid = relid
+)
 SELECT
   c.oid,
   c.relkind,
@@ -1546,11 +1557,8 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 AND c.oid IN (
-  SELECT UNNEST(ARRAY[relation, tree.relid])
-  FROM pg_locks
-  LEFT JOIN LATERAL PG_PARTITION_ANCESTORS(relation) AS tree ON true
-  WHERE pid = PG_BACKEND_PID()
-  AND locktype = 'relation'
+  SELECT relid
+  FROM relations
   UNION ALL
   SELECT TO_REGCLASS(name)
   FROM UNNEST($1::text[]) AS reads(name)
@@ -1840,23 +1848,28 @@ JOIN queries AS q ON q.id = c.query_id
 LEFT JOIN layout_items AS l ON l.item_id = c.id
 GROUP BY c.id, q.id
 """
-# A partitioned table is watched when each of its partitions is.
+# A table is watched when each of its partitions, and of those that inherit from it, is.
 WATCHED = """\
-WITH watched AS (
+WITH RECURSIVE watched AS (
   SELECT tgrelid
   FROM pg_trigger
   WHERE tgname = 'metrics_api_watch'
   AND tgenabled <> 'D'
+),
+family (root, relid) AS (
+  SELECT tgrelid, tgrelid
+  FROM watched
+  UNION
+  SELECT root, inhrelid
+  FROM family
+  JOIN pg_inherits ON inhparent = relid
 )
 SELECT tgrelid
-FROM watched AS w
-WHERE NOT EXISTS (
-  SELECT relid
-  FROM PG_PARTITION_TREE(w.tgrelid)
-  EXCEPT
-  SELECT tgrelid
-  FROM watched
-)
+FROM watched
+EXCEPT
+SELECT root
+FROM family
+WHERE relid NOT IN (SELECT tgrelid FROM watched)
 """
 
 
@@ -5129,10 +5142,16 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
 
 
 FAMILY = """\
+WITH RECURSIVE family (relid) AS (
+  SELECT TO_REGCLASS($1)::oid
+  UNION
+  SELECT inhrelid
+  FROM family
+  JOIN pg_inherits ON inhparent = relid
+)
 SELECT c.oid::regclass::text AS name, c.relkind
-FROM pg_class AS c
-WHERE c.oid = TO_REGCLASS($1)
-OR c.oid IN (SELECT relid FROM PG_PARTITION_TREE(TO_REGCLASS($1)))
+FROM family
+JOIN pg_class AS c ON c.oid = relid
 """
 WATCH = """\
 CREATE OR REPLACE TRIGGER metrics_api_watch
@@ -5143,7 +5162,7 @@ UNWATCH = "DROP TRIGGER IF EXISTS metrics_api_watch ON {}"
 
 
 async def watch_table(conn: asyncpg.Connection, table: str, statement: str) -> None:
-    """Run a statement on a table and its partitions; raises CommandError."""
+    """Run a statement on a table, its partitions and those that inherit from it; raises CommandError."""
     try:
         family = await conn.fetch(FAMILY, table)
         if not family or any(row["relkind"] not in (b"r", b"p") for row in family):

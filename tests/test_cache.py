@@ -48,6 +48,8 @@ CREATE TABLE regional (region text REFERENCES regions ON DELETE CASCADE);
 CREATE TABLE events (day date NOT NULL) PARTITION BY RANGE (day);
 CREATE TABLE events_2025 PARTITION OF events FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
 CREATE TABLE events_2026 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+CREATE TABLE sites (name text);
+CREATE TABLE depots (gates int4) INHERITS (sites);
 CREATE TABLE wide (a int4);
 CREATE VIEW large_readings AS SELECT amount FROM readings WHERE amount >= 100;
 CREATE VIEW switched AS SELECT amount FROM readings;
@@ -55,7 +57,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO metrics_reader;
 REVOKE ALL ON queries, metric_configurations, layout_items FROM metrics_reader;
 GRANT SELECT ON readings TO metrics_guest;
 """
-WATCHED = ("readings", "others", "regional", "events", "events_2025", "events_2026", "wide")
+WATCHED = ("readings", "others", "regional", "events", "events_2025", "events_2026", "sites", "depots", "wide")
 WATCH = """\
 CREATE TRIGGER metrics_api_watch
 AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {}
@@ -63,7 +65,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION metrics_api_notify();
 """
 NO_TABLES = """\
 DROP VIEW IF EXISTS switched, large_readings;
-DROP TABLE IF EXISTS readings, others, unwatched, regional, regions, events, wide;
+DROP TABLE IF EXISTS readings, others, unwatched, regional, regions, events, depots, sites, wide;
 DROP FUNCTION IF EXISTS note_run;
 DELETE FROM metric_configurations WHERE id = ANY ('{{{}}}'::text[]);
 """
@@ -80,6 +82,8 @@ METRICS = {
     "regional": "SELECT COUNT(*) AS n FROM regional",
     "events": "SELECT COUNT(*) AS n FROM events",
     "events-2025": "SELECT COUNT(*) AS n FROM events_2025",
+    "sites": "SELECT COUNT(*) AS n FROM sites",
+    "depots": "SELECT COUNT(*) AS n FROM depots",
     "tenant": "-- claim tenant: custom:tenant\nSELECT note_run(:tag::text) AS ran_at, :tenant::text AS tenant",
     "wide": "SELECT * FROM wide",
     "large": "SELECT n, REPEAT('x', 1000) AS filler FROM GENERATE_SERIES(1, :count::int4) AS n"
@@ -625,6 +629,8 @@ WRITES = {
     "parent": ("INSERT INTO events VALUES ('2026-02-02')", "events", 2),
     "partition by parent": ("INSERT INTO events VALUES ('2025-02-02')", "events-2025", 2),
     "moved by parent": ("UPDATE events SET day = '2026-01-01'", "events-2025", 0),
+    "heir": ("INSERT INTO depots VALUES ('south', 2)", "sites", 2),
+    "heir by parent": ("DELETE FROM sites", "depots", 0),
 }
 
 
@@ -637,6 +643,7 @@ async def test_every_way_of_writing_is_noticed(
     await owner.execute("INSERT INTO regions VALUES ('north'), ('south')")
     await owner.execute("INSERT INTO regional VALUES ('north'), ('south')")
     await owner.execute("INSERT INTO events VALUES ('2025-01-01')")
+    await owner.execute("TRUNCATE sites; INSERT INTO depots VALUES ('north', 1)")
     write, path, expected = WRITES[way]
     await asyncio.sleep(0.1)
     for client in (one, two):

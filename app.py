@@ -1470,7 +1470,8 @@ class Type(NamedTuple):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A definition and what PostgreSQL says of it; with a fault the rest is empty.
 
-    tables maps the oid of each table it reads to its name; shape is a fingerprint of all relations' columns.
+    tables maps the oid of each table it reads to its name; relations are the oids of views, too, and shape is a
+    fingerprint of their names and columns.
     """
 
     about: Definition
@@ -1479,6 +1480,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Column, ...] = ()
     column_types: tuple[Type, ...] = ()
     tables: dict[int, str] = {}
+    relations: tuple[int, ...] = ()
     shape: int | None = None
     cost: float = 0
     scans: tuple[str, ...] = ()
@@ -1533,6 +1535,10 @@ SHAPE = """\
     SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || xmin::text)), 0)::bigint
     FROM pg_rewrite
     WHERE ev_class = ANY ('{{{oids}}}'::oid[])
+  ) + (
+    SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || relnamespace || ' ' || relname)), 0)::bigint
+    FROM pg_class
+    WHERE oid = ANY ('{{{oids}}}'::oid[])
   )"""
 LARGE_TABLE = 100_000  # rows
 # With what these inherit from: who writes to that one may write to them, and only its own trigger fires.
@@ -1579,6 +1585,10 @@ WHERE t.oid = ANY ($1::oid[])
 """
 
 
+def shape_sql(relations: Iterable[int]) -> str:
+    return SHAPE.format(oids=",".join(map(str, relations)))
+
+
 async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings) -> Metric:
     """Ask PostgreSQL what a statement takes, returns and reads, as the login that will run it; nothing is run.
 
@@ -1595,10 +1605,11 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             raise bad_statement(exc, statement) from exc
         relations = await conn.fetch(LOCKED_RELATIONS, definition.reads)
         columns, types = prepared.get_attributes(), prepared.get_parameters()
-        oids = {kind.oid for kind in (*types, *(column.type for column in columns))}
-        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, oids)}
+        used = {kind.oid for kind in (*types, *(column.type for column in columns))}
+        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, used)}
         check_columns([column.name for column in columns])
-        shape = SHAPE.format(oids=",".join(str(row["oid"]) for row in relations))
+        oids = tuple(sorted(row["oid"] for row in relations))
+        shape = shape_sql(oids)
         run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
         try:
             await conn.prepare(run)
@@ -1613,6 +1624,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
             column_types=tuple(known[column.type.oid] for column in columns),
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
+            relations=oids,
             shape=await conn.fetchval(f"SELECT {shape}"),
             cost=plan.get("Total Cost", 0),
             scans=tuple(sorted(large & scanned(plan))),
@@ -1977,10 +1989,17 @@ class Catalog:
                 self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
             async with self.database.connection("catalog") as conn:
                 self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
-            definitions = merge(files, rows)
-            self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
+            definitions, reshaped = merge(files, rows), await self.reshaped()
+            self.metrics = {key: await self.described(definition, reshaped) for key, definition in definitions.items()}
             self.mirrored, self.complete = files, True
         self.tell()
+
+    async def reshaped(self) -> set[str]:
+        """The metrics whose relations are not what they were, or bear other names."""
+        metrics = [metric for metric in self.metrics.values() if not metric.fault]
+        async with self.database.connection("catalog") as conn:
+            shapes = {oids: await conn.fetchval(f"SELECT {shape_sql(oids)}") for oids in {m.relations for m in metrics}}
+        return {metric.id for metric in metrics if shapes[metric.relations] != metric.shape}
 
     def tell(self) -> None:
         for tell in self.reloaded_by:
@@ -1999,10 +2018,10 @@ class Catalog:
             self.metrics.pop(metric_id, None)
         self.tell()
 
-    async def described(self, definition: Definition) -> Metric:
+    async def described(self, definition: Definition, reshaped: set[str]) -> Metric:
         """One metric that PostgreSQL cannot plan, be it for ever, does not take the others with it."""
         known = self.metrics.get(definition.id)
-        if known and known.about == definition and not known.fault:
+        if known and known.about == definition and not known.fault and known.id not in reshaped:
             return known
         try:
             return await self.describe(definition)
@@ -2097,15 +2116,20 @@ async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
 
 
 async def watch_catalog(catalog: Catalog) -> None:
-    """Reload within a second of a change to a file or to the definitions, and while a metric does not compile."""
+    """Reload within a second of a change to a file or to the definitions, and while a metric does not compile.
+
+    Tables that are replaced tell nobody, and what a metric reads decides which changes it hears of.
+    """
     seen: object = None
     for tick in itertools.count():
         with suppress(TimeoutError):
             await asyncio.wait_for(catalog.outdated.wait(), 0.5)
         try:
             stamps = await asyncio.to_thread(catalog.file_stamps)
-            faulty = tick % 4 == 0 and any(metric.fault for metric in catalog.metrics.values())
-            if stamps != seen or faulty or catalog.outdated.is_set():
+            other = stamps != seen or catalog.outdated.is_set()
+            if not other and tick % 4 == 0:
+                other = any(metric.fault for metric in catalog.metrics.values()) or bool(await catalog.reshaped())
+            if other:
                 await catalog.reload()
                 seen = stamps
         except Exception as exc:

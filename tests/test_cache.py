@@ -50,6 +50,7 @@ CREATE TABLE events_2025 PARTITION OF events FOR VALUES FROM ('2025-01-01') TO (
 CREATE TABLE events_2026 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
 CREATE TABLE sites (name text);
 CREATE TABLE depots (gates int4) INHERITS (sites);
+CREATE TABLE stock (amount numeric);
 CREATE TABLE wide (a int4);
 CREATE VIEW large_readings AS SELECT amount FROM readings WHERE amount >= 100;
 CREATE VIEW switched AS SELECT amount FROM readings;
@@ -57,7 +58,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO metrics_reader;
 REVOKE ALL ON queries, metric_configurations, layout_items FROM metrics_reader;
 GRANT SELECT ON readings TO metrics_guest;
 """
-WATCHED = ("readings", "others", "regional", "events", "events_2025", "events_2026", "sites", "depots", "wide")
+WATCHED = ("readings", "others", "regional", "events", "events_2025", "events_2026", "sites", "depots", "stock", "wide")
 WATCH = """\
 CREATE TRIGGER metrics_api_watch
 AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {}
@@ -65,7 +66,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION metrics_api_notify();
 """
 NO_TABLES = """\
 DROP VIEW IF EXISTS switched, large_readings;
-DROP TABLE IF EXISTS readings, others, unwatched, regional, regions, events, depots, sites, wide;
+DROP TABLE IF EXISTS readings, others, unwatched, regional, regions, events, depots, sites, stock, wide;
 DROP FUNCTION IF EXISTS note_run;
 DELETE FROM metric_configurations WHERE id = ANY ('{{{}}}'::text[]);
 """
@@ -84,6 +85,7 @@ METRICS = {
     "events-2025": "SELECT COUNT(*) AS n FROM events_2025",
     "sites": "SELECT COUNT(*) AS n FROM sites",
     "depots": "SELECT COUNT(*) AS n FROM depots",
+    "stock": "-- ttl: 300\nSELECT COUNT(*) AS n FROM stock",
     "tenant": "-- claim tenant: custom:tenant\nSELECT note_run(:tag::text) AS ran_at, :tenant::text AS tenant",
     "wide": "SELECT * FROM wide",
     "large": "SELECT n, REPEAT('x', 1000) AS filler FROM GENERATE_SERIES(1, :count::int4) AS n"
@@ -751,6 +753,24 @@ async def test_a_view_is_watched_by_what_it_reads_now(one: httpx.AsyncClient, ow
     assert record(await get(one, "switched", "no-cache", tag="view"))["n"] == 0
     await owner.execute("INSERT INTO others VALUES (1), (2)")
     await shows(one, "switched?tag=view", 2, time.monotonic())
+
+
+@pytest.mark.parametrize("way", ["DROP TABLE stock", "ALTER TABLE stock RENAME TO last_stock"])
+async def test_a_table_that_takes_anothers_name_takes_its_place(
+    one: httpx.AsyncClient, owner: asyncpg.Connection, way: str
+) -> None:
+    """Two seconds later it is known which table's changes count."""
+    before = record(await get(one, "stock"))["n"]
+    await owner.execute(
+        f"BEGIN; CREATE TABLE next_stock (amount numeric); {WATCH.format('next_stock')}; {way};"
+        " ALTER TABLE next_stock RENAME TO stock; GRANT SELECT ON stock TO metrics_reader; COMMIT"
+    )
+    await asyncio.sleep(2.5)
+    assert (before, record(await get(one, "stock"))["n"]) == (0, 0)
+    await owner.execute("INSERT INTO stock VALUES (1)")
+    await shows(one, "stock", 1, time.monotonic())
+    await owner.execute("TRUNCATE stock; DROP TABLE IF EXISTS last_stock")
+    await shows(one, "stock", 0, time.monotonic())
 
 
 DDL = (

@@ -4047,7 +4047,6 @@ PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
-NONE_YET = b"none yet"  # the etag of a subscription that has been told of a problem
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -4060,10 +4059,11 @@ class Subscription(msgspec.Struct, eq=False):
     pairs: list[tuple[str, str]]
     topic: str = ""
     etag: bytes = b""
+    answering: asyncio.Task[None] | None = None
 
     def tell(self, news: Answer | Exception) -> None:
         """Send a result that is another than the last one, or say, once, what is the matter."""
-        etag = news.etag if isinstance(news, Answer) else NONE_YET
+        etag = news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
         if self.etag != etag:
             self.etag = etag
             self.subscriber.put(self.key, functools.partial(self.message, news))
@@ -4126,11 +4126,12 @@ class Broadcast:
                 topic.changed.set()
 
     def on_reload(self) -> None:
-        """Plan anew what watches a metric that is not what it was."""
-        for topic in list(self.topics.values()):
-            if self.catalog.metrics.get(topic.plan.metric.id) is not topic.plan.metric:
-                for subscription in list(topic.subscriptions):
-                    subscription.subscriber.renew(subscription)
+        """Plan anew what watches a metric that is not what it was, or that could not be planned."""
+        for subscriber in self.subscribers:
+            for subscription in list(subscriber.subscriptions.values()):
+                topic = self.topics.get(subscription.topic)
+                if topic is None or self.catalog.metrics.get(subscription.metric_id) is not topic.plan.metric:
+                    subscriber.renew(subscription)
 
     async def ask(self, plan: Plan) -> tuple[Answer | Exception, float]:
         """A result, or what is the matter, and for how many seconds that will do."""
@@ -4158,9 +4159,10 @@ class Broadcast:
     def unsubscribe(self, subscription: Subscription) -> None:
         if topic := self.topics.get(subscription.topic):
             topic.subscriptions.discard(subscription)
+            subscription.topic = ""
             if not topic.subscriptions:
                 topic.task.cancel()
-                del self.topics[subscription.topic]
+                del self.topics[topic.plan.key]
 
     async def close(self) -> None:
         tasks = [topic.task for topic in self.topics.values()]
@@ -4253,6 +4255,8 @@ class Subscriber:
             self.broadcast.unsubscribe(known)
             self.outbox.pop(key, None)
         if kind == "unsubscribe":
+            if known and known.answering:
+                known.answering.cancel()
             return None
         if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
             return self.put_problem(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
@@ -4266,20 +4270,22 @@ class Subscriber:
     def renew(self, subscription: Subscription) -> None:
         """Subscribe to what the metric is now and the caller may see, and send its result if it is another."""
         self.broadcast.unsubscribe(subscription)
-        task = asyncio.create_task(self.answer(subscription))
+        task = subscription.answering = asyncio.create_task(self.answer(subscription))
         self.answers.add(task)
         task.add_done_callback(self.answers.discard)
 
     async def answer(self, subscription: Subscription) -> None:
-        """What cannot be had just now comes as soon as it can; what is wrong ends the subscription."""
+        """What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription."""
+        if self.subscriptions.get(subscription.key) is not subscription:
+            return
         try:
             metric = self.broadcast.catalog.find(subscription.metric_id, cast(Caller, self.caller))
             plan = make_plan(metric, subscription.pairs, cast(Caller, self.caller), "json")
         except Exception as exc:
-            self.subscriptions.pop(subscription.key, None)
+            if subscription.etag or as_problem(exc).status >= 500:
+                return subscription.tell(exc)
+            del self.subscriptions[subscription.key]
             return self.put_problem(exc, subscription.metric_id, subscription.params)
-        if self.subscriptions.get(subscription.key) is not subscription:
-            return
         self.broadcast.subscribe(plan, subscription)
         news, wait = await self.broadcast.ask(plan)
         if self.subscriptions.get(subscription.key) is subscription:

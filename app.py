@@ -23,7 +23,6 @@ import io
 import ipaddress
 import itertools
 import logging
-import math
 import os
 import re
 import socket
@@ -2593,8 +2592,10 @@ class BytesSerializer(NullSerializer):  # type: ignore[misc]
 
 
 class SharedEntry(msgspec.Struct, array_like=True):
+    """Its age (seconds) is what has passed of its TTL by Redis's clock: those of the instances may differ."""
+
     result: Result
-    made_at: float  # Unix seconds
+    ttl: float
 
 
 class SharedCache:
@@ -2619,15 +2620,19 @@ class SharedCache:
             warn("the shared cache is left alone for 5 s", reason=repr(exc))
             return None
 
-    async def get(self, key: str) -> SharedEntry | None:
-        value = await self.call("get", key)
+    async def get(self, key: str) -> tuple[Result, float] | None:
+        """A result and its age."""
+        left = await self.call("raw", "pttl", key)
+        value = await self.call("get", key) if left and left > 0 else None
         with suppress(msgspec.MsgspecError):
-            return self.decode(value) if value else None
+            if value:
+                entry = self.decode(value)
+                return entry.result, max(0, entry.ttl - left / 1000)
         return None
 
-    async def set(self, key: str, entry: SharedEntry, ttl: float) -> None:
-        if len(entry.result.rows) <= MAX_SHARED:
-            await self.call("set", key, self.encode(entry), ttl=math.ceil(ttl))
+    async def set(self, key: str, entry: SharedEntry, left: float) -> None:
+        """Keep an entry for what is left of its TTL."""
+        await self.call("set", key, self.encode(entry), ttl=left)
 
     async def close(self) -> None:
         if self.backend:
@@ -2860,10 +2865,15 @@ class Results:
         return f"metrics-api:{digest}"
 
     def share(self, plan: Plan, entry: Entry) -> None:
-        if self.shared.backend and self.changes.connected_since:
-            shared = SharedEntry(entry.result, time.time() - entry.age)
-            ttl = entry.ttl + self.settings.cache_stale
-            task = asyncio.create_task(self.shared.set(self.shared_key(plan), shared, ttl))
+        left = entry.ttl - entry.age
+        if (
+            self.shared.backend
+            and self.changes.connected_since
+            and left > 0.001
+            and len(entry.result.rows) <= MAX_SHARED
+        ):
+            shared = SharedEntry(entry.result, entry.ttl)
+            task = asyncio.create_task(self.shared.set(self.shared_key(plan), shared, left))
             self.background.add(task)
             task.add_done_callback(self.background.discard)
 
@@ -2871,10 +2881,11 @@ class Results:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
         if not self.shared.backend or not self.changes.connected_since:
             return None
-        shared = await self.shared.get(self.shared_key(plan))
-        if shared is None:
+        found = await self.shared.get(self.shared_key(plan))
+        if found is None:
             return None
-        entry = self.make_entry(plan, shared.result, time.monotonic() - max(0, time.time() - shared.made_at), True)
+        result, age = found
+        entry = self.make_entry(plan, result, time.monotonic() - age, True)
         if entry.age > entry.ttl or not self.changes.connected_since or not self.is_current(entry):
             return None
         await self.keep(plan, entry)

@@ -1174,7 +1174,7 @@ async def test_garbage_in_redis_is_a_miss(near: httpx.AsyncClient, far: httpx.As
     whole = await get(near, "readings", tag="garbage")
     await asyncio.sleep(0.1)
     for key in list(shared.client.scan_iter()):
-        shared.client.set(key, b"\x93garbage")
+        shared.client.set(key, b"\x93garbage", keepttl=True)
     answer = await get(far, "readings", tag="garbage")
     assert (status(answer), record(answer)["n"]) == ("fwd=miss", record(whole)["n"])
 
@@ -1185,6 +1185,22 @@ async def sharing(near: httpx.AsyncClient, far: httpx.AsyncClient) -> bool:
     await get(near, "readings", tag=tag)
     await asyncio.sleep(0.1)
     return status(await get(far, "readings", tag=tag)) == SHARED
+
+
+@pytest.mark.parametrize("seconds", [-300, 300])
+async def test_ages_in_redis_do_not_depend_on_clocks_that_agree(
+    near: httpx.AsyncClient, start: Start, shared: Redis, tmp_path: Path, seconds: int
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import time\nright = time.time\ntime.time = lambda: right() + {seconds}\n"
+    )
+    [instance] = await start(CACHE_URL=shared.url, PYTHONPATH=str(tmp_path))
+    async with connect(instance) as far:
+        tag = f"clock {seconds}"
+        await get(near, "readings", tag=tag)
+        await asyncio.sleep(1.1)
+        answer = await get(far, "readings", tag=tag)
+        assert (status(answer), answer.headers["age"]) == (SHARED, "1")
 
 
 async def test_redis_killed_in_mid_traffic_costs_only_its_hits(

@@ -2471,12 +2471,12 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
             outdated.set()
 
     dsn, session = database.logins["owner"].dsn, database.session("listener")
-    conn = await connect(dsn, 2, timeout=5, server_settings=session)
+    conn = await connect(dsn, 2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.tables.clear()
         await conn.add_listener("metrics_api", on_change)
-        row = await conn.fetchrow(LISTENING, timeout=5)
+        row = await conn.fetchrow(LISTENING)
         definitions.update(row["definitions"])
         changes.begin(parse_snapshot(row["snapshot"]), row["taken_at"], row["database_id"])
         outdated.set()

@@ -888,6 +888,7 @@ class Wire:
         self.directory, self.target = directory, target
         self.writers: set[asyncio.StreamWriter] = set()
         self.deaf: set[asyncio.StreamWriter] = set()
+        self.lost_with: bytes | None = None
         self.is_cut = False
 
     async def open(self) -> None:
@@ -911,6 +912,8 @@ class Wire:
         self.writers.add(writer)
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self.lost_with and self.lost_with in data:
+                    self.deaf.add(writer)
                 if writer not in self.deaf:
                     writer.write(data)
         writer.close()
@@ -1005,6 +1008,18 @@ async def test_a_listener_that_hears_nothing_any_more_is_noticed(outage: Outage)
     client, conn = outage.client, await outage.connect()
     before = record(await get(client, "lasting"))["n"]
     outage.wire.lose()
+    await conn.execute("INSERT INTO readings DEFAULT VALUES")
+    await shows(client, "lasting", before + 1, time.monotonic(), LISTENER_BACK)
+    await conn.close()
+
+
+async def test_a_listener_that_gets_no_answer_to_its_first_word_is_noticed(outage: Outage) -> None:
+    client, conn = outage.client, await outage.connect()
+    before = record(await get(client, "lasting"))["n"]
+    outage.wire.lost_with = b"LISTEN"
+    outage.wire.lose()
+    await asyncio.sleep(LISTENER_BACK)
+    outage.wire.lost_with = None
     await conn.execute("INSERT INTO readings DEFAULT VALUES")
     await shows(client, "lasting", before + 1, time.monotonic(), LISTENER_BACK)
     await conn.close()

@@ -24,7 +24,6 @@ import io
 import ipaddress
 import itertools
 import logging
-import math
 import os
 import re
 import socket
@@ -1492,7 +1491,8 @@ class Type(NamedTuple):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A definition and what PostgreSQL says of it; with a fault the rest is empty.
 
-    tables maps the oid of each table it reads to its name; shape is a fingerprint of all relations' columns.
+    tables maps the oid of each table it reads to its name; relations are the oids of views, too, and shape is a
+    fingerprint of their names and columns.
     """
 
     about: Definition
@@ -1501,6 +1501,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Column, ...] = ()
     column_types: tuple[Type, ...] = ()
     tables: dict[int, str] = {}
+    relations: tuple[int, ...] = ()
     shape: int | None = None
     cost: float = 0
     scans: tuple[str, ...] = ()
@@ -1555,9 +1556,24 @@ SHAPE = """\
     SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || xmin::text)), 0)::bigint
     FROM pg_rewrite
     WHERE ev_class = ANY ('{{{oids}}}'::oid[])
+  ) + (
+    SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || relnamespace || ' ' || relname)), 0)::bigint
+    FROM pg_class
+    WHERE oid = ANY ('{{{oids}}}'::oid[])
   )"""
 LARGE_TABLE = 100_000  # rows
+# With what these inherit from: who writes to that one may write to them, and only its own trigger fires.
 LOCKED_RELATIONS = """\
+WITH RECURSIVE relations (relid) AS (
+  SELECT relation
+  FROM pg_locks
+  WHERE pid = PG_BACKEND_PID()
+  AND locktype = 'relation'
+  UNION
+  SELECT inhparent
+  FROM relations
+  JOIN pg_inherits ON inhrelid = relid
+)
 SELECT
   c.oid,
   c.relkind,
@@ -1568,11 +1584,8 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 AND c.oid IN (
-  SELECT UNNEST(ARRAY[relation, tree.relid])
-  FROM pg_locks
-  LEFT JOIN LATERAL PG_PARTITION_ANCESTORS(relation) AS tree ON true
-  WHERE pid = PG_BACKEND_PID()
-  AND locktype = 'relation'
+  SELECT relid
+  FROM relations
   UNION ALL
   SELECT TO_REGCLASS(name)
   FROM UNNEST($1::text[]) AS reads(name)
@@ -1593,6 +1606,10 @@ WHERE t.oid = ANY ($1::oid[])
 """
 
 
+def shape_sql(relations: Iterable[int]) -> str:
+    return SHAPE.format(oids=",".join(map(str, relations)))
+
+
 async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings) -> Metric:
     """Ask PostgreSQL what a statement takes, returns and reads, as the login that will run it; nothing is run.
 
@@ -1609,10 +1626,11 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             raise bad_statement(exc, statement) from exc
         relations = await conn.fetch(LOCKED_RELATIONS, definition.reads)
         columns, types = prepared.get_attributes(), prepared.get_parameters()
-        oids = {kind.oid for kind in (*types, *(column.type for column in columns))}
-        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, oids)}
+        used = {kind.oid for kind in (*types, *(column.type for column in columns))}
+        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, used)}
         check_columns([column.name for column in columns])
-        shape = SHAPE.format(oids=",".join(str(row["oid"]) for row in relations))
+        oids = tuple(sorted(row["oid"] for row in relations))
+        shape = shape_sql(oids)
         run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
         try:
             await conn.prepare(run)
@@ -1627,6 +1645,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
             column_types=tuple(known[column.type.oid] for column in columns),
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
+            relations=oids,
             shape=await conn.fetchval(f"SELECT {shape}"),
             cost=plan.get("Total Cost", 0),
             scans=tuple(sorted(large & scanned(plan))),
@@ -1884,23 +1903,28 @@ JOIN queries AS q ON q.id = c.query_id
 LEFT JOIN layout_items AS l ON l.item_id = c.id
 GROUP BY c.id, q.id
 """
-# A partitioned table is watched when each of its partitions is.
+# A table is watched when each of its partitions, and of those that inherit from it, is.
 WATCHED = """\
-WITH watched AS (
+WITH RECURSIVE watched AS (
   SELECT tgrelid
   FROM pg_trigger
   WHERE tgname = 'metrics_api_watch'
   AND tgenabled <> 'D'
+),
+family (root, relid) AS (
+  SELECT tgrelid, tgrelid
+  FROM watched
+  UNION
+  SELECT root, inhrelid
+  FROM family
+  JOIN pg_inherits ON inhparent = relid
 )
 SELECT tgrelid
-FROM watched AS w
-WHERE NOT EXISTS (
-  SELECT relid
-  FROM PG_PARTITION_TREE(w.tgrelid)
-  EXCEPT
-  SELECT tgrelid
-  FROM watched
-)
+FROM watched
+EXCEPT
+SELECT root
+FROM family
+WHERE relid NOT IN (SELECT tgrelid FROM watched)
 """
 
 
@@ -2008,10 +2032,17 @@ class Catalog:
                 self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
             async with self.database.connection("catalog") as conn:
                 self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
-            definitions = merge(files, rows)
-            self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
+            definitions, reshaped = merge(files, rows), await self.reshaped()
+            self.metrics = {key: await self.described(definition, reshaped) for key, definition in definitions.items()}
             self.mirrored, self.complete = files, True
         self.tell()
+
+    async def reshaped(self) -> set[str]:
+        """The metrics whose relations are not what they were, or bear other names."""
+        metrics = [metric for metric in self.metrics.values() if not metric.fault]
+        async with self.database.connection("catalog") as conn:
+            shapes = {oids: await conn.fetchval(f"SELECT {shape_sql(oids)}") for oids in {m.relations for m in metrics}}
+        return {metric.id for metric in metrics if shapes[metric.relations] != metric.shape}
 
     def tell(self) -> None:
         for tell in self.reloaded_by:
@@ -2030,10 +2061,10 @@ class Catalog:
             self.metrics.pop(metric_id, None)
         self.tell()
 
-    async def described(self, definition: Definition) -> Metric:
+    async def described(self, definition: Definition, reshaped: set[str]) -> Metric:
         """One metric that PostgreSQL cannot plan, be it for ever, does not take the others with it."""
         known = self.metrics.get(definition.id)
-        if known and known.about == definition and not known.fault:
+        if known and known.about == definition and not known.fault and known.id not in reshaped:
             return known
         try:
             return await self.describe(definition)
@@ -2128,15 +2159,20 @@ async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
 
 
 async def watch_catalog(catalog: Catalog) -> None:
-    """Reload within a second of a change to a file or to the definitions, and while a metric does not compile."""
+    """Reload within a second of a change to a file or to the definitions, and while a metric does not compile.
+
+    Tables that are replaced tell nobody, and what a metric reads decides which changes it hears of.
+    """
     seen: object = None
     for tick in itertools.count():
         with suppress(TimeoutError):
             await asyncio.wait_for(catalog.outdated.wait(), 0.5)
         try:
             stamps = await asyncio.to_thread(catalog.file_stamps)
-            faulty = tick % 4 == 0 and any(metric.fault for metric in catalog.metrics.values())
-            if stamps != seen or faulty or catalog.outdated.is_set():
+            other = stamps != seen or catalog.outdated.is_set()
+            if not other and tick % 4 == 0:
+                other = any(metric.fault for metric in catalog.metrics.values()) or bool(await catalog.reshaped())
+            if other:
                 await catalog.reload()
                 seen = stamps
         except Exception as exc:
@@ -2481,12 +2517,12 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
             outdated.set()
 
     dsn, session = database.logins["owner"].dsn, database.session("listener")
-    conn = await connect(dsn, 2, timeout=5, server_settings=session)
+    conn = await connect(dsn, 2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.tables.clear()
         await conn.add_listener("metrics_api", on_change)
-        row = await conn.fetchrow(LISTENING, timeout=5)
+        row = await conn.fetchrow(LISTENING)
         definitions.update(row["definitions"])
         changes.begin(parse_snapshot(row["snapshot"]), row["taken_at"], row["database_id"])
         outdated.set()
@@ -2602,8 +2638,10 @@ class BytesSerializer(NullSerializer):  # type: ignore[misc]
 
 
 class SharedEntry(msgspec.Struct, array_like=True):
+    """Its age (seconds) is what has passed of its TTL by Redis's clock: those of the instances may differ."""
+
     result: Result
-    made_at: float  # Unix seconds
+    ttl: float
 
 
 class SharedCache:
@@ -2628,15 +2666,19 @@ class SharedCache:
             warn("the shared cache is left alone for 5 s", reason=repr(exc))
             return None
 
-    async def get(self, key: str) -> SharedEntry | None:
-        value = await self.call("get", key)
+    async def get(self, key: str) -> tuple[Result, float] | None:
+        """A result and its age."""
+        left = await self.call("raw", "pttl", key)
+        value = await self.call("get", key) if left and left > 0 else None
         with suppress(msgspec.MsgspecError):
-            return self.decode(value) if value else None
+            if value:
+                entry = self.decode(value)
+                return entry.result, max(0, entry.ttl - left / 1000)
         return None
 
-    async def set(self, key: str, entry: SharedEntry, ttl: float) -> None:
-        if len(entry.result.rows) <= MAX_SHARED:
-            await self.call("set", key, self.encode(entry), ttl=math.ceil(ttl))
+    async def set(self, key: str, entry: SharedEntry, left: float) -> None:
+        """Keep an entry for what is left of its TTL."""
+        await self.call("set", key, self.encode(entry), ttl=left)
 
     async def claim(self, key: str, seconds: float) -> bool:
         """Whether this instance is to make an entry: another one may be making it, and has so many seconds."""
@@ -2886,9 +2928,9 @@ class Results:
     async def share(self, plan: Plan, entry: Entry | None, release: bool) -> None:
         """Give the other instances what was made, if anything was, and end the claim to make it."""
         key = self.shared_key(plan)
-        if entry and self.changes.connected_since and self.is_current(entry):
-            shared = SharedEntry(entry.result, time.time() - entry.age)
-            await self.shared.set(key, shared, entry.ttl + self.settings.cache_stale)
+        left = entry.ttl - entry.age if entry and len(entry.result.rows) <= MAX_SHARED else 0
+        if entry and left > 0.001 and self.changes.connected_since and self.is_current(entry):
+            await self.shared.set(key, SharedEntry(entry.result, entry.ttl), left)
         if release:
             await self.shared.release(key)
 
@@ -2915,10 +2957,11 @@ class Results:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
         if not self.shared.backend or not self.changes.connected_since:
             return None
-        shared = await self.shared.get(self.shared_key(plan))
-        if shared is None:
+        found = await self.shared.get(self.shared_key(plan))
+        if found is None:
             return None
-        entry = self.make_entry(plan, shared.result, time.monotonic() - max(0, time.time() - shared.made_at), True)
+        result, age = found
+        entry = self.make_entry(plan, result, time.monotonic() - age, True)
         if entry.age > entry.ttl or not self.changes.connected_since or not self.is_current(entry):
             return None
         await self.keep(plan, entry)
@@ -4115,7 +4158,6 @@ PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
-NONE_YET = b"none yet"  # the etag of a subscription that has been told of a problem
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -4128,10 +4170,11 @@ class Subscription(msgspec.Struct, eq=False):
     pairs: list[tuple[str, str]]
     topic: str = ""
     etag: bytes = b""
+    answering: asyncio.Task[None] | None = None
 
     def tell(self, news: Answer | Exception) -> None:
         """Send a result that is another than the last one, or say, once, what is the matter."""
-        etag = news.etag if isinstance(news, Answer) else NONE_YET
+        etag = news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
         if self.etag != etag:
             self.etag = etag
             self.subscriber.put(self.key, functools.partial(self.message, news))
@@ -4194,11 +4237,12 @@ class Broadcast:
                 topic.changed.set()
 
     def on_reload(self) -> None:
-        """Plan anew what watches a metric that is not what it was."""
-        for topic in list(self.topics.values()):
-            if self.catalog.metrics.get(topic.plan.metric.id) is not topic.plan.metric:
-                for subscription in list(topic.subscriptions):
-                    subscription.subscriber.renew(subscription)
+        """Plan anew what watches a metric that is not what it was, or that could not be planned."""
+        for subscriber in self.subscribers:
+            for subscription in list(subscriber.subscriptions.values()):
+                topic = self.topics.get(subscription.topic)
+                if topic is None or self.catalog.metrics.get(subscription.metric_id) is not topic.plan.metric:
+                    subscriber.renew(subscription)
 
     async def ask(self, plan: Plan) -> tuple[Answer | Exception, float]:
         """A result, or what is the matter, and for how many seconds that will do."""
@@ -4226,9 +4270,10 @@ class Broadcast:
     def unsubscribe(self, subscription: Subscription) -> None:
         if topic := self.topics.get(subscription.topic):
             topic.subscriptions.discard(subscription)
+            subscription.topic = ""
             if not topic.subscriptions:
                 topic.task.cancel()
-                del self.topics[subscription.topic]
+                del self.topics[topic.plan.key]
 
     async def close(self) -> None:
         tasks = [topic.task for topic in self.topics.values()]
@@ -4321,6 +4366,8 @@ class Subscriber:
             self.broadcast.unsubscribe(known)
             self.outbox.pop(key, None)
         if kind == "unsubscribe":
+            if known and known.answering:
+                known.answering.cancel()
             return None
         if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
             return self.put_problem(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
@@ -4334,20 +4381,22 @@ class Subscriber:
     def renew(self, subscription: Subscription) -> None:
         """Subscribe to what the metric is now and the caller may see, and send its result if it is another."""
         self.broadcast.unsubscribe(subscription)
-        task = asyncio.create_task(self.answer(subscription))
+        task = subscription.answering = asyncio.create_task(self.answer(subscription))
         self.answers.add(task)
         task.add_done_callback(self.answers.discard)
 
     async def answer(self, subscription: Subscription) -> None:
-        """What cannot be had just now comes as soon as it can; what is wrong ends the subscription."""
+        """What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription."""
+        if self.subscriptions.get(subscription.key) is not subscription:
+            return
         try:
             metric = self.broadcast.catalog.find(subscription.metric_id, cast(Caller, self.caller))
             plan = make_plan(metric, subscription.pairs, cast(Caller, self.caller), "json")
         except Exception as exc:
-            self.subscriptions.pop(subscription.key, None)
+            if subscription.etag or as_problem(exc).status >= 500:
+                return subscription.tell(exc)
+            del self.subscriptions[subscription.key]
             return self.put_problem(exc, subscription.metric_id, subscription.params)
-        if self.subscriptions.get(subscription.key) is not subscription:
-            return
         self.broadcast.subscribe(plan, subscription)
         news, wait = await self.broadcast.ask(plan)
         if self.subscriptions.get(subscription.key) is subscription:
@@ -5257,10 +5306,16 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
 
 
 FAMILY = """\
+WITH RECURSIVE family (relid) AS (
+  SELECT TO_REGCLASS($1)::oid
+  UNION
+  SELECT inhrelid
+  FROM family
+  JOIN pg_inherits ON inhparent = relid
+)
 SELECT c.oid::regclass::text AS name, c.relkind
-FROM pg_class AS c
-WHERE c.oid = TO_REGCLASS($1)
-OR c.oid IN (SELECT relid FROM PG_PARTITION_TREE(TO_REGCLASS($1)))
+FROM family
+JOIN pg_class AS c ON c.oid = relid
 """
 WATCH = """\
 CREATE OR REPLACE TRIGGER metrics_api_watch
@@ -5271,7 +5326,7 @@ UNWATCH = "DROP TRIGGER IF EXISTS metrics_api_watch ON {}"
 
 
 async def watch_table(conn: asyncpg.Connection, table: str, statement: str) -> None:
-    """Run a statement on a table and its partitions; raises CommandError."""
+    """Run a statement on a table, its partitions and those that inherit from it; raises CommandError."""
     try:
         family = await conn.fetch(FAMILY, table)
         if not family or any(row["relkind"] not in (b"r", b"p") for row in family):

@@ -48,6 +48,9 @@ CREATE TABLE regional (region text REFERENCES regions ON DELETE CASCADE);
 CREATE TABLE events (day date NOT NULL) PARTITION BY RANGE (day);
 CREATE TABLE events_2025 PARTITION OF events FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
 CREATE TABLE events_2026 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+CREATE TABLE sites (name text);
+CREATE TABLE depots (gates int4) INHERITS (sites);
+CREATE TABLE stock (amount numeric);
 CREATE TABLE wide (a int4);
 CREATE VIEW large_readings AS SELECT amount FROM readings WHERE amount >= 100;
 CREATE VIEW switched AS SELECT amount FROM readings;
@@ -55,7 +58,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO metrics_reader;
 REVOKE ALL ON queries, metric_configurations, layout_items FROM metrics_reader;
 GRANT SELECT ON readings TO metrics_guest;
 """
-WATCHED = ("readings", "others", "regional", "events", "events_2025", "events_2026", "wide")
+WATCHED = ("readings", "others", "regional", "events", "events_2025", "events_2026", "sites", "depots", "stock", "wide")
 WATCH = """\
 CREATE TRIGGER metrics_api_watch
 AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {}
@@ -63,7 +66,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION metrics_api_notify();
 """
 NO_TABLES = """\
 DROP VIEW IF EXISTS switched, large_readings;
-DROP TABLE IF EXISTS readings, others, unwatched, regional, regions, events, wide;
+DROP TABLE IF EXISTS readings, others, unwatched, regional, regions, events, depots, sites, stock, wide;
 DROP FUNCTION IF EXISTS note_run;
 DELETE FROM metric_configurations WHERE id = ANY ('{{{}}}'::text[]);
 """
@@ -80,6 +83,9 @@ METRICS = {
     "regional": "SELECT COUNT(*) AS n FROM regional",
     "events": "SELECT COUNT(*) AS n FROM events",
     "events-2025": "SELECT COUNT(*) AS n FROM events_2025",
+    "sites": "SELECT COUNT(*) AS n FROM sites",
+    "depots": "SELECT COUNT(*) AS n FROM depots",
+    "stock": "-- ttl: 300\nSELECT COUNT(*) AS n FROM stock",
     "tenant": "-- claim tenant: custom:tenant\nSELECT note_run(:tag::text) AS ran_at, :tenant::text AS tenant",
     "wide": "SELECT * FROM wide",
     "large": "SELECT n, REPEAT('x', 1000) AS filler FROM GENERATE_SERIES(1, :count::int4) AS n"
@@ -625,6 +631,8 @@ WRITES = {
     "parent": ("INSERT INTO events VALUES ('2026-02-02')", "events", 2),
     "partition by parent": ("INSERT INTO events VALUES ('2025-02-02')", "events-2025", 2),
     "moved by parent": ("UPDATE events SET day = '2026-01-01'", "events-2025", 0),
+    "heir": ("INSERT INTO depots VALUES ('south', 2)", "sites", 2),
+    "heir by parent": ("DELETE FROM sites", "depots", 0),
 }
 
 
@@ -637,6 +645,7 @@ async def test_every_way_of_writing_is_noticed(
     await owner.execute("INSERT INTO regions VALUES ('north'), ('south')")
     await owner.execute("INSERT INTO regional VALUES ('north'), ('south')")
     await owner.execute("INSERT INTO events VALUES ('2025-01-01')")
+    await owner.execute("TRUNCATE sites; INSERT INTO depots VALUES ('north', 1)")
     write, path, expected = WRITES[way]
     await asyncio.sleep(0.1)
     for client in (one, two):
@@ -744,6 +753,24 @@ async def test_a_view_is_watched_by_what_it_reads_now(one: httpx.AsyncClient, ow
     assert record(await get(one, "switched", "no-cache", tag="view"))["n"] == 0
     await owner.execute("INSERT INTO others VALUES (1), (2)")
     await shows(one, "switched?tag=view", 2, time.monotonic())
+
+
+@pytest.mark.parametrize("way", ["DROP TABLE stock", "ALTER TABLE stock RENAME TO last_stock"])
+async def test_a_table_that_takes_anothers_name_takes_its_place(
+    one: httpx.AsyncClient, owner: asyncpg.Connection, way: str
+) -> None:
+    """Two seconds later it is known which table's changes count."""
+    before = record(await get(one, "stock"))["n"]
+    await owner.execute(
+        f"BEGIN; CREATE TABLE next_stock (amount numeric); {WATCH.format('next_stock')}; {way};"
+        " ALTER TABLE next_stock RENAME TO stock; GRANT SELECT ON stock TO metrics_reader; COMMIT"
+    )
+    await asyncio.sleep(2.5)
+    assert (before, record(await get(one, "stock"))["n"]) == (0, 0)
+    await owner.execute("INSERT INTO stock VALUES (1)")
+    await shows(one, "stock", 1, time.monotonic())
+    await owner.execute("TRUNCATE stock; DROP TABLE IF EXISTS last_stock")
+    await shows(one, "stock", 0, time.monotonic())
 
 
 DDL = (
@@ -861,6 +888,7 @@ class Wire:
         self.directory, self.target = directory, target
         self.writers: set[asyncio.StreamWriter] = set()
         self.deaf: set[asyncio.StreamWriter] = set()
+        self.lost_with: bytes | None = None
         self.is_cut = False
 
     async def open(self) -> None:
@@ -884,6 +912,8 @@ class Wire:
         self.writers.add(writer)
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self.lost_with and self.lost_with in data:
+                    self.deaf.add(writer)
                 if writer not in self.deaf:
                     writer.write(data)
         writer.close()
@@ -978,6 +1008,18 @@ async def test_a_listener_that_hears_nothing_any_more_is_noticed(outage: Outage)
     client, conn = outage.client, await outage.connect()
     before = record(await get(client, "lasting"))["n"]
     outage.wire.lose()
+    await conn.execute("INSERT INTO readings DEFAULT VALUES")
+    await shows(client, "lasting", before + 1, time.monotonic(), LISTENER_BACK)
+    await conn.close()
+
+
+async def test_a_listener_that_gets_no_answer_to_its_first_word_is_noticed(outage: Outage) -> None:
+    client, conn = outage.client, await outage.connect()
+    before = record(await get(client, "lasting"))["n"]
+    outage.wire.lost_with = b"LISTEN"
+    outage.wire.lose()
+    await asyncio.sleep(LISTENER_BACK)
+    outage.wire.lost_with = None
     await conn.execute("INSERT INTO readings DEFAULT VALUES")
     await shows(client, "lasting", before + 1, time.monotonic(), LISTENER_BACK)
     await conn.close()
@@ -1176,7 +1218,7 @@ async def test_garbage_in_redis_is_a_miss(near: httpx.AsyncClient, far: httpx.As
     whole = await get(near, "readings", tag="garbage")
     await asyncio.sleep(0.1)
     for key in list(shared.client.scan_iter()):
-        shared.client.set(key, b"\x93garbage")
+        shared.client.set(key, b"\x93garbage", keepttl=True)
     answer = await get(far, "readings", tag="garbage")
     assert (status(answer), record(answer)["n"]) == ("fwd=miss", record(whole)["n"])
 
@@ -1187,6 +1229,22 @@ async def sharing(near: httpx.AsyncClient, far: httpx.AsyncClient) -> bool:
     await get(near, "readings", tag=tag)
     await asyncio.sleep(0.1)
     return status(await get(far, "readings", tag=tag)) == SHARED
+
+
+@pytest.mark.parametrize("seconds", [-300, 300])
+async def test_ages_in_redis_do_not_depend_on_clocks_that_agree(
+    near: httpx.AsyncClient, start: Start, shared: Redis, tmp_path: Path, seconds: int
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import time\nright = time.time\ntime.time = lambda: right() + {seconds}\n"
+    )
+    [instance] = await start(CACHE_URL=shared.url, PYTHONPATH=str(tmp_path))
+    async with connect(instance) as far:
+        tag = f"clock {seconds}"
+        await get(near, "readings", tag=tag)
+        await asyncio.sleep(1.1)
+        answer = await get(far, "readings", tag=tag)
+        assert (status(answer), answer.headers["age"]) == (SHARED, "1")
 
 
 async def test_redis_killed_in_mid_traffic_costs_only_its_hits(

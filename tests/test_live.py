@@ -222,6 +222,24 @@ async def test_what_is_not_watched_any_more_is_silent(board: Dashboard, owner: a
     assert [message["id"] for message in await board.collect(0.5)] == ["records"]
 
 
+async def test_a_query_that_nobody_waits_for_any_more_is_cancelled(board: Dashboard, owner: asyncpg.Connection) -> None:
+    async def is_running() -> bool:
+        return bool(
+            await owner.fetchval(
+                "SELECT COUNT(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'PgSleep'"
+            )
+        )
+
+    async def is_over() -> bool:
+        return not await is_running()
+
+    await board.send("subscribe", "sleep", seconds=8)
+    await eventually(is_running)
+    await board.send("unsubscribe", "sleep", seconds=8)
+    await eventually(is_over, 0.3)
+    assert await board.collect(0.2) == []
+
+
 async def test_to_subscribe_again_answers_again_and_changes_still_come_once(
     board: Dashboard, owner: asyncpg.Connection
 ) -> None:
@@ -520,16 +538,32 @@ async def test_an_edited_file_sends_what_it_says_now_and_nothing_when_that_is_th
     assert (await board.receive())["status"] == 404
 
 
+async def test_a_file_that_is_broken_or_gone_for_a_while_comes_back_by_itself(
+    board: Dashboard, service: Service, add_query: AddQuery
+) -> None:
+    add_query("wavering", "SELECT 1 AS n")
+    await board.subscribe("wavering")
+    path = service.queries / "wavering.sql"
+    path.write_text("SELECT n")
+    assert (await board.receive())["status"] == 500
+    assert (await board.subscribe("wavering"))["status"] == 500
+    path.unlink()
+    assert (await board.receive())["status"] == 404
+    path.write_text("SELECT 2 AS n")
+    assert (await board.receive())["result"]["records"] == [{"n": 2}]
+
+
 async def test_a_changed_table_sends_columns_that_agree_with_the_records(
     board: Dashboard, owner: asyncpg.Connection, add_query: AddQuery
 ) -> None:
-    """DDL tells nobody; the next write does."""
     await owner.execute("CREATE TABLE IF NOT EXISTS sales (amount int4); GRANT SELECT ON sales TO metrics_reader")
     try:
         add_query("sales", "SELECT * FROM sales, (SELECT COUNT(*) AS records FROM metrics) AS counted")
         await board.subscribe("sales")
-        await owner.execute("ALTER TABLE sales ALTER amount TYPE text, ADD region text; INSERT INTO sales VALUES (5)")
-        await write(owner)
+        async with owner.transaction():
+            await owner.execute("ALTER TABLE sales ALTER amount TYPE text, ADD region text")
+            await owner.execute("INSERT INTO sales VALUES (5)")
+            await write(owner)
         result = (await board.receive())["result"]
         assert [column["name"] for column in result["columns"]] == list(result["records"][0])
         assert result["records"] == [{"amount": "5", "region": None, "records": 1}]

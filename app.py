@@ -71,6 +71,7 @@ from prometheus_client.metrics_core import Metric as PrometheusMetric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from redis.exceptions import RedisError
 from starlette import routing
 from starlette.exceptions import HTTPException, WebSocketException
@@ -189,11 +190,19 @@ def split_url(url: str | None) -> SplitResult:
     return parts
 
 
+def is_database_url(url: str) -> bool:
+    try:
+        conninfo_to_dict(url)
+    except psycopg.Error:
+        return False
+    return split_url(url).scheme in ("postgresql", "postgres")
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
         url = getattr(settings, name)
-        if url and split_url(url).scheme not in ("postgresql", "postgres"):
+        if url and not is_database_url(url):
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
@@ -201,13 +210,15 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "SQL_MODEL must name the model that SQL_MODEL_URL serves"
     for name in ("jwt_issuer", "jwks_url"):
         url = split_url(getattr(settings, name) or "https://issuer")
-        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
-            yield f"{name.upper()} must be an https URL (http on loopback only), not {getattr(settings, name)!r}"
-    if settings.cache_url != "memory://" and split_url(settings.cache_url).scheme != "redis":
+        if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
+            yield f"{name.upper()} must be an https URL (http on loopback only)"
+    in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
+    if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
-    if not settings.queries_dir.is_dir():
+    # Unlike pathlib's, these say no of a place that nobody may look at.
+    if not os.path.isdir(settings.queries_dir):
         yield f"QUERIES_DIR must be a directory of .sql files; {str(settings.queries_dir)!r} is none"
-    if settings.data_dir.exists() and not settings.data_dir.is_dir():
+    if os.path.exists(settings.data_dir) and not os.path.isdir(settings.data_dir):
         yield f"DATA_DIR must be a directory; {str(settings.data_dir)!r} is none"
 
 

@@ -54,6 +54,9 @@ BAD = [
     {"STATEMENT_TIMEOUT": "0.0001", "DATA_DIR": str(ROOT / "app.py"), "DATABASE_URL": "postgresql://u:hunter2@[::1/db"},
     {"STATEMENT_TIMEOUT": "2592000", "DATABASE_URL": "postgresql://u:hunter2@host:port/db"},
     {"DATABASE_URL": "postgresql://u:hunter2@h:99999/db", "READER_DATABASE_URL": "postgresql://u:hunter2@h:port/db"},
+    {"DATABASE_URL": "postgresql://u:hunter2%zz@h/db", "READER_DATABASE_URL": "postgresql://u:hunter2 x@h/db"},
+    {"DATABASE_URL": "postgresql://u:hunter2@h/db?no_option=1", "QUERIES_DIR": "x" * 300},
+    {"JWT_ISSUER": "http://u:hunter2@example.com", "JWKS_URL": "https://", "CACHE_URL": "redis://:hunter2@h:6379/one"},
 ]
 
 

@@ -54,7 +54,7 @@ from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg
 import httpx
@@ -1091,10 +1091,10 @@ class Login(NamedTuple):
 
 def database_logins(settings: Settings) -> dict[str, Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
-    # Sessions that read only would count as a server that does.
-    owner = (settings.database_url or "").replace("target_session_attrs=read-write", "target_session_attrs=primary")
-    reader = derived_login(owner, settings.reader_database_url, owner, "metrics_reader")
-    guest = derived_login(owner, settings.guest_database_url, settings.reader_database_url or owner, "metrics_guest")
+    urls = settings.database_url, settings.reader_database_url, settings.guest_database_url
+    owner, reader_url, guest_url = (as_dsn(url or "") for url in urls)
+    reader = derived_login(owner, reader_url, owner, "metrics_reader")
+    guest = derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
     logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
     logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
     if settings.reader_database_url:
@@ -1102,16 +1102,37 @@ def database_logins(settings: Settings) -> dict[str, Login]:
     return logins
 
 
-def derived_login(owner: str, url: str | None, hosts: str, user: str) -> Login:
+# What only libpq knows; asyncpg would send it to the server, which refuses it.
+LIBPQ_ONLY = re.compile(
+    r"channel_binding|client_encoding|connect_timeout|fallback_application_name|gss(encmode|delegation)|hostaddr"
+    r"|keepalives.*|load_balance_hosts|m(in|ax)_protocol_version|oauth_.*|replication|require_?(auth|peer)|scram_.*"
+    r"|ssl(certmode|compression|crldir|keylogfile|sni)|tcp_user_timeout"
+)
+
+
+def as_dsn(url: str) -> str:
+    """A libpq URL for asyncpg."""
+    head, _, query = url.partition("?")
+    options = dict(parse_qsl(query.replace("+", "%2B")))
+    # Sessions that read only would count as a server that does.
+    if options.get("target_session_attrs") == "read-write":
+        options["target_session_attrs"] = "primary"
+    known = {name: value for name, value in options.items() if not LIBPQ_ONLY.fullmatch(name)}
+    # To asyncpg, no name after the slash is one, which goes before the option dbname.
+    head = re.sub(r"(?<!:/)/$", "", head)
+    return f"{head}?{urlencode(known, quote_via=quote)}" if known else head
+
+
+def derived_login(owner: str, url: str, hosts: str, user: str) -> Login:
     """The login that a URL names, or one that the migrations create, on the hosts of another URL.
 
     Its password follows from the owner's, so that every instance knows it; an owner without one gives one without.
     """
-    named = urlsplit(url or "")
-    if url and (named.password or named.username not in (None, user)):
+    named = conninfo_to_dict(url)
+    if named.get("password") or named.get("user", user) != user:
         return Login(url)
-    secret = urlsplit(owner).password or os.environ.get("PGPASSWORD")
-    password = hmac.new(unquote(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
+    secret = conninfo_to_dict(owner).get("password") or os.environ.get("PGPASSWORD")
+    password = hmac.new(str(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
     return Login(url or hosts, user, password)
 
 
@@ -4754,7 +4775,9 @@ def migrate(settings: Settings) -> list[str]:
     with connect_owner(url) as conn:
         while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
             time.sleep(0.1)
-        backend = yoyo.get_backend("postgresql+psycopg://" + single_host(url, conn.info).split("://", 1)[1])
+        # yoyo takes one host, and of the URL proper it decodes the login alone.
+        options = conninfo_to_dict(url) | {"host": conn.info.host, "port": conn.info.port}
+        backend = yoyo.get_backend(f"postgresql+psycopg:///?{urlencode(options)}")
         try:
             backend.break_lock()
             backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(HERE / "migrations"))))
@@ -4766,16 +4789,6 @@ def migrate(settings: Settings) -> list[str]:
             conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
         logins = {login for login in database_logins(settings).values() if login.user}
         return [fault for login in logins if (fault := open_login(conn, url, login))]
-
-
-def single_host(url: str, connected: psycopg.ConnectionInfo) -> str:
-    """The URL with the one of its hosts that answered, for yoyo takes no more."""
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    if "," not in hosts:
-        return url
-    query = f"{parts.query}&host={quote(connected.host)}&port={connected.port}".lstrip("&")
-    return parts._replace(netloc=login + at, query=query).geturl()
 
 
 def connect_owner(url: str) -> psycopg.Connection:

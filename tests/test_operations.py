@@ -182,13 +182,18 @@ def test_migrations_from_many_processes_at_once_are_applied_once(database: str, 
 
 
 async def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_it_set_again() -> None:
-    """On a server that wants passwords; none of them is shown."""
+    """On a server that wants passwords, however the URL writes the owner's; none of them is shown."""
     async with laboratory(Lab) as lab, lab.owner() as conn:
-        await conn.execute("ALTER ROLE postgres PASSWORD 'hunter2'")
+        await conn.execute("ALTER ROLE postgres PASSWORD 'hunter2 @+%'")
+        await conn.execute('CREATE DATABASE "the records"')
         (lab.server.directory / "pg_hba.conf").write_text("local all all scram-sha-256\n")
         await conn.execute("SELECT PG_RELOAD_CONF()")
-        for _ in range(2):
-            service = await lab.serve(DATABASE_URL=lab.server.dsn.replace("postgres@", "postgres:hunter2@"))
+        at = lab.server.dsn.partition("?")[2]
+        for url in (
+            f"postgresql://postgres:hunter2%20%40+%25@/the%20records?{at}&connect_timeout=5",
+            f"postgresql:///?{at}&user=postgres&password=hunter2%20%40+%25&dbname=the%20records&keepalives=1",
+        ):
+            service = await lab.serve(DATABASE_URL=url)
             records = json.loads((await ask(service, "/metrics/zone")).body)["records"]
             assert records == [{"zone": "UTC", "login": "metrics_reader"}]
             service.stop()

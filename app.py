@@ -4781,6 +4781,9 @@ def migrate(settings: Settings) -> list[str]:
         try:
             backend.break_lock()
             backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(HERE / "migrations"))))
+        except psycopg.errors.UndefinedTable as exc:  # yoyo says nothing when it cannot make its own
+            message = f"{exc.diag.message_primary}, and {conn.info.user} cannot create it in {conn.info.dbname}"
+            raise CommandError(message) from exc
         finally:
             backend.connection.close()
         if settings.harden_database == "on":
@@ -4788,6 +4791,8 @@ def migrate(settings: Settings) -> list[str]:
         with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
             conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
         logins = {login for login in database_logins(settings).values() if login.user}
+        for login in logins:
+            show_schemas(conn, login)
         return [fault for login in logins if (fault := open_login(conn, url, login))]
 
 
@@ -4837,6 +4842,18 @@ def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
     except psycopg.Error as exc:
         return f"the password of {login.user} cannot be set: {exc}"
     return attempt()
+
+
+def show_schemas(conn: psycopg.Connection, login: Login) -> None:
+    """Let a derived login look for tables where the owner does, be it in a schema of his name."""
+    row = conn.execute("SELECT CURRENT_SCHEMAS(false)").fetchone()
+    schemas = row[0] if row else []
+    if schemas == ["public"]:
+        return
+    path = sql.SQL(", ").join(map(sql.Identifier, schemas))
+    role, database = sql.Identifier(login.user or ""), sql.Identifier(conn.info.dbname)
+    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
+        conn.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}").format(role, database, path))
 
 
 @asynccontextmanager
@@ -5228,7 +5245,7 @@ def main() -> int:
             serve(settings, options)
             return 0
         return asyncio.run(run_command(settings, options))
-    except (SettingsError, CommandError, ConnectionError) as exc:
+    except (SettingsError, CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

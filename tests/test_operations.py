@@ -86,8 +86,8 @@ SLEEPING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 pytestmark = pytest.mark.anyio
 
 
-def run(database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database}
+def run(database: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database, **env}
     return subprocess.run([sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True)
 
 
@@ -160,6 +160,27 @@ def test_migrations_roll_back_to_nothing_and_apply_again(database: str) -> None:
     assert run(database, "migrate").returncode == 0
     assert {row[0] for row in conn.execute(LEFT)} == before
     conn.close()
+
+
+def test_the_logins_look_for_tables_where_the_owner_does(database: str) -> None:
+    """PostgreSQL looks first into a schema that has the name of who asks."""
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("CREATE SCHEMA postgres")
+    checked = run(database, "check")
+    assert (checked.returncode, checked.stderr, "tables: metrics\n" in checked.stdout) == (0, "", True)
+
+
+def test_a_command_that_the_database_refuses_says_why_in_a_sentence(database: str, cluster: str) -> None:
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute("CREATE ROLE stranger LOGIN")
+    for url, reason in (
+        (database.replace("postgres@", "stranger@"), "stranger cannot create it in scratch"),
+        (database, 'role "no_guest" does not exist'),
+    ):
+        refused = run(url, "check", GUEST_DATABASE_URL=database.replace("postgres@", "no_guest@"))
+        assert (refused.returncode, reason in refused.stderr, refused.stderr.count("\n")) == (1, True, 1)
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute("DROP ROLE stranger")
 
 
 def roll_back(url: str) -> None:

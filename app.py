@@ -26,6 +26,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import socket
 import sys
 import threading
@@ -433,7 +434,7 @@ DATABASE_DOWN = (
     asyncpg.InvalidCatalogNameError,
 )
 # A division by zero, a subquery with two rows, what a function raises.
-FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
+FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.PLPGSQLError)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections among the insufficient resources.
@@ -1339,7 +1340,7 @@ TOKEN = re.compile(
     | (?P<comment>/\*)
     | [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*
     | ::|:=
-    | (?<!\w):(?P<name>[^\W\d]\w*)
+    | (?<![\w\])"]):(?P<name>[^\W\d]\w*)
     | (?P<number>\$\d+)
     | (?P<end>;)
     | \S
@@ -1392,6 +1393,13 @@ def parse_statement(sql: str) -> Statement:
     for index in ends:
         parts[index] = " "
     return Statement((*parts, sql[position:]), holes, tuple(names))
+
+
+def opening_comments(sql: str) -> Iterator[str]:
+    position = 0
+    while (token := TOKEN.search(sql, position)) and token[0].startswith(("--", "/*")):
+        position = comment_end(sql, token.start()) if token["comment"] else token.end()
+        yield sql[token.start() : position]
 
 
 def comment_end(sql: str, start: int) -> int:
@@ -1452,8 +1460,8 @@ def read_file(path: Path) -> Definition:
         return msgspec.structs.replace(definition, fault="is empty")
     fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
-    for line in itertools.takewhile(lambda line: not line.strip() or line.lstrip().startswith("--"), sql.splitlines()):
-        if header := HEADER_LINE.match(line.strip()):
+    for comment in opening_comments(sql):
+        if header := HEADER_LINE.match(comment):
             warnings += read_header(fields, header[1], header[2].strip())
     return msgspec.structs.replace(definition, sql=sql, warnings=tuple(warnings), **fields)
 
@@ -1572,7 +1580,8 @@ SELECT
   c.oid,
   c.relkind,
   c.reltuples,
-  CASE n.nspname WHEN CURRENT_SCHEMA() THEN '' ELSE n.nspname || '.' END || c.relname AS name
+  c.relname,
+  c.oid::regclass::text AS name
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
@@ -1583,21 +1592,18 @@ AND c.oid IN (
   LEFT JOIN LATERAL PG_PARTITION_ANCESTORS(relation) AS tree ON true
   WHERE pid = PG_BACKEND_PID()
   AND locktype = 'relation'
-  UNION ALL
-  SELECT TO_REGCLASS(name)
-  FROM UNNEST($1::text[]) AS reads(name)
 )
 """
 TYPES = """\
 SELECT
   t.oid,
-  CASE WHEN e.oid IS NULL THEN t.typname ELSE e.typname || '[]' END AS name,
+  CASE e.typarray WHEN t.oid THEN e.typname || '[]' ELSE t.typname END AS name,
   FORMAT_TYPE(t.oid, -1) AS sql,
   COALESCE(b.typname, e.typname, t.typname) AS base,
   e.oid IS NOT NULL AS is_array,
   COALESCE(e.typcategory, t.typcategory)::text AS category
 FROM pg_type AS t
-LEFT JOIN pg_type AS e ON e.oid = t.typelem AND t.typcategory = 'A'
+LEFT JOIN pg_type AS e ON e.typarray IN (t.oid, NULLIF(t.typbasetype, 0))
 LEFT JOIN pg_type AS b ON b.oid = COALESCE(e.typbasetype, t.typbasetype)
 WHERE t.oid = ANY ($1::oid[])
 """
@@ -1617,7 +1623,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             prepared = await conn.prepare(statement.numbered())
         except STATEMENT_REFUSED as exc:
             raise bad_statement(exc, statement) from exc
-        relations = await conn.fetch(LOCKED_RELATIONS, definition.reads)
+        unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
+        relations = await conn.fetch(LOCKED_RELATIONS)
         columns, types = prepared.get_attributes(), prepared.get_parameters()
         oids = {kind.oid for kind in (*types, *(column.type for column in columns))}
         known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, oids)}
@@ -1629,7 +1636,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         except STATEMENT_REFUSED as exc:
             raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
         plan = await explain(conn, run, len(types))
-        large = {row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
+        large = {row["relname"]: row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
         return Metric(
             about=definition,
             names=statement.names,
@@ -1639,11 +1646,21 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
             shape=await conn.fetchval(f"SELECT {shape}"),
             cost=plan.get("Total Cost", 0),
-            scans=tuple(sorted(large & scanned(plan))),
+            scans=tuple(sorted(large[name] for name in large.keys() & scanned(plan))),
             run=run,
             digest=hashlib.sha256(run.encode()).hexdigest()[:16],
-            warnings=(*definition.warnings, *unknown_names(definition, statement.names)),
+            warnings=(*definition.warnings, *unknown_names(definition, statement.names), *unknown),
         )
+
+
+async def lock_table(conn: asyncpg.Connection, table: str) -> str | None:
+    """Lock what a header says that the statement reads, as preparing does; return what is wrong with the name."""
+    try:
+        async with conn.transaction():
+            await conn.prepare(f"SELECT FROM {table}")
+    except STATEMENT_REFUSED as exc:
+        return f"tables names {table}: {exc.message}"
+    return None
 
 
 # What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
@@ -1824,9 +1841,10 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             if attempt >= retries or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
             continue
-        except FAILS_ON_DATA as exc:
+        except (*FAILS_ON_DATA, asyncpg.IntegrityConstraintViolationError) as exc:
+            # The latter is a domain's check.
             if metric.names:
-                raise
+                raise asyncpg.DataError(str(exc)) from exc
             raise Problem(500, "The query fails on its data; the log has the reason.") from exc
         if row["shape"] == metric.shape:
             return as_result(metric, row, replayed, catalog.settings.max_rows)
@@ -5166,7 +5184,8 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
         yield f"  warning: it would read {table} from end to end; an index on what it filters by would help"
     for oid, table in metric.tables.items():
         if oid not in catalog.watched:
-            yield f"  warning: {table} is not watched; `python app.py watch {table}` makes the metric exact"
+            command = f"python app.py watch {shlex.quote(table)}"
+            yield f"  warning: {table} is not watched; `{command}` makes the metric exact"
 
 
 FAMILY = """\

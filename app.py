@@ -4898,7 +4898,7 @@ async def with_database(settings: Settings) -> AsyncIterator[Settings]:
 
 
 async def load_dataset(settings: Settings, database: Database, directory: Path, newest: date | None = None) -> Any:
-    """Load a data set; its queries must pass as the guest that will run them."""
+    """Load a data set; its queries must pass as the guest that will run them. Raises CommandError."""
     from seed import dataset
 
     async def accept(sql: str) -> str | None:
@@ -4910,7 +4910,10 @@ async def load_dataset(settings: Settings, database: Database, directory: Path, 
         return None
 
     async with writing(database, "metrics") as conn:
-        report = await dataset.load(directory, conn, accept, newest=newest)
+        try:
+            report = await dataset.load(directory, conn, accept, newest=newest)
+        except dataset.DatasetError as exc:
+            raise CommandError(str(exc)) from exc
         await notify(conn, "metric_configurations")
     return report
 

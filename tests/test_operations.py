@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -168,6 +169,13 @@ def test_the_logins_look_for_tables_where_the_owner_does(database: str) -> None:
         conn.execute("CREATE SCHEMA postgres")
     checked = run(database, "check")
     assert (checked.returncode, checked.stderr, "tables: metrics\n" in checked.stdout) == (0, "", True)
+
+
+@pytest.mark.parametrize("name", ["", "missing"])
+def test_a_directory_without_a_data_set_is_refused_in_a_sentence(database: str, tmp_path: Path, name: str) -> None:
+    refused = run(database, "seed", str(tmp_path / name))
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert str(tmp_path / name) in refused.stderr
 
 
 def test_a_command_that_the_database_refuses_says_why_in_a_sentence(database: str, cluster: str) -> None:

@@ -4875,7 +4875,7 @@ def show_schemas(conn: psycopg.Connection, login: Login) -> None:
 
 
 @asynccontextmanager
-async def with_database(settings: Settings) -> AsyncIterator[Settings]:
+async def with_database(settings: Settings, tell: Callable[[str], None]) -> AsyncIterator[Settings]:
     """The settings with a DATABASE_URL, which is the embedded PostgreSQL's while the environment names none."""
     if settings.database_url:
         yield settings
@@ -4888,7 +4888,7 @@ async def with_database(settings: Settings) -> AsyncIterator[Settings]:
     except embedded.EmbeddedError as exc:
         raise CommandError(str(exc)) from exc
     if server.relocated:
-        say(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
+        tell(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
     watch = asyncio.create_task(server.watch(), name="embedded PostgreSQL")
     try:
         yield msgspec.structs.replace(settings, database_url=server.dsn, harden_database="on")
@@ -4965,7 +4965,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             stream = configure_logging(settings.log_level)
             stream.start()
             stack.callback(stream.stop)
-            settings = await stack.enter_async_context(with_database(settings))
+            settings = await stack.enter_async_context(with_database(settings, warn))
         except (SettingsError, CommandError) as exc:
             # Nothing is open yet, and the server would bury the one sentence that helps in a traceback.
             print(exc, file=sys.stderr, flush=True)
@@ -5275,7 +5275,7 @@ def main() -> int:
 
 
 async def run_command(settings: Settings, options: argparse.Namespace) -> int:
-    async with with_database(settings) as ready:
+    async with with_database(settings, say) as ready:
         return cast(int, await options.run(ready, options))
 
 

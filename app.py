@@ -1993,17 +1993,21 @@ class Catalog:
         self.stray_files = tuple(path.name for path in paths if not METRIC_ID.fullmatch(path.stem))
         return {path.stem: read_file(path) for path in paths if path.name not in self.stray_files}
 
-    def file_stamps(self) -> dict[str, tuple[int, int]]:
-        """What tells that a file has been written to, without reading it."""
-        stamps = {}
+    def file_stamps(self) -> dict[str, tuple[int, ...]]:
+        """What tells that a file has been written to or opened to this user, without reading it."""
+        stamps: dict[str, tuple[int, ...]] = {}
         for entry in os.scandir(self.settings.queries_dir):
             if entry.name.endswith(".sql"):
                 with suppress(OSError):
-                    stamps[entry.name] = entry.stat().st_mtime_ns, entry.stat().st_size
+                    stat = entry.stat()
+                    stamps[entry.name] = stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
         return stamps
 
-    async def reload(self) -> None:
-        """Read files and database again and describe what is new, has changed or did not compile."""
+    async def reload(self, patience: float | None = 1) -> None:
+        """Read files and database again and describe what is new or has changed, for so many seconds each.
+
+        What waits longer, such as for a lock on its tables, does not compile for now, lest it hold up the others.
+        """
         async with self.lock:
             self.outdated.clear()
             files = await asyncio.to_thread(self.read_files)
@@ -2015,7 +2019,7 @@ class Catalog:
             async with self.database.connection("catalog") as conn:
                 self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
             definitions = merge(files, rows)
-            self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
+            self.metrics = {key: await self.described(about, patience) for key, about in definitions.items()}
             self.mirrored, self.complete = files, True
         self.tell()
 
@@ -2036,15 +2040,17 @@ class Catalog:
             self.metrics.pop(metric_id, None)
         self.tell()
 
-    async def described(self, definition: Definition) -> Metric:
+    async def described(self, definition: Definition, patience: float | None) -> Metric:
         """One metric that PostgreSQL cannot plan, be it for ever, does not take the others with it."""
         known = self.metrics.get(definition.id)
-        if known and known.about == definition and not known.fault:
+        if known and known.about == definition:
             return known
+        limit = asyncio.timeout(patience)
         try:
-            return await self.describe(definition)
+            async with limit:
+                return await self.describe(definition)
         except (asyncpg.PostgresError, *DATABASE_DOWN) as exc:
-            if definition.source == "file" and isinstance(exc, DATABASE_DOWN):
+            if definition.source == "file" and isinstance(exc, DATABASE_DOWN) and not limit.expired():
                 raise
             async with self.database.connection("owner") as conn:
                 await conn.execute("SELECT 1")
@@ -2134,20 +2140,28 @@ async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
 
 
 async def watch_catalog(catalog: Catalog) -> None:
-    """Reload within a second of a change to a file or to the definitions, and while a metric does not compile."""
+    """Reload within a second of a change to a file or to the definitions."""
     seen: object = None
-    for tick in itertools.count():
+    while True:
         with suppress(TimeoutError):
             await asyncio.wait_for(catalog.outdated.wait(), 0.5)
         try:
             stamps = await asyncio.to_thread(catalog.file_stamps)
-            faulty = tick % 4 == 0 and any(metric.fault for metric in catalog.metrics.values())
-            if stamps != seen or faulty or catalog.outdated.is_set():
+            if stamps != seen or catalog.outdated.is_set():
                 await catalog.reload()
                 seen = stamps
         except Exception as exc:
             warn("the metrics could not be read again", reason=repr(exc))
             await asyncio.sleep(1)
+
+
+async def mend_catalog(catalog: Catalog) -> None:
+    """Describe again what does not compile: the table or the grant that it lacks may have come, the lock be gone."""
+    while True:
+        await asyncio.sleep(2)
+        for metric in [metric for metric in catalog.metrics.values() if metric.fault]:
+            with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
+                await catalog.refresh(metric)
 
 
 # ------------------------------------------------------------------------------------------------ parameters
@@ -4953,7 +4967,8 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await start(state, embedded)
     catalog, changes = state["catalog"], state["changes"]
     changes.heard_by.append(lambda _: started.set())
-    await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
+    listening = listen(state["database"], changes, catalog.outdated)
+    await asyncio.gather(watch_catalog(catalog), mend_catalog(catalog), listening)
 
 
 @asynccontextmanager
@@ -5162,7 +5177,7 @@ async def check_command(settings: Settings, options: argparse.Namespace) -> int:
     await asyncio.to_thread(migrate, settings)
     async with Database(settings) as database:
         catalog = Catalog(settings, database)
-        await catalog.reload()
+        await catalog.reload(patience=None)
     files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
     for name in catalog.stray_files:
         say(f"queries/{name}: warning: the file's name is no metric id")

@@ -364,6 +364,24 @@ def test_files_that_are_added_edited_or_removed_are_noticed_within_two_seconds(
     assert "fresh" not in http.get("/metrics").text
 
 
+def test_a_file_that_waits_for_a_lock_holds_up_no_other(
+    living: tuple[httpx.Client, Service], database: psycopg.Connection[Any]
+) -> None:
+    http, service = living
+    database.execute("CREATE TABLE busy AS SELECT 1 AS a; GRANT SELECT ON busy TO metrics_reader")
+    with database.transaction():
+        database.execute("LOCK TABLE busy")
+        (service.queries / "busy.sql").write_text("SELECT a FROM busy")
+        within_two_seconds(http, "/metrics/busy", 500)
+        for number in range(3):
+            (service.queries / "free.sql").write_text(f"SELECT {number} AS a")
+            within_two_seconds(http, "/metrics/free", 200, [{"a": number}])
+    wait_until(lambda: http.get("/metrics/busy").status_code == 200, 5)
+    for name in ("busy", "free"):
+        (service.queries / f"{name}.sql").unlink()
+    database.execute("DROP TABLE busy")
+
+
 def test_a_missing_grant_counts_as_not_compiling_until_it_is_given(
     living: tuple[httpx.Client, Service], database: psycopg.Connection[Any]
 ) -> None:

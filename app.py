@@ -26,6 +26,7 @@ import itertools
 import logging
 import os
 import re
+import shlex
 import socket
 import sys
 import threading
@@ -53,7 +54,7 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg
 import httpx
@@ -70,6 +71,7 @@ from prometheus_client.metrics_core import Metric as PrometheusMetric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from redis.exceptions import RedisError
 from starlette import routing
 from starlette.datastructures import Headers
@@ -191,11 +193,19 @@ def split_url(url: str | None) -> SplitResult:
     return parts
 
 
+def is_database_url(url: str) -> bool:
+    try:
+        conninfo_to_dict(url)
+    except psycopg.Error:
+        return False
+    return split_url(url).scheme in ("postgresql", "postgres")
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
         url = getattr(settings, name)
-        if url and split_url(url).scheme not in ("postgresql", "postgres"):
+        if url and not is_database_url(url):
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
@@ -203,13 +213,15 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield "SQL_MODEL must name the model that SQL_MODEL_URL serves"
     for name in ("jwt_issuer", "jwks_url"):
         url = split_url(getattr(settings, name) or "https://issuer")
-        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
-            yield f"{name.upper()} must be an https URL (http on loopback only), not {getattr(settings, name)!r}"
-    if settings.cache_url != "memory://" and split_url(settings.cache_url).scheme != "redis":
+        if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
+            yield f"{name.upper()} must be an https URL (http on loopback only)"
+    in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
+    if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
-    if not settings.queries_dir.is_dir():
+    # Unlike pathlib's, these say no of a place that nobody may look at.
+    if not os.path.isdir(settings.queries_dir):
         yield f"QUERIES_DIR must be a directory of .sql files; {str(settings.queries_dir)!r} is none"
-    if settings.data_dir.exists() and not settings.data_dir.is_dir():
+    if os.path.exists(settings.data_dir) and not os.path.isdir(settings.data_dir):
         yield f"DATA_DIR must be a directory; {str(settings.data_dir)!r} is none"
 
 
@@ -1098,10 +1110,10 @@ class Login(NamedTuple):
 
 def database_logins(settings: Settings) -> dict[str, Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
-    # Sessions that read only would count as a server that does.
-    owner = (settings.database_url or "").replace("target_session_attrs=read-write", "target_session_attrs=primary")
-    reader = derived_login(owner, settings.reader_database_url, owner, "metrics_reader")
-    guest = derived_login(owner, settings.guest_database_url, settings.reader_database_url or owner, "metrics_guest")
+    urls = settings.database_url, settings.reader_database_url, settings.guest_database_url
+    owner, reader_url, guest_url = (as_dsn(url or "") for url in urls)
+    reader = derived_login(owner, reader_url, owner, "metrics_reader")
+    guest = derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
     logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
     logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
     if settings.reader_database_url:
@@ -1109,16 +1121,37 @@ def database_logins(settings: Settings) -> dict[str, Login]:
     return logins
 
 
-def derived_login(owner: str, url: str | None, hosts: str, user: str) -> Login:
+# What only libpq knows; asyncpg would send it to the server, which refuses it.
+LIBPQ_ONLY = re.compile(
+    r"channel_binding|client_encoding|connect_timeout|fallback_application_name|gss(encmode|delegation)|hostaddr"
+    r"|keepalives.*|load_balance_hosts|m(in|ax)_protocol_version|oauth_.*|replication|require_?(auth|peer)|scram_.*"
+    r"|ssl(certmode|compression|crldir|keylogfile|sni)|tcp_user_timeout"
+)
+
+
+def as_dsn(url: str) -> str:
+    """A libpq URL for asyncpg."""
+    head, _, query = url.partition("?")
+    options = dict(parse_qsl(query.replace("+", "%2B")))
+    # Sessions that read only would count as a server that does.
+    if options.get("target_session_attrs") == "read-write":
+        options["target_session_attrs"] = "primary"
+    known = {name: value for name, value in options.items() if not LIBPQ_ONLY.fullmatch(name)}
+    # To asyncpg, no name after the slash is one, which goes before the option dbname.
+    head = re.sub(r"(?<!:/)/$", "", head)
+    return f"{head}?{urlencode(known, quote_via=quote)}" if known else head
+
+
+def derived_login(owner: str, url: str, hosts: str, user: str) -> Login:
     """The login that a URL names, or one that the migrations create, on the hosts of another URL.
 
     Its password follows from the owner's, so that every instance knows it; an owner without one gives one without.
     """
-    named = urlsplit(url or "")
-    if url and (named.password or named.username not in (None, user)):
+    named = conninfo_to_dict(url)
+    if named.get("password") or named.get("user", user) != user:
         return Login(url)
-    secret = urlsplit(owner).password or os.environ.get("PGPASSWORD")
-    password = hmac.new(unquote(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
+    secret = conninfo_to_dict(owner).get("password") or os.environ.get("PGPASSWORD")
+    password = hmac.new(str(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
     return Login(url or hosts, user, password)
 
 
@@ -1328,7 +1361,7 @@ TOKEN = re.compile(
     | (?P<comment>/\*)
     | [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*
     | ::|:=
-    | (?<!\w):(?P<name>[^\W\d]\w*)
+    | (?<![\w\])"]):(?P<name>[^\W\d]\w*)
     | (?P<number>\$\d+)
     | (?P<end>;)
     | \S
@@ -1381,6 +1414,13 @@ def parse_statement(sql: str) -> Statement:
     for index in ends:
         parts[index] = " "
     return Statement((*parts, sql[position:]), holes, tuple(names))
+
+
+def opening_comments(sql: str) -> Iterator[str]:
+    position = 0
+    while (token := TOKEN.search(sql, position)) and token[0].startswith(("--", "/*")):
+        position = comment_end(sql, token.start()) if token["comment"] else token.end()
+        yield sql[token.start() : position]
 
 
 def comment_end(sql: str, start: int) -> int:
@@ -1441,8 +1481,8 @@ def read_file(path: Path) -> Definition:
         return msgspec.structs.replace(definition, fault="is empty")
     fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
-    for line in itertools.takewhile(lambda line: not line.strip() or line.lstrip().startswith("--"), sql.splitlines()):
-        if header := HEADER_LINE.match(line.strip()):
+    for comment in opening_comments(sql):
+        if header := HEADER_LINE.match(comment):
             warnings += read_header(fields, header[1], header[2].strip())
     return msgspec.structs.replace(definition, sql=sql, warnings=tuple(warnings), **fields)
 
@@ -1578,7 +1618,8 @@ SELECT
   c.oid,
   c.relkind,
   c.reltuples,
-  CASE n.nspname WHEN CURRENT_SCHEMA() THEN '' ELSE n.nspname || '.' END || c.relname AS name
+  c.relname,
+  c.oid::regclass::text AS name
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
@@ -1586,21 +1627,18 @@ AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 AND c.oid IN (
   SELECT relid
   FROM relations
-  UNION ALL
-  SELECT TO_REGCLASS(name)
-  FROM UNNEST($1::text[]) AS reads(name)
 )
 """
 TYPES = """\
 SELECT
   t.oid,
-  CASE WHEN e.oid IS NULL THEN t.typname ELSE e.typname || '[]' END AS name,
+  CASE e.typarray WHEN t.oid THEN e.typname || '[]' ELSE t.typname END AS name,
   FORMAT_TYPE(t.oid, -1) AS sql,
   COALESCE(b.typname, e.typname, t.typname) AS base,
   e.oid IS NOT NULL AS is_array,
   COALESCE(e.typcategory, t.typcategory)::text AS category
 FROM pg_type AS t
-LEFT JOIN pg_type AS e ON e.oid = t.typelem AND t.typcategory = 'A'
+LEFT JOIN pg_type AS e ON e.typarray IN (t.oid, NULLIF(t.typbasetype, 0))
 LEFT JOIN pg_type AS b ON b.oid = COALESCE(e.typbasetype, t.typbasetype)
 WHERE t.oid = ANY ($1::oid[])
 """
@@ -1624,7 +1662,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             prepared = await conn.prepare(statement.numbered())
         except STATEMENT_REFUSED as exc:
             raise bad_statement(exc, statement) from exc
-        relations = await conn.fetch(LOCKED_RELATIONS, definition.reads)
+        unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
+        relations = await conn.fetch(LOCKED_RELATIONS)
         columns, types = prepared.get_attributes(), prepared.get_parameters()
         used = {kind.oid for kind in (*types, *(column.type for column in columns))}
         known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, used)}
@@ -1637,7 +1676,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         except STATEMENT_REFUSED as exc:
             raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
         plan = await explain(conn, run, len(types))
-        large = {row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
+        large = {row["relname"]: row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
         return Metric(
             about=definition,
             names=statement.names,
@@ -1648,11 +1687,21 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             relations=oids,
             shape=await conn.fetchval(f"SELECT {shape}"),
             cost=plan.get("Total Cost", 0),
-            scans=tuple(sorted(large & scanned(plan))),
+            scans=tuple(sorted(large[name] for name in large.keys() & scanned(plan))),
             run=run,
             digest=hashlib.sha256(run.encode()).hexdigest()[:16],
-            warnings=(*definition.warnings, *unknown_names(definition, statement.names)),
+            warnings=(*definition.warnings, *unknown_names(definition, statement.names), *unknown),
         )
+
+
+async def lock_table(conn: asyncpg.Connection, table: str) -> str | None:
+    """Lock what a header says that the statement reads, as preparing does; return what is wrong with the name."""
+    try:
+        async with conn.transaction():
+            await conn.prepare(f"SELECT FROM {table}")
+    except STATEMENT_REFUSED as exc:
+        return f"tables names {table}: {exc.message}"
+    return None
 
 
 # What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
@@ -2011,17 +2060,22 @@ class Catalog:
         self.stray_files = tuple(path.name for path in paths if not METRIC_ID.fullmatch(path.stem))
         return {path.stem: read_file(path) for path in paths if path.name not in self.stray_files}
 
-    def file_stamps(self) -> dict[str, tuple[int, int]]:
-        """What tells that a file has been written to, without reading it."""
-        stamps = {}
+    def file_stamps(self) -> dict[str, tuple[int, ...]]:
+        """What tells that a file has been written to or opened to this user, without reading it."""
+        stamps: dict[str, tuple[int, ...]] = {}
         for entry in os.scandir(self.settings.queries_dir):
             if entry.name.endswith(".sql"):
                 with suppress(OSError):
-                    stamps[entry.name] = entry.stat().st_mtime_ns, entry.stat().st_size
+                    stat = entry.stat()
+                    stamps[entry.name] = stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
         return stamps
 
-    async def reload(self) -> None:
-        """Read files and database again and describe what is new, has changed or did not compile."""
+    async def reload(self, patience: float | None = 1) -> None:
+        """Read files and database again and describe what is new or has changed, for so many seconds each.
+
+        What waits longer, such as for a lock on its tables, does not compile for now, lest it hold up the others; after
+        each of these the next may wait half as long.
+        """
         async with self.lock:
             self.outdated.clear()
             files = await asyncio.to_thread(self.read_files)
@@ -2032,17 +2086,21 @@ class Catalog:
                 self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
             async with self.database.connection("catalog") as conn:
                 self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
-            definitions, reshaped = merge(files, rows), await self.reshaped()
-            self.metrics = {key: await self.described(definition, reshaped) for key, definition in definitions.items()}
-            self.mirrored, self.complete = files, True
+            metrics: dict[str, Metric] = {}
+            for about in merge(files, rows).values():
+                began = time.monotonic()
+                metrics[about.id] = await self.described(about, patience)
+                if patience and time.monotonic() - began >= patience:
+                    patience = max(patience / 2, 0.05)
+            self.metrics, self.mirrored, self.complete = metrics, files, True
         self.tell()
 
-    async def reshaped(self) -> set[str]:
-        """The metrics whose relations are not what they were, or bear other names."""
-        metrics = [metric for metric in self.metrics.values() if not metric.fault]
+    async def outdated_metrics(self) -> list[Metric]:
+        """Those that did not compile, and those whose relations are not what they were or bear other names."""
+        metrics = list(self.metrics.values())
         async with self.database.connection("catalog") as conn:
             shapes = {oids: await conn.fetchval(f"SELECT {shape_sql(oids)}") for oids in {m.relations for m in metrics}}
-        return {metric.id for metric in metrics if shapes[metric.relations] != metric.shape}
+        return [metric for metric in metrics if metric.fault or shapes[metric.relations] != metric.shape]
 
     def tell(self) -> None:
         for tell in self.reloaded_by:
@@ -2061,15 +2119,17 @@ class Catalog:
             self.metrics.pop(metric_id, None)
         self.tell()
 
-    async def described(self, definition: Definition, reshaped: set[str]) -> Metric:
+    async def described(self, definition: Definition, patience: float | None) -> Metric:
         """One metric that PostgreSQL cannot plan, be it for ever, does not take the others with it."""
         known = self.metrics.get(definition.id)
-        if known and known.about == definition and not known.fault and known.id not in reshaped:
+        if known and known.about == definition:
             return known
+        limit = asyncio.timeout(patience)
         try:
-            return await self.describe(definition)
+            async with limit:
+                return await self.describe(definition)
         except (asyncpg.PostgresError, *DATABASE_DOWN) as exc:
-            if definition.source == "file" and isinstance(exc, DATABASE_DOWN):
+            if definition.source == "file" and isinstance(exc, DATABASE_DOWN) and not limit.expired():
                 raise
             async with self.database.connection("owner") as conn:
                 await conn.execute("SELECT 1")
@@ -2088,9 +2148,9 @@ class Catalog:
         """Describe one metric again, because its tables have changed."""
         fresh = await self.describe(metric.about)
         known = self.metrics.get(metric.id)
-        if known and known.about == metric.about:
+        if known and known.about == metric.about and known != fresh:
             self.metrics[metric.id] = fresh
-        self.tell()
+            self.tell()
         return fresh
 
 
@@ -2159,25 +2219,34 @@ async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
 
 
 async def watch_catalog(catalog: Catalog) -> None:
-    """Reload within a second of a change to a file or to the definitions, and while a metric does not compile.
-
-    Tables that are replaced tell nobody, and what a metric reads decides which changes it hears of.
-    """
+    """Reload within a second of a change to a file or to the definitions."""
     seen: object = None
-    for tick in itertools.count():
+    while True:
         with suppress(TimeoutError):
             await asyncio.wait_for(catalog.outdated.wait(), 0.5)
         try:
             stamps = await asyncio.to_thread(catalog.file_stamps)
-            other = stamps != seen or catalog.outdated.is_set()
-            if not other and tick % 4 == 0:
-                other = any(metric.fault for metric in catalog.metrics.values()) or bool(await catalog.reshaped())
-            if other:
+            if stamps != seen or catalog.outdated.is_set():
                 await catalog.reload()
                 seen = stamps
         except Exception as exc:
             warn("the metrics could not be read again", reason=repr(exc))
             await asyncio.sleep(1)
+
+
+async def mend_catalog(catalog: Catalog) -> None:
+    """Describe again what does not compile, for what it lacks may have come, and what reads tables that were replaced.
+
+    Neither tells anybody, and what a metric reads decides which changes it hears of.
+    """
+    while True:
+        await asyncio.sleep(1)
+        with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
+            for metric in await catalog.outdated_metrics():
+                with suppress(TimeoutError, asyncpg.PostgresError):
+                    # A file may take its time, for somebody looked at it.
+                    async with asyncio.timeout(1 if metric.login == "guest" else None):
+                        await catalog.refresh(metric)
 
 
 # ------------------------------------------------------------------------------------------------ parameters
@@ -4897,10 +4966,15 @@ def migrate(settings: Settings) -> list[str]:
     with connect_owner(url) as conn:
         while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
             time.sleep(0.1)
-        backend = yoyo.get_backend("postgresql+psycopg://" + single_host(url, conn.info).split("://", 1)[1])
+        # yoyo takes one host, and of the URL proper it decodes the login alone.
+        options = conninfo_to_dict(url) | {"host": conn.info.host, "port": conn.info.port}
+        backend = yoyo.get_backend(f"postgresql+psycopg:///?{urlencode(options)}")
         try:
             backend.break_lock()
             backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(HERE / "migrations"))))
+        except psycopg.errors.UndefinedTable as exc:  # yoyo says nothing when it cannot make its own
+            message = f"{exc.diag.message_primary}, and {conn.info.user} cannot create it in {conn.info.dbname}"
+            raise CommandError(message) from exc
         finally:
             backend.connection.close()
         if settings.harden_database == "on":
@@ -4908,17 +4982,9 @@ def migrate(settings: Settings) -> list[str]:
         with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
             conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
         logins = {login for login in database_logins(settings).values() if login.user}
+        for login in logins:
+            show_schemas(conn, login)
         return [fault for login in logins if (fault := open_login(conn, url, login))]
-
-
-def single_host(url: str, connected: psycopg.ConnectionInfo) -> str:
-    """The URL with the one of its hosts that answered, for yoyo takes no more."""
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    if "," not in hosts:
-        return url
-    query = f"{parts.query}&host={quote(connected.host)}&port={connected.port}".lstrip("&")
-    return parts._replace(netloc=login + at, query=query).geturl()
 
 
 def connect_owner(url: str) -> psycopg.Connection:
@@ -4969,8 +5035,20 @@ def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
     return attempt()
 
 
+def show_schemas(conn: psycopg.Connection, login: Login) -> None:
+    """Let a derived login look for tables where the owner does, be it in a schema of his name."""
+    row = conn.execute("SELECT CURRENT_SCHEMAS(false)").fetchone()
+    schemas = row[0] if row else []
+    if schemas == ["public"]:
+        return
+    path = sql.SQL(", ").join(map(sql.Identifier, schemas))
+    role, database = sql.Identifier(login.user or ""), sql.Identifier(conn.info.dbname)
+    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
+        conn.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}").format(role, database, path))
+
+
 @asynccontextmanager
-async def with_database(settings: Settings) -> AsyncIterator[Settings]:
+async def with_database(settings: Settings, tell: Callable[[str], None]) -> AsyncIterator[Settings]:
     """The settings with a DATABASE_URL, which is the embedded PostgreSQL's while the environment names none."""
     if settings.database_url:
         yield settings
@@ -4983,7 +5061,7 @@ async def with_database(settings: Settings) -> AsyncIterator[Settings]:
     except embedded.EmbeddedError as exc:
         raise CommandError(str(exc)) from exc
     if server.relocated:
-        say(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
+        tell(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
     watch = asyncio.create_task(server.watch(), name="embedded PostgreSQL")
     try:
         yield msgspec.structs.replace(settings, database_url=server.dsn, harden_database="on")
@@ -4993,7 +5071,7 @@ async def with_database(settings: Settings) -> AsyncIterator[Settings]:
 
 
 async def load_dataset(settings: Settings, database: Database, directory: Path, newest: date | None = None) -> Any:
-    """Load a data set; its queries must pass as the guest that will run them."""
+    """Load a data set; its queries must pass as the guest that will run them. Raises CommandError."""
     from seed import dataset
 
     async def accept(sql: str) -> str | None:
@@ -5048,7 +5126,8 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await start(state, embedded)
     catalog, changes = state["catalog"], state["changes"]
     changes.heard_by.append(lambda _: started.set())
-    await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
+    listening = listen(state["database"], changes, catalog.outdated)
+    await asyncio.gather(watch_catalog(catalog), mend_catalog(catalog), listening)
 
 
 @asynccontextmanager
@@ -5060,7 +5139,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             stream = configure_logging(settings.log_level)
             stream.start()
             stack.callback(stream.stop)
-            settings = await stack.enter_async_context(with_database(settings))
+            settings = await stack.enter_async_context(with_database(settings, warn))
         except (SettingsError, CommandError) as exc:
             # Nothing is open yet, and the server would bury the one sentence that helps in a traceback.
             print(exc, file=sys.stderr, flush=True)
@@ -5277,7 +5356,7 @@ async def check_command(settings: Settings, options: argparse.Namespace) -> int:
     await asyncio.to_thread(migrate, settings)
     async with Database(settings) as database:
         catalog = Catalog(settings, database)
-        await catalog.reload()
+        await catalog.reload(patience=None)
     files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
     for name in catalog.stray_files:
         say(f"queries/{name}: warning: the file's name is no metric id")
@@ -5302,7 +5381,8 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
         yield f"  warning: it would read {table} from end to end; an index on what it filters by would help"
     for oid, table in metric.tables.items():
         if oid not in catalog.watched:
-            yield f"  warning: {table} is not watched; `python app.py watch {table}` makes the metric exact"
+            command = f"python app.py watch {shlex.quote(table)}"
+            yield f"  warning: {table} is not watched; `{command}` makes the metric exact"
 
 
 FAMILY = """\
@@ -5387,7 +5467,7 @@ def main() -> int:
             serve(settings, options)
             return 0
         return asyncio.run(run_command(settings, options))
-    except (SettingsError, CommandError, ConnectionError) as exc:
+    except (SettingsError, CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -5395,7 +5475,7 @@ def main() -> int:
 
 
 async def run_command(settings: Settings, options: argparse.Namespace) -> int:
-    async with with_database(settings) as ready:
+    async with with_database(settings, say) as ready:
         return cast(int, await options.run(ready, options))
 
 

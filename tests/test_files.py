@@ -47,9 +47,10 @@ ACCEPTED: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
     "named-arguments": ("SELECT MAKE_INTERVAL(days := 1, hours => :h)::text AS i", "h=2", {"i": "1 day 02:00:00"}),
     "slices": (
         "SELECT (ARRAY[1, 2, 3])[1:2] AS a, (ARRAY[1, 2, 3])[2:n] AS b, (ARRAY[1, 2, 3])[:lo : :hi] AS c"
-        " FROM (SELECT 3 AS n) AS s",
+        ', (ARRAY[1, 2, 3])[(i)[1]:n] AS d, (ARRAY[1, 2, 3])[(1):n] AS e, (ARRAY[1, 2, 3])[s."n":n] AS f'
+        " FROM (SELECT 3 AS n, ARRAY[2] AS i) AS s",
         "lo=2&hi=3",
-        {"a": [1, 2], "b": [2, 3], "c": [2, 3]},
+        {"a": [1, 2], "b": [2, 3], "c": [2, 3], "d": [2, 3], "e": [1, 2, 3], "f": [3]},
     ),
     "operators": (
         "SELECT '{\"a:b\": 1}'::jsonb->>'a:b' AS a, 3-:n AS b, 'x'||:t||'y' AS c, 1=:n AS d",
@@ -84,6 +85,13 @@ ACCEPTED: dict[str, tuple[str | bytes, str, dict[str, Any]]] = {
         "SELECT COALESCE(:start_date, CURRENT_DATE - 30) = CURRENT_DATE - COALESCE(:day_range, 30) AS d",
         "",
         {"d": True},
+    ),
+    "records": ("SELECT ARRAY[ROW(1)] AS a", "", {"a": [{"f1": 1}]}),
+    "domain": ("SELECT :n::information_schema.cardinal_number AS n", "n=1", {"n": 1}),
+    "any-comments": (
+        "/* (c) :x\n-- unit: none */\n-- title: One\u2028Two\r/* /* */ */ -- unit: kg\n\n-- chart: bar\nSELECT 1 AS a",
+        "",
+        {"a": 1},
     ),
     "UPPER_and-lower-9": ("SELECT 1 AS a", "", {"a": 1}),
     "9": ("SELECT 1 AS a", "", {"a": 1}),
@@ -222,6 +230,12 @@ def test_headers_are_read_after_a_bom_and_with_crlf(listed: dict[str, Any]) -> N
     assert [listed["crlf"][name] for name in ("title", "chart", "unit")] == ["CRLF", "bar", "EUR"]
 
 
+def test_a_header_may_stand_among_other_comments(listed: dict[str, Any]) -> None:
+    """None of which may hide what it says of roles."""
+    expected = {"title": "One\u2028Two", "unit": "kg", "chart": "bar"}
+    assert listed["any-comments"] == listed["any-comments"] | expected
+
+
 def test_a_bad_header_is_a_warning_and_the_metric_serves(http: httpx.Client) -> None:
     assert http.get("/metrics/bad-headers").json()["records"] == [{"a": 1}]
     warnings = [check["output"] for check in checks(http) if "bad-headers" in check["output"]]
@@ -243,6 +257,12 @@ def test_types_are_the_databases_own_and_have_short_names(listed: dict[str, Any]
         "default": {"start_date": "date", "day_range": "int4"},
         "union": {"n": "int8"},
     }
+    assert listed["records"]["columns"] == [{"name": "a", "type": "record[]"}]
+    assert listed["domain"]["parameters"][0]["type"] == "cardinal_number"
+
+
+def test_what_a_domain_does_not_take_is_the_callers_fault(http: httpx.Client) -> None:
+    assert http.get("/metrics/domain?n=-1").status_code == 422
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "directory", "dangling"])
@@ -344,6 +364,24 @@ def test_files_that_are_added_edited_or_removed_are_noticed_within_two_seconds(
     assert "fresh" not in http.get("/metrics").text
 
 
+def test_a_file_that_waits_for_a_lock_holds_up_no_other(
+    living: tuple[httpx.Client, Service], database: psycopg.Connection[Any]
+) -> None:
+    http, service = living
+    database.execute("CREATE TABLE busy AS SELECT 1 AS a; GRANT SELECT ON busy TO metrics_reader")
+    with database.transaction():
+        database.execute("LOCK TABLE busy")
+        (service.queries / "busy.sql").write_text("SELECT a FROM busy")
+        within_two_seconds(http, "/metrics/busy", 500)
+        for number in range(3):
+            (service.queries / "free.sql").write_text(f"SELECT {number} AS a")
+            within_two_seconds(http, "/metrics/free", 200, [{"a": number}])
+    wait_until(lambda: http.get("/metrics/busy").status_code == 200, 5)
+    for name in ("busy", "free"):
+        (service.queries / f"{name}.sql").unlink()
+    database.execute("DROP TABLE busy")
+
+
 def test_a_missing_grant_counts_as_not_compiling_until_it_is_given(
     living: tuple[httpx.Client, Service], database: psycopg.Connection[Any]
 ) -> None:
@@ -358,6 +396,31 @@ def test_a_missing_grant_counts_as_not_compiling_until_it_is_given(
     assert (response.status_code, "sales.sql" in response.text) == (500, True)
     assert "permission" not in response.text
     database.execute("DROP TABLE sales")
+
+
+def test_a_header_names_the_tables_that_a_function_reads(
+    living: tuple[httpx.Client, Service], database: psycopg.Connection[Any], cluster: str
+) -> None:
+    """Or views of them; what is none is a warning."""
+    http, service = living
+    database.execute(SALES)
+    (service.queries / "sold.sql").write_text("-- tables: sold_view, nowhere, no.such.thing.ever\nSELECT sold() AS n")
+    within_two_seconds(http, "/metrics/sold", 200, [{"n": 1}])
+    assert [metric["live"] for metric in http.get("/metrics").json()["metrics"] if metric["id"] == "sold"] == [False]
+    warned = [check["output"] for check in checks(http) if "sold" in check["output"]]
+    assert [name in warning for name, warning in zip(("nowhere", "no.such"), warned, strict=True)] == [True, True]
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": cluster, "QUERIES_DIR": str(service.queries)}
+    done = subprocess.run([sys.executable, str(ROOT / "app.py"), "check"], env=env, capture_output=True, text=True)
+    assert """app.py watch '"Sold things"'`""" in done.stdout
+    (service.queries / "sold.sql").unlink()
+    database.execute('DROP FUNCTION sold(); DROP TABLE "Sold things" CASCADE')
+
+
+SALES = """
+CREATE TABLE "Sold things" AS SELECT 1 AS n;
+CREATE VIEW sold_view AS SELECT n FROM "Sold things";
+CREATE FUNCTION sold() RETURNS int4 LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN RETURN (SELECT n FROM sold_view); END'
+"""
 
 
 def test_files_are_mirrored_into_the_tables(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -86,8 +87,8 @@ SLEEPING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 pytestmark = pytest.mark.anyio
 
 
-def run(database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database}
+def run(database: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database, **env}
     return subprocess.run([sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True)
 
 
@@ -162,6 +163,34 @@ def test_migrations_roll_back_to_nothing_and_apply_again(database: str) -> None:
     conn.close()
 
 
+def test_the_logins_look_for_tables_where_the_owner_does(database: str) -> None:
+    """PostgreSQL looks first into a schema that has the name of who asks."""
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("CREATE SCHEMA postgres")
+    checked = run(database, "check")
+    assert (checked.returncode, checked.stderr, "tables: metrics\n" in checked.stdout) == (0, "", True)
+
+
+@pytest.mark.parametrize("name", ["", "missing"])
+def test_a_directory_without_a_data_set_is_refused_in_a_sentence(database: str, tmp_path: Path, name: str) -> None:
+    refused = run(database, "seed", str(tmp_path / name))
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert str(tmp_path / name) in refused.stderr
+
+
+def test_a_command_that_the_database_refuses_says_why_in_a_sentence(database: str, cluster: str) -> None:
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute("CREATE ROLE stranger LOGIN")
+    for url, reason in (
+        (database.replace("postgres@", "stranger@"), "stranger cannot create it in scratch"),
+        (database, 'role "no_guest" does not exist'),
+    ):
+        refused = run(url, "check", GUEST_DATABASE_URL=database.replace("postgres@", "no_guest@"))
+        assert (refused.returncode, reason in refused.stderr, refused.stderr.count("\n")) == (1, True, 1)
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute("DROP ROLE stranger")
+
+
 def roll_back(url: str) -> None:
     backend = yoyo.get_backend(url.replace("postgresql:", "postgresql+psycopg:"))
     migrations = yoyo.read_migrations(str(ROOT / "migrations"))
@@ -182,13 +211,18 @@ def test_migrations_from_many_processes_at_once_are_applied_once(database: str, 
 
 
 async def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_it_set_again() -> None:
-    """On a server that wants passwords; none of them is shown."""
+    """On a server that wants passwords, however the URL writes the owner's; none of them is shown."""
     async with laboratory(Lab) as lab, lab.owner() as conn:
-        await conn.execute("ALTER ROLE postgres PASSWORD 'hunter2'")
+        await conn.execute("ALTER ROLE postgres PASSWORD 'hunter2 @+%'")
+        await conn.execute('CREATE DATABASE "the records"')
         (lab.server.directory / "pg_hba.conf").write_text("local all all scram-sha-256\n")
         await conn.execute("SELECT PG_RELOAD_CONF()")
-        for _ in range(2):
-            service = await lab.serve(DATABASE_URL=lab.server.dsn.replace("postgres@", "postgres:hunter2@"))
+        at = lab.server.dsn.partition("?")[2]
+        for url in (
+            f"postgresql://postgres:hunter2%20%40+%25@/the%20records?{at}&connect_timeout=5",
+            f"postgresql:///?{at}&user=postgres&password=hunter2%20%40+%25&dbname=the%20records&keepalives=1",
+        ):
+            service = await lab.serve(DATABASE_URL=url)
             records = json.loads((await ask(service, "/metrics/zone")).body)["records"]
             assert records == [{"zone": "UTC", "login": "metrics_reader"}]
             service.stop()

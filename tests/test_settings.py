@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,9 @@ BAD = [
     {"STATEMENT_TIMEOUT": "0.0001", "DATA_DIR": str(ROOT / "app.py"), "DATABASE_URL": "postgresql://u:hunter2@[::1/db"},
     {"STATEMENT_TIMEOUT": "2592000", "DATABASE_URL": "postgresql://u:hunter2@host:port/db"},
     {"DATABASE_URL": "postgresql://u:hunter2@h:99999/db", "READER_DATABASE_URL": "postgresql://u:hunter2@h:port/db"},
+    {"DATABASE_URL": "postgresql://u:hunter2%zz@h/db", "READER_DATABASE_URL": "postgresql://u:hunter2 x@h/db"},
+    {"DATABASE_URL": "postgresql://u:hunter2@h/db?no_option=1", "QUERIES_DIR": "x" * 300},
+    {"JWT_ISSUER": "http://u:hunter2@example.com", "JWKS_URL": "https://", "CACHE_URL": "redis://:hunter2@h:6379/one"},
 ]
 
 
@@ -139,6 +143,15 @@ def test_after_the_start_up_text_every_line_of_the_log_is_json(start_service: Se
     assert "metric_id" in line
     assert "hunter2" not in text
     assert "sesame" not in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user for the database")
+def test_where_the_data_are_instead_is_a_line_of_the_log(start_service: Serve, tmp_path: Path) -> None:
+    service = start_service(DATABASE_URL="", DATA_DIR=str(tmp_path / "data"))
+    service.stop()
+    lines = [json.loads(line) for line in service.log.read_text().partition("{")[2].splitlines()[1:]]
+    (told,) = [line["message"] for line in lines if line["message"].startswith("Data: /var/lib/metrics-api/")]
+    shutil.rmtree(Path(told.split()[1].rstrip(",")).parent)
 
 
 def test_another_server_serves_the_same_application(cluster: str, tmp_path: Path) -> None:

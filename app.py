@@ -1108,8 +1108,52 @@ async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
 
 
+MAX_ERROR = 2**19  # bytes, more than any quote from MAX_SQL characters
+
+
+class ShortErrors:
+    """Hands on what the server sends, but cuts long errors: asyncpg takes minutes over one of a hundred megabytes."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self.protocol = protocol
+        self.held = b""
+        self.left = 0
+        self.cut = False
+
+    def data_received(self, data: bytes) -> None:
+        """PostgreSQL's messages are a letter, the length of what follows in four bytes, and the rest."""
+        data, position = self.held + data, 0
+        passed: list[bytes] = []
+        while position < len(data):
+            if not self.left:
+                size = 1 + int.from_bytes(data[position + 1 : position + 5])
+                self.cut = data[position] == ord("E") and size > MAX_ERROR
+                if len(data) - position < (MAX_ERROR if self.cut else 5):
+                    break
+                self.left = size
+                if self.cut:
+                    # Ends behind the last whole character, and its fields end with a zero byte each.
+                    text = data[position + 5 : position + MAX_ERROR].decode(errors="ignore").encode() + b"\0\0"
+                    passed.append(b"E" + (4 + len(text)).to_bytes(4) + text)
+            end = position + min(self.left, len(data) - position)
+            if not self.cut:
+                passed.append(data[position:end])
+            self.left -= end - position
+            position = end
+        self.held = data[position:]
+        if passed:
+            self.protocol.data_received(b"".join(passed))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.protocol, name)
+
+
 class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
     """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
+
+    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, *args: Any) -> None:
+        super().__init__(protocol, transport, *args)
+        transport.set_protocol(cast(Any, ShortErrors(protocol)))
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
         with suppress(OSError):
@@ -4733,6 +4777,14 @@ async def dispatch(methods: Mapping[str, Endpoint], request: Request[State]) -> 
 MIGRATION_LOCK = 7_102_025
 
 
+# What only a superuser may set. The guest's errors, which may quote a gigabyte each, would fill the server's log.
+LOGIN_SETTINGS = (
+    "metrics_reader SET temp_file_limit = '1GB'",
+    "metrics_guest SET temp_file_limit = '1GB'",
+    "metrics_guest SET log_min_messages = 'fatal'",
+)
+
+
 def migrate(settings: Settings) -> list[str]:
     """Apply the migrations and open the derived logins, one instance at a time; return what could not be done.
 
@@ -4751,8 +4803,9 @@ def migrate(settings: Settings) -> list[str]:
             backend.connection.close()
         if settings.harden_database == "on":
             harden(conn)
-        with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
-            conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
+        for setting in LOGIN_SETTINGS:
+            with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
+                conn.execute(f"ALTER ROLE {setting}")
         logins = {login for login in database_logins(settings).values() if login.user}
         return [fault for login in logins if (fault := open_login(conn, url, login))]
 

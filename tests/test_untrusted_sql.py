@@ -366,6 +366,19 @@ async def api(client: httpx.AsyncClient) -> httpx.AsyncClient:
     return client
 
 
+async def test_both_logins_are_limited(service: Service, api: httpx.AsyncClient) -> None:
+    limits = "CURRENT_SETTING('statement_timeout') AS b, CURRENT_SETTING('temp_file_limit') AS c"
+    query = f"SELECT CURRENT_USER::text AS a, {limits}"
+    (service.queries / "limits.sql").write_text(query)
+    await eventually(lambda: answers(api, "/metrics/limits"))
+    reviewed = (await api.get("/metrics/limits")).json()["records"]
+    (service.queries / "limits.sql").unlink()
+    metric_id = (await api.post("/metrics", json={"query": query})).json()["id"]
+    unreviewed = (await api.get(f"/metrics/{metric_id}")).json()["records"]
+    assert reviewed == [{"a": "metrics_reader", "b": "10s", "c": "1GB"}]
+    assert unreviewed == [{"a": "metrics_guest", "b": "10s", "c": "1GB"}]
+
+
 async def test_values_of_parameters_are_never_sql(api: httpx.AsyncClient) -> None:
     answer = await api.post("/metrics", json={"query": "SELECT :t::text AS t, :n::int4 AS n"})
     path = f"/metrics/{answer.json()['id']}"

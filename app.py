@@ -1660,8 +1660,9 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
 
 # What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
 MORE_THAN_READING = (
-    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|lo_.*|loread|lowrite|ts_stat|ts_rewrite"
-    r"|setseed|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
+    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|ts_stat|ts_rewrite|setseed"
+    r"|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)|loread|lowrite"
+    r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
 )
 
 

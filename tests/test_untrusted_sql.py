@@ -227,6 +227,11 @@ HARMLESS: dict[str, tuple[str, int, object]] = {
         200,
         [{"a": True, "b": True}],
     ),
+    "names that begin as a large object's functions": (
+        "SELECT lo_limit FROM (VALUES (1)) AS v(lo_limit)",
+        200,
+        [{"lo_limit": 1}],
+    ),
     "own privileges": ("SELECT HAS_TABLE_PRIVILEGE('secret', 'SELECT') AS a", 200, [{"a": False}]),
     "number of a transaction": ("SELECT PG_CURRENT_XACT_ID() IS NOT NULL AS a", 200, [{"a": True}]),
     "what others run": (

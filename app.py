@@ -1369,8 +1369,19 @@ class Statement(NamedTuple):
     names: tuple[str, ...]
 
     def numbered(self) -> str:
-        """With $1, $2, …; every line stays as long as it was, so that PostgreSQL's positions are the author's."""
-        return self.fill(lambda number, part: f"${number}".ljust(len(part)))
+        """With $1, $2, …"""
+        return self.fill(lambda number, _: f"${number}")
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """The author's line and column of what lies at an offset of the numbered statement."""
+        before = 0
+        for i, part in enumerate(self.parts):
+            length = len(f"${self.holes[i] + 1}") if i in self.holes else len(part)
+            if before + length > offset:
+                break
+            before += len(part)
+            offset += len(part) - length
+        return line_and_column("".join(self.parts), offset)
 
     def fill(self, write: Callable[[int, str], str]) -> str:
         parts = enumerate(self.parts)
@@ -1706,10 +1717,10 @@ STATEMENT_REFUSED = (
 
 def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
     position = getattr(exc, "position", None)
-    place = line_and_column(statement.numbered(), int(position) - 1) if position else (None, None)
+    place = statement.place(int(position) - 1) if position else (None, None)
     message = getattr(exc, "message", None) or str(exc)
     for number, name in enumerate(statement.names, 1):
-        message = re.sub(rf"parameter \${number}\b", f"parameter :{name}", message)
+        message = re.sub(rf'(parameter |syntax error at or near ")\${number}\b', rf"\1:{name}", message)
     return BadStatement(message, *place)
 
 

@@ -1955,7 +1955,7 @@ SELECT STRING_AGG(DISTINCT proname, ', ' ORDER BY proname)
 FROM pg_proc
 WHERE pronamespace = 'pg_catalog'::regnamespace
 AND proname ~ $1
-AND HAS_FUNCTION_PRIVILEGE(oid, 'EXECUTE')
+AND HAS_FUNCTION_PRIVILEGE('public', oid, 'EXECUTE')
 """
 
 
@@ -1970,6 +1970,8 @@ class Catalog:
         self.stray_files: tuple[str, ...] = ()
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
+        # What nobody reviewed may take long to describe, so nothing else waits for it.
+        self.waiting: dict[str, Definition] = {}
         self.complete = False
         self.fault = "not read yet"
         self.outdated = asyncio.Event()
@@ -1986,6 +1988,8 @@ class Catalog:
             raise Problem(422, "A metric id is a letter or digit, then up to 63 letters, digits, - and _.")
         if not self.complete:
             raise Problem(503, "The database has not been reached yet; try again.")
+        if metric_id in self.waiting:
+            raise Problem(503, "The metric has not been prepared yet; try again.")
         raise Problem(404, f"There is no metric {metric_id}; GET /metrics lists them.")
 
     def visible(self, caller: Caller) -> list[Metric]:
@@ -2009,7 +2013,7 @@ class Catalog:
         return stamps
 
     async def reload(self) -> None:
-        """Read files and database again and describe what is new, has changed or did not compile."""
+        """Read files and database again and describe the files that are new, have changed or did not compile."""
         async with self.lock:
             self.outdated.clear()
             files = await asyncio.to_thread(self.read_files)
@@ -2018,12 +2022,35 @@ class Catalog:
                     await mirror(conn, files.values())
                 rows = await conn.fetch(DEFINITIONS)
                 self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
-            async with self.database.connection("catalog") as conn:
                 self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
             definitions = merge(files, rows)
-            self.metrics = {key: await self.described(definition) for key, definition in definitions.items()}
-            self.mirrored, self.complete = files, True
+            reviewed = {key: await self.described(definitions[key]) for key in files}
+            others = {key: definition for key, definition in definitions.items() if key not in files}
+            known = {key: metric for key, metric in self.metrics.items() if key in others and metric.login == "guest"}
+            self.metrics = reviewed | known
+            self.waiting = {key: others[key] for key in sorted(others, key=known.__contains__)}
+            self.mirrored = files
         self.tell()
+
+    async def describe_waiting(self) -> None:
+        """Describe what nobody reviewed, one after the other: first what is new, last what takes long."""
+        slow = set[str]()
+        while self.waiting:
+            key, definition = next(iter(self.waiting.items()))
+            known = self.metrics.get(key)
+            try:
+                async with asyncio.timeout(None if key in slow else 0.5):
+                    metric = await self.described(definition)
+            except TimeoutError:
+                slow.add(key)
+                if key in self.waiting:
+                    self.waiting[key] = self.waiting.pop(key)
+                continue
+            if self.waiting.get(key) == definition:
+                del self.waiting[key]
+                if metric is not known and self.metrics.get(key) is known:
+                    self.metrics[key] = metric
+                    self.tell()
 
     def tell(self) -> None:
         for tell in self.reloaded_by:
@@ -2035,11 +2062,13 @@ class Catalog:
             known = self.metrics.get(metric.id)
             if known is None or known.about.version <= metric.about.version:
                 self.metrics[metric.id] = metric
+                self.waiting.pop(metric.id, None)
         self.tell()
 
     async def forget(self, metric_id: str) -> None:
         async with self.lock:
             self.metrics.pop(metric_id, None)
+            self.waiting.pop(metric_id, None)
         self.tell()
 
     async def described(self, definition: Definition) -> Metric:
@@ -2153,6 +2182,16 @@ async def watch_catalog(catalog: Catalog) -> None:
                 seen = stamps
         except Exception as exc:
             warn("the metrics could not be read again", reason=repr(exc))
+            await asyncio.sleep(1)
+
+
+async def describe_unreviewed(catalog: Catalog) -> None:
+    while True:
+        try:
+            await catalog.describe_waiting()
+            await asyncio.sleep(0.1)
+        except Exception as exc:
+            warn("a metric could not be described", reason=repr(exc))
             await asyncio.sleep(1)
 
 
@@ -4944,6 +4983,9 @@ async def start(state: State, embedded: bool) -> None:
             if empty:
                 await load_dataset(settings, database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(catalog.describe_waiting(), 1)
+            catalog.complete = True
             return
         except Exception as exc:
             catalog.fault = f"{type(exc).__name__}: {exc}"
@@ -4956,7 +4998,11 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await start(state, embedded)
     catalog, changes = state["catalog"], state["changes"]
     changes.heard_by.append(lambda _: started.set())
-    await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
+    await asyncio.gather(
+        watch_catalog(catalog),
+        describe_unreviewed(catalog),
+        listen(state["database"], changes, catalog.outdated),
+    )
 
 
 @asynccontextmanager

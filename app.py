@@ -1267,6 +1267,14 @@ class Database:
             finally:
                 ending.cancel()
 
+    async def answers(self) -> bool:
+        """Whether the server takes a statement at once."""
+        with suppress(TimeoutError, PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
+            async with asyncio.timeout(0.25), self.connection("owner") as conn:
+                await conn.execute("SELECT 1")
+                return True
+        return False
+
     async def renew(self, writers: bool) -> None:
         """Use no session of a server again: what ended one has likely ended the others."""
         for name, pool in self.pools.items():
@@ -1649,6 +1657,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
         try:
             await conn.prepare(run)
+        except asyncpg.QueryCanceledError:
+            raise
         except STATEMENT_REFUSED as exc:
             raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
         plan = await explain(conn, run, len(types))
@@ -1923,7 +1933,10 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
         try:
             async with database.connection(login) as conn:
                 return await describe(conn, definition, database.settings)
-        except DATABASE_DOWN:
+        except DATABASE_DOWN as exc:
+            # It is parsed several times, each within the limit or heeding none.
+            if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
+                raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
             if attempt or time.monotonic() - started > database.settings.pool_timeout:
                 raise
             await database.pools[login].expire_connections()

@@ -541,6 +541,18 @@ async def succeeds(client: httpx.AsyncClient, path: str) -> bool:
     return (await client.get(path)).status_code == 200
 
 
+async def test_sql_that_takes_long_to_parse_does_not_look_like_an_outage(start_service: Serve) -> None:
+    """It is parsed bare, wrapped and planned, each of which may stay below the limit that they have together."""
+    limited = start_service(STATEMENT_TIMEOUT="1", POOL_TIMEOUT="0.5")
+    columns = ", ".join(f"1 AS c{i}" for i in range(1600))
+    async with httpx.AsyncClient(base_url=limited.url, timeout=30, verify=False) as client:
+        for depth in (20, 40, 80, 120, 160):
+            query = f"SELECT c0 FROM {'(SELECT * FROM ' * depth}(SELECT {columns}) AS t{') AS t' * depth}"
+            answer = await client.post("/metrics?dry_run=true", json={"query": query})
+            assert answer.status_code in (200, 422), (depth, answer.text)
+    limited.stop()
+
+
 async def fails_to_compile(client: httpx.AsyncClient, path: str) -> bool:
     return (await client.get(path)).status_code == 500
 

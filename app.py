@@ -421,8 +421,15 @@ DATABASE_DOWN = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-# A division by zero, a subquery with two rows, what a function raises.
-FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
+# A division by zero, a subquery with two rows, a value that a domain has not, what a function raises.
+FAILS_ON_DATA = (
+    asyncpg.DataError,
+    asyncpg.CardinalityViolationError,
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.PLPGSQLError,
+)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections among the insufficient resources.
@@ -1718,6 +1725,7 @@ STATEMENT_REFUSED = (
     asyncpg.ProgramLimitExceededError,
     asyncpg.InsufficientResourcesError,
     asyncpg.CardinalityViolationError,
+    asyncpg.IntegrityConstraintViolationError,
     asyncpg.PLPGSQLError,
     asyncpg.QueryCanceledError,
     asyncpg.InternalServerError,
@@ -1860,7 +1868,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             continue
         except FAILS_ON_DATA as exc:
             if metric.names:
-                raise
+                raise asyncpg.DataError(str(exc)) from exc
             raise Problem(500, "The query fails on its data; the log has the reason.") from exc
         if row["shape"] == metric.shape:
             return as_result(metric, row, replayed, catalog.settings.max_rows)

@@ -398,6 +398,30 @@ async def test_a_value_that_postgresql_does_not_take_for_its_type_is_the_callers
     assert got.status_code == 422, got.text
 
 
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [
+        ("SELECT DATE_TRUNC(:v, NOW()) AS a", "timezone"),
+        ("SELECT :v::positive AS a", "-1"),
+        ("SELECT CURRVAL(:v::regclass) AS a", "ticks"),
+    ],
+    ids=["feature", "domain", "state"],
+)
+async def test_whatever_the_query_fails_with_is_the_callers_fault_if_it_took_a_value(
+    api: httpx.AsyncClient, owner: asyncpg.Connection, query: str, value: str
+) -> None:
+    await owner.execute("CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE SEQUENCE ticks")
+    await owner.execute("GRANT SELECT ON ticks TO metrics_guest")
+    try:
+        metric_id = (await api.post("/metrics", json={"query": query})).json()["id"]
+        got = await api.get(f"/metrics/{metric_id}", params={"v": value})
+        assert got.status_code == 422, got.text
+        literal = (await api.post("/metrics", json={"query": query.replace(":v", f"'{value}'")})).json()["id"]
+        assert (await api.get(f"/metrics/{literal}")).status_code == 500
+    finally:
+        await owner.execute("DROP DOMAIN positive; DROP SEQUENCE ticks")
+
+
 async def test_json_of_any_depth_is_no_failure_as_csv(api: httpx.AsyncClient) -> None:
     query = "SELECT (REPEAT('[', 4000) || REPEAT(']', 4000))::json AS a"
     metric_id = (await api.post("/metrics", json={"query": query})).json()["id"]

@@ -1216,6 +1216,8 @@ class Database:
                 "statement_timeout": milliseconds,
                 "idle_in_transaction_session_timeout": milliseconds,
                 "default_transaction_read_only": "on",
+                # Else a string might end elsewhere for PostgreSQL than for parse_statement.
+                "standard_conforming_strings": "on",
                 "jit": "off",
             }
         return session

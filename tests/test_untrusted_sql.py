@@ -384,6 +384,20 @@ async def test_both_logins_are_limited(service: Service, api: httpx.AsyncClient)
     assert unreviewed == [{"a": "metrics_guest", "b": "10s", "c": "1GB"}]
 
 
+async def test_a_database_with_a_setting_of_old_does_not_move_the_ends_of_strings(
+    start_service: Serve, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("ALTER DATABASE metrics_test SET standard_conforming_strings = off")
+    try:
+        old = start_service()
+        query = f"SELECT '{BACKSLASH}'' AS a, pg_notify('x', 'y')::text AS b, '' AS c"
+        answer = httpx.post(f"{old.url}/metrics?dry_run=true", json={"query": query})
+        assert answer.status_code == 422, answer.text
+        old.stop()
+    finally:
+        await owner.execute("ALTER DATABASE metrics_test RESET standard_conforming_strings")
+
+
 async def test_values_of_parameters_are_never_sql(api: httpx.AsyncClient) -> None:
     answer = await api.post("/metrics", json={"query": "SELECT :t::text AS t, :n::int4 AS n"})
     path = f"/metrics/{answer.json()['id']}"

@@ -439,8 +439,10 @@ DATABASE_DOWN = (
 FAILS_ON_DATA = (
     asyncpg.DataError,
     asyncpg.CardinalityViolationError,
-    asyncpg.PLPGSQLError,
+    asyncpg.FeatureNotSupportedError,
     asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.PLPGSQLError,
 )
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
@@ -1159,12 +1161,60 @@ async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
 
 
+MAX_ERROR = 2**19  # bytes, more than any quote from MAX_SQL characters
+
+
+class ShortErrors:
+    """Hands on what the server sends, but cuts long errors: asyncpg takes minutes over one of a hundred megabytes."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self.protocol = protocol
+        self.held = b""
+        self.left = 0
+        self.cut = False
+
+    def data_received(self, data: bytes) -> None:
+        """PostgreSQL's messages are a letter, the length of what follows in four bytes, and the rest."""
+        data, position = self.held + data, 0
+        passed: list[bytes] = []
+        while position < len(data):
+            if not self.left:
+                size = 1 + int.from_bytes(data[position + 1 : position + 5])
+                self.cut = data[position] == ord("E") and size > MAX_ERROR
+                if len(data) - position < (MAX_ERROR if self.cut else 5):
+                    break
+                self.left = size
+                if self.cut:
+                    # Ends behind the last whole character, and its fields end with a zero byte each.
+                    text = data[position + 5 : position + MAX_ERROR].decode(errors="ignore").encode() + b"\0\0"
+                    passed.append(b"E" + (4 + len(text)).to_bytes(4) + text)
+            end = position + min(self.left, len(data) - position)
+            if not self.cut:
+                passed.append(data[position:end])
+            self.left -= end - position
+            position = end
+        self.held = data[position:]
+        if passed:
+            self.protocol.data_received(b"".join(passed))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.protocol, name)
+
+
 class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
     """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
         with suppress(OSError):
             await super().close(timeout=timeout)
+
+
+class GuestSession(Session):
+    """One for SQL that nobody reviewed, whose errors may be of any length."""
+
+    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, *args: Any) -> None:
+        super().__init__(protocol, transport, *args)
+        transport.set_protocol(cast(Any, ShortErrors(protocol)))
 
 
 async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
@@ -1198,12 +1248,13 @@ class Database:
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
+        guest = name.startswith(("guest", "gate", "catalog"))
         return asyncpg.create_pool(
             **self.logins[name]._asdict(),
             min_size=0,
-            max_size=GUEST_POOL_SIZE if name.startswith(("guest", "gate", "catalog")) else self.settings.pool_size,
+            max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
             reset=keep_session if name.startswith("reader") else None,
-            connection_class=Session,
+            connection_class=GuestSession if guest else Session,
             server_settings=self.session(name),
             connect=functools.partial(connect, patience=self.settings.pool_timeout / 2),
             **primary,
@@ -1217,6 +1268,8 @@ class Database:
                 "statement_timeout": milliseconds,
                 "idle_in_transaction_session_timeout": milliseconds,
                 "default_transaction_read_only": "on",
+                # Else a string might end elsewhere for PostgreSQL than for parse_statement.
+                "standard_conforming_strings": "on",
                 "jit": "off",
             }
         return session
@@ -1276,6 +1329,14 @@ class Database:
                 await pool.release(conn)
             finally:
                 ending.cancel()
+
+    async def answers(self) -> bool:
+        """Whether the server takes a statement at once."""
+        with suppress(TimeoutError, PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
+            async with asyncio.timeout(0.25), self.connection("owner") as conn:
+                await conn.execute("SELECT 1")
+                return True
+        return False
 
     async def renew(self, writers: bool) -> None:
         """Use no session of a server again: what ended one has likely ended the others."""
@@ -1379,8 +1440,19 @@ class Statement(NamedTuple):
     names: tuple[str, ...]
 
     def numbered(self) -> str:
-        """With $1, $2, …; every line stays as long as it was, so that PostgreSQL's positions are the author's."""
-        return self.fill(lambda number, part: f"${number}".ljust(len(part)))
+        """With $1, $2, …"""
+        return self.fill(lambda number, _: f"${number}")
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """The author's line and column of what lies at an offset of the numbered statement."""
+        before = 0
+        for i, part in enumerate(self.parts):
+            length = len(f"${self.holes[i] + 1}") if i in self.holes else len(part)
+            if before + length > offset:
+                break
+            before += len(part)
+            offset += len(part) - length
+        return line_and_column("".join(self.parts), offset)
 
     def fill(self, write: Callable[[int, str], str]) -> str:
         parts = enumerate(self.parts)
@@ -1673,6 +1745,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
         try:
             await conn.prepare(run)
+        except asyncpg.QueryCanceledError:
+            raise
         except STATEMENT_REFUSED as exc:
             raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
         plan = await explain(conn, run, len(types))
@@ -1706,8 +1780,9 @@ async def lock_table(conn: asyncpg.Connection, table: str) -> str | None:
 
 # What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
 MORE_THAN_READING = (
-    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|lo_.*|loread|lowrite|ts_stat|ts_rewrite"
-    r"|setseed|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
+    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|ts_stat|ts_rewrite|setseed"
+    r"|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)|loread|lowrite"
+    r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
 )
 
 
@@ -1742,6 +1817,7 @@ STATEMENT_REFUSED = (
     asyncpg.ProgramLimitExceededError,
     asyncpg.InsufficientResourcesError,
     asyncpg.CardinalityViolationError,
+    asyncpg.IntegrityConstraintViolationError,
     asyncpg.PLPGSQLError,
     asyncpg.QueryCanceledError,
     asyncpg.InternalServerError,
@@ -1751,10 +1827,10 @@ STATEMENT_REFUSED = (
 
 def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
     position = getattr(exc, "position", None)
-    place = line_and_column(statement.numbered(), int(position) - 1) if position else (None, None)
+    place = statement.place(int(position) - 1) if position else (None, None)
     message = getattr(exc, "message", None) or str(exc)
     for number, name in enumerate(statement.names, 1):
-        message = re.sub(rf"parameter \${number}\b", f"parameter :{name}", message)
+        message = re.sub(rf'(parameter |syntax error at or near ")\${number}\b', rf"\1:{name}", message)
     return BadStatement(message, *place)
 
 
@@ -1984,7 +2060,10 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
         try:
             async with database.connection(login) as conn:
                 return await describe(conn, definition, database.settings)
-        except DATABASE_DOWN:
+        except DATABASE_DOWN as exc:
+            # It is parsed several times, each within the limit or heeding none.
+            if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
+                raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
             if attempt or time.monotonic() - started > database.settings.pool_timeout:
                 raise
             await database.pools[login].expire_connections()
@@ -2016,7 +2095,7 @@ SELECT STRING_AGG(DISTINCT proname, ', ' ORDER BY proname)
 FROM pg_proc
 WHERE pronamespace = 'pg_catalog'::regnamespace
 AND proname ~ $1
-AND HAS_FUNCTION_PRIVILEGE(oid, 'EXECUTE')
+AND HAS_FUNCTION_PRIVILEGE('public', oid, 'EXECUTE')
 """
 
 
@@ -2084,7 +2163,6 @@ class Catalog:
                     await mirror(conn, files.values())
                 rows = await conn.fetch(DEFINITIONS)
                 self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
-            async with self.database.connection("catalog") as conn:
                 self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
             metrics: dict[str, Metric] = {}
             for about in merge(files, rows).values():
@@ -4956,6 +5034,14 @@ async def dispatch(methods: Mapping[str, Endpoint], request: Request[State]) -> 
 MIGRATION_LOCK = 7_102_025
 
 
+# What only a superuser may set. The guest's errors, which may quote a gigabyte each, would fill the server's log.
+LOGIN_SETTINGS = (
+    "metrics_reader SET temp_file_limit = '1GB'",
+    "metrics_guest SET temp_file_limit = '1GB'",
+    "metrics_guest SET log_min_messages = 'fatal'",
+)
+
+
 def migrate(settings: Settings) -> list[str]:
     """Apply the migrations and open the derived logins, one instance at a time; return what could not be done.
 
@@ -4979,8 +5065,9 @@ def migrate(settings: Settings) -> list[str]:
             backend.connection.close()
         if settings.harden_database == "on":
             harden(conn)
-        with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
-            conn.execute("ALTER ROLE metrics_guest SET temp_file_limit = '1GB'")
+        for setting in LOGIN_SETTINGS:
+            with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
+                conn.execute(f"ALTER ROLE {setting}")
         logins = {login for login in database_logins(settings).values() if login.user}
         for login in logins:
             show_schemas(conn, login)

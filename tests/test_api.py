@@ -714,3 +714,20 @@ async def test_a_message_about_a_parameter_calls_it_by_its_name(client: httpx.As
     assert answer.json()["errors"] == [
         {"name": "query", "detail": 'line 1, column 8: invalid input syntax for type integer: "parameter $9"'},
     ]
+    answer = await client.post("/metrics?dry_run=true", json={"query": "SELECT 1 AS a FROM :metrics"})
+    assert answer.json()["errors"] == [
+        {"name": "query", "detail": 'line 1, column 20: syntax error at or near ":metrics"'}
+    ]
+
+
+@pytest.mark.parametrize("name", ["{}", "parameter_{}"])
+async def test_any_number_of_parameters_leaves_the_columns_of_errors_as_they_are(
+    client: httpx.AsyncClient, name: str
+) -> None:
+    parameters = " + ".join(f":{name.format(letter)}::int" for letter in "abcdefghijklmnopqrstuvwxyz")
+    query = f"SELECT\n  {parameters} + nope AS sum"
+    answer = await client.post("/metrics?dry_run=true", json={"query": query})
+    column = query.splitlines()[1].index("nope") + 1
+    assert answer.json()["errors"] == [
+        {"name": "query", "detail": f'line 2, column {column}: column "nope" does not exist'},
+    ]

@@ -2176,7 +2176,7 @@ class Catalog:
     async def outdated_metrics(self) -> list[Metric]:
         """Those that did not compile, and those whose relations are not what they were or bear other names."""
         metrics = list(self.metrics.values())
-        async with self.database.connection("catalog") as conn:
+        async with self.database.connection("owner") as conn:
             shapes = {oids: await conn.fetchval(f"SELECT {shape_sql(oids)}") for oids in {m.relations for m in metrics}}
         return [metric for metric in metrics if metric.fault or shapes[metric.relations] != metric.shape]
 

@@ -183,9 +183,9 @@ def test_a_command_that_the_database_refuses_says_why_in_a_sentence(database: st
         conn.execute("CREATE ROLE stranger LOGIN")
     for url, reason in (
         (database.replace("postgres@", "stranger@"), "stranger cannot create it in scratch"),
-        (database, 'role "no_guest" does not exist'),
+        (database, 'role "no_reader" does not exist'),
     ):
-        refused = run(url, "check", GUEST_DATABASE_URL=database.replace("postgres@", "no_guest@"))
+        refused = run(url, "check", READER_DATABASE_URL=database.replace("postgres@", "no_reader@"))
         assert (refused.returncode, reason in refused.stderr, refused.stderr.count("\n")) == (1, True, 1)
     with psycopg.connect(cluster, autocommit=True) as conn:
         conn.execute("DROP ROLE stranger")

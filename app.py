@@ -507,10 +507,11 @@ class LogStream(logging.Handler):
 
     def write(self) -> None:
         batch = [self.lines.popleft() for _ in range(len(self.lines))]
-        if batch:
-            with suppress(BrokenPipeError, ValueError):
-                sys.stdout.buffer.write(b"\n".join(batch) + b"\n")
-                sys.stdout.buffer.flush()
+        text = b"\n".join(batch) + b"\n" if batch and sys.stdout else b""
+        # A closed pipe or a full disk costs lines, and Python's own buffer a thread that is stuck in it the exit.
+        with suppress(OSError, ValueError):
+            while text:
+                text = text[os.write(sys.stdout.fileno(), text) :]
 
     def start(self) -> None:
         self.writer = threading.Thread(target=self.run, name="log", daemon=True)
@@ -524,10 +525,13 @@ class LogStream(logging.Handler):
             self.write()
 
     def stop(self) -> None:
+        """Write what is left; a reader who does not take it within a second loses it and what comes after."""
         if self.writer:
             writer, self.writer = self.writer, None
             self.waiting.set()
             writer.join(1)
+            if writer.is_alive():
+                self.lines = deque(maxlen=0)
         self.write()
 
 
@@ -5041,10 +5045,11 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     listener = bind_socket(options.host, options.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f"Metrics API on {url}")
-    say(f"Dashboard: {url}/  Documentation: {url}/docs")
-    if not settings.jwt_issuer:
-        say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
+    with suppress(OSError):  # as the log: nobody reads, or the disk is full
+        say(f"Metrics API on {url}")
+        say(f"Dashboard: {url}/  Documentation: {url}/docs")
+        if not settings.jwt_issuer:
+            say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
     config = uvicorn.Config(
         "app:app",
         workers=options.workers,
@@ -5061,10 +5066,12 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         # A worker that is busy for a while is not dead.
         timeout_worker_healthcheck=30,
     )
-    configure_logging(settings.log_level)
+    stream = configure_logging(settings.log_level)
     if options.workers > 1:
+        stream.start()
         Multiprocess(config, sockets=[listener]).run()
         listener.close()
+        stream.stop()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 

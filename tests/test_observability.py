@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import chaos
 import httpx
 import pytest
-from conftest import Serve, Service, wait_until
+from conftest import ROOT, Serve, Service, wait_until
 from websockets.sync.client import connect
 
 import app
@@ -169,6 +172,36 @@ def test_no_token_is_logged_wherever_it_is_sent(watched: Service, http: httpx.Cl
     last = http.get("/metrics")
     logged(watched, message="request", request_id=last.headers["x-request-id"])
     assert re.findall(r"s3cr3t\.\d", watched.log.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("redirection", "workers"),
+    [("", 1), ("", 2), (">/dev/full", 1), (">&-", 1)],
+    ids=["unread", "workers", "full", "none"],
+)
+def test_a_log_that_goes_nowhere_stops_neither_answers_nor_the_end(
+    database_url: str, watched: Service, redirection: str, workers: int
+) -> None:
+    """A pipe that nobody reads, a full disk, no standard output at all."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = f"exec '{sys.executable}' '{ROOT}/app.py' --port {port} --workers {workers} {redirection}"
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "QUERIES_DIR": str(watched.queries)}
+    with (
+        subprocess.Popen(["sh", "-c", command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        try:
+            wait_until(lambda: http.get("/health").status_code == 200)
+            for _ in range(60):  # a pipe takes 64 KB
+                assert http.get(f"/{'x' * 2000}").status_code == 404
+            assert http.get("/metrics/echo").status_code == 200
+            process.terminate()
+            process.wait(8)
+        finally:
+            process.kill()
+        assert process.stderr
+        assert process.stderr.read() == b""
 
 
 # ------------------------------------------------------------------------------------------------ identities

@@ -2415,12 +2415,11 @@ SELECT
 
 async def listen(database: Database, changes: Changes, outdated: asyncio.Event) -> None:
     """Listen for changes on a connection of its own, for ever; a dead one is noticed and replaced within seconds."""
-    for failures in itertools.count():
+    while True:
         try:
             await listen_once(database, changes, outdated)
         except Exception as exc:
-            level = logging.WARNING if failures == 0 else logging.INFO
-            log.log(level, "the listener is not connected", extra={"fields": {"reason": repr(exc)}})
+            warn("the listener is not connected", reason=repr(exc))
         finally:
             changes.connected_since = None
         await asyncio.sleep(0.5)

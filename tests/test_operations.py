@@ -1,5 +1,6 @@
 """Pools and logins, migrations, plans; what goes wrong with a database is in chaos.py."""
 
+import asyncio
 import csv
 import itertools
 import json
@@ -15,7 +16,7 @@ import httpx
 import psycopg
 import pytest
 import yoyo
-from chaos import Lab, ask, laboratory
+from chaos import Lab, ask, laboratory, log_lines, until_ready
 from conftest import ROOT, Serve, Service, wait_until
 
 
@@ -194,6 +195,19 @@ async def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_i
             service.stop()
             assert "hunter2" not in service.log.read_text()
             await conn.execute("ALTER ROLE metrics_reader PASSWORD 'changed'; ALTER ROLE metrics_guest PASSWORD NULL")
+
+
+async def test_an_outage_is_a_warning_for_each_reason_and_not_for_each_attempt() -> None:
+    async with laboratory(Lab) as lab:
+        service = await lab.serve()
+        await lab.stop_database()
+        await asyncio.sleep(3)
+        await lab.start_database()
+        await until_ready(service)
+        lines = [json.loads(line) for line in log_lines(service)]
+        lost = [(line["level"], line["reason"]) for line in lines if "listener" in line["message"]]
+        assert {level for level, _ in lost} == {"warning"}
+        assert len(lost) == len(set(lost))
 
 
 # ------------------------------------------------------------------------------------------------ plans

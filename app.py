@@ -24,8 +24,10 @@ import ipaddress
 import itertools
 import logging
 import math
+import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -4897,10 +4899,23 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await asyncio.gather(watch_catalog(catalog), listen(state["database"], changes, catalog.outdated))
 
 
+def end_with_parent() -> None:
+    """A worker whose parent was killed would hold the port for ever."""
+    if parent := multiprocessing.parent_process():
+        loop = asyncio.get_running_loop()
+
+        def end(sentinel: int) -> None:
+            loop.remove_reader(sentinel)
+            signal.raise_signal(signal.SIGTERM)
+
+        loop.add_reader(parent.sentinel, end, parent.sentinel)
+
+
 @asynccontextmanager
 async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
     async with AsyncExitStack() as stack:
         try:
+            end_with_parent()
             settings = load_settings(os.environ)
             embedded = not settings.database_url
             stream = configure_logging(settings.log_level)
@@ -5068,8 +5083,13 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     stream = configure_logging(settings.log_level)
     if options.workers > 1:
         stream.start()
-        Multiprocess(config, sockets=[listener]).run()
-        listener.close()
+        with asyncio.Runner() as runner:
+            # A worker would stop the embedded database under the requests of the others.
+            database = with_database(settings)
+            runner.run(database.__aenter__())
+            Multiprocess(config, sockets=[listener]).run()
+            listener.close()
+            runner.run(database.__aexit__(None, None, None))
         stream.stop()
     else:
         uvicorn.Server(config).run(sockets=[listener])

@@ -1,5 +1,6 @@
 """What operations see: log lines, Prometheus, health, and what a browser on another origin is told."""
 
+import asyncio
 import json
 import logging
 import os
@@ -11,13 +12,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import chaos
 import httpx
 import pytest
-from conftest import ROOT, Serve, Service, wait_until
+from conftest import ROOT, Serve, Service, eventually, wait_until
 from websockets.sync.client import connect
 
 import app
+
+pytestmark = pytest.mark.anyio
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 ORIGIN = "https://dashboard.example"
@@ -254,6 +258,17 @@ def test_a_bad_traceparent_is_ignored(watched: Service, http: httpx.Client, give
     assert answer.status_code == 200
     assert given not in answer.headers.get_list("traceparent")
     assert logged(watched, request_id=answer.headers["x-request-id"]).get("trace_id") != TRACE
+
+
+async def test_the_database_knows_which_request_a_query_is_for(watched: Service, owner: asyncpg.Connection) -> None:
+    headers = {"X-Request-ID": "look-for-me", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    async with httpx.AsyncClient(base_url=watched.url, headers=headers) as http:
+        asked = asyncio.create_task(http.get("/metrics/sleep?seconds=0.5"))
+        await eventually(lambda: owner.fetchval(RUNNING, f"{TRACE} look-for-me"))
+        assert (await asked).status_code == 200
+
+
+RUNNING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND application_name = $1"
 
 
 # ------------------------------------------------------------------------------------------------ Prometheus

@@ -4886,8 +4886,8 @@ async def start(state: State, embedded: bool) -> None:
             await catalog.reload()
             return
         except Exception as exc:
-            catalog.fault = f"{type(exc).__name__}: {exc}"
-            warn("the start has to wait for the database", reason=catalog.fault)
+            catalog.fault = f"not applied yet ({type(exc).__name__}); the log has the reason"
+            warn("the start has to wait for the database", reason=f"{type(exc).__name__}: {exc}")
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
 

@@ -383,6 +383,20 @@ def test_ready_names_every_check_with_what_it_measured(http: httpx.Client) -> No
     assert statuses == {"pass", "warn"}
 
 
+def test_ready_says_what_is_missing_and_not_where_or_as_whom(start_service: Serve) -> None:
+    """Anybody may ask; the log knows the rest, the password aside."""
+    service = start_service(DATABASE_URL="postgresql://mallory:hunter2@127.0.0.1:9/none", ready=False)
+    wait_until(lambda: httpx.get(f"{service.url}/health/live").status_code == 200)
+    answer = httpx.get(f"{service.url}/health/ready")
+    (check,) = answer.json()["checks"]["database:migrations"]
+    assert (answer.status_code, check["status"]) == (503, "fail")
+    assert "ConnectionError" in check["output"]
+    assert not re.search("127.0.0.1|mallory|hunter2", answer.text)
+    assert "127.0.0.1" in logged(service, level="warning")["reason"]
+    assert "hunter2" not in service.log.read_text()
+    service.stop()
+
+
 def test_health_is_cheap_enough_for_a_loop(http: httpx.Client) -> None:
     """The database is asked once a second at most."""
     began = time.monotonic()

@@ -427,12 +427,13 @@ DATABASE_DOWN = (
 FAILS_ON_DATA = (asyncpg.DataError, asyncpg.CardinalityViolationError, asyncpg.RaiseError)
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
-# The first that fits counts, for asyncpg has too many connections among the insufficient resources.
+# The first that fits counts, for asyncpg has too many connections and a full disk among the insufficient resources.
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
     (KeysUnavailable, 503, "The token issuer's keys cannot be fetched; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
+    (asyncpg.DiskFullError, 503, "The database's disk is full; try again when there is room."),
     (RESULT_TOO_LARGE, 422, "The result is larger than the database may use for it; ask for a shorter period."),
     (asyncpg.IntegrityConstraintViolationError, 409, "The metric was changed or deleted meanwhile; read it again."),
     (FAILS_ON_DATA, 422, "The query fails on its data with these parameters."),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import re
 import socket
 import subprocess
@@ -187,8 +188,7 @@ def test_a_log_that_goes_nowhere_stops_neither_answers_nor_the_end(
     database_url: str, watched: Service, redirection: str, workers: int
 ) -> None:
     """A pipe that nobody reads, a full disk, no standard output at all."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = random.randint(10_000, 30_000)  # below those that the system gives to clients meanwhile
     command = f"exec '{sys.executable}' '{ROOT}/app.py' --port {port} --workers {workers} {redirection}"
     env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "QUERIES_DIR": str(watched.queries)}
     with (

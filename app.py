@@ -24,9 +24,11 @@ import io
 import ipaddress
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 import shlex
+import signal
 import socket
 import sys
 import threading
@@ -446,12 +448,13 @@ FAILS_ON_DATA = (
 )
 # Limits of the database's own that one result ran into: memory, temporary files, a gigabyte in one value.
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
-# The first that fits counts, for asyncpg has too many connections among the insufficient resources.
+# The first that fits counts, for asyncpg has too many connections and a full disk among the insufficient resources.
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
     (KeysUnavailable, 503, "The token issuer's keys cannot be fetched; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
+    (asyncpg.DiskFullError, 503, "The database's disk is full; try again when there is room."),
     (RESULT_TOO_LARGE, 422, "The result is larger than the database may use for it; ask for a shorter period."),
     (asyncpg.IntegrityConstraintViolationError, 409, "The metric was changed or deleted meanwhile; read it again."),
     (FAILS_ON_DATA, 422, "The query fails on its data with these parameters."),
@@ -528,10 +531,11 @@ class LogStream(logging.Handler):
 
     def write(self) -> None:
         batch = [self.lines.popleft() for _ in range(len(self.lines))]
-        if batch:
-            with suppress(BrokenPipeError, ValueError):
-                sys.stdout.buffer.write(b"\n".join(batch) + b"\n")
-                sys.stdout.buffer.flush()
+        text = b"\n".join(batch) + b"\n" if batch and sys.stdout else b""
+        # A closed pipe or a full disk costs lines, and Python's own buffer a thread that is stuck in it the exit.
+        with suppress(OSError, ValueError):
+            while text:
+                text = text[os.write(sys.stdout.fileno(), text) :]
 
     def start(self) -> None:
         self.writer = threading.Thread(target=self.run, name="log", daemon=True)
@@ -545,10 +549,13 @@ class LogStream(logging.Handler):
             self.write()
 
     def stop(self) -> None:
+        """Write what is left; a reader who does not take it within a second loses it and what comes after."""
         if self.writer:
             writer, self.writer = self.writer, None
             self.waiting.set()
             writer.join(1)
+            if writer.is_alive():
+                self.lines = deque(maxlen=0)
         self.write()
 
 
@@ -2640,12 +2647,11 @@ SELECT
 
 async def listen(database: Database, changes: Changes, outdated: asyncio.Event) -> None:
     """Listen for changes on a connection of its own, for ever; a dead one is noticed and replaced within seconds."""
-    for failures in itertools.count():
+    while True:
         try:
             await listen_once(database, changes, outdated)
         except Exception as exc:
-            level = logging.WARNING if failures == 0 else logging.INFO
-            log.log(level, "the listener is not connected", extra={"fields": {"reason": repr(exc)}})
+            warn("the listener is not connected", reason=repr(exc))
         finally:
             changes.connected_since = None
         await asyncio.sleep(0.5)
@@ -5203,8 +5209,8 @@ async def start(state: State, embedded: bool) -> None:
             await catalog.reload()
             return
         except Exception as exc:
-            catalog.fault = f"{type(exc).__name__}: {exc}"
-            warn("the start has to wait for the database", reason=catalog.fault)
+            catalog.fault = f"not applied yet ({type(exc).__name__}); the log has the reason"
+            warn("the start has to wait for the database", reason=f"{type(exc).__name__}: {exc}")
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
 
@@ -5217,10 +5223,23 @@ async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
     await asyncio.gather(watch_catalog(catalog), mend_catalog(catalog), listening)
 
 
+def end_with_parent() -> None:
+    """A worker whose parent was killed would hold the port for ever."""
+    if parent := multiprocessing.parent_process():
+        loop = asyncio.get_running_loop()
+
+        def end(sentinel: int) -> None:
+            loop.remove_reader(sentinel)
+            signal.raise_signal(signal.SIGTERM)
+
+        loop.add_reader(parent.sentinel, end, parent.sentinel)
+
+
 @asynccontextmanager
 async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
     async with AsyncExitStack() as stack:
         try:
+            end_with_parent()
             settings = load_settings(os.environ)
             embedded = not settings.database_url
             stream = configure_logging(settings.log_level)
@@ -5384,10 +5403,11 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     listener = bind_socket(options.host, options.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    say(f"Metrics API on {url}")
-    say(f"Dashboard: {url}/  Documentation: {url}/docs")
-    if not settings.jwt_issuer:
-        say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
+    with suppress(OSError):  # as the log: nobody reads, or the disk is full
+        say(f"Metrics API on {url}")
+        say(f"Dashboard: {url}/  Documentation: {url}/docs")
+        if not settings.jwt_issuer:
+            say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
     config = uvicorn.Config(
         "app:app",
         workers=options.workers,
@@ -5404,12 +5424,25 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         # A worker that is busy for a while is not dead.
         timeout_worker_healthcheck=30,
     )
-    configure_logging(settings.log_level)
+    stream = configure_logging(settings.log_level)
     if options.workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
+        stream.start()
+        run_workers(settings, Multiprocess(config, sockets=[listener]))
         listener.close()
+        stream.stop()
     else:
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def run_workers(settings: Settings, workers: Multiprocess) -> None:
+    """The embedded database is the parent's: a worker would stop it under the requests of the others."""
+    database = with_database(settings, say)
+    with asyncio.Runner() as runner:
+        runner.run(database.__aenter__())
+        try:
+            workers.run()
+        finally:
+            runner.run(database.__aexit__(None, None, None))
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import httpx
 import pytest
 from conftest import Serve, Service, wait_until
@@ -254,3 +255,19 @@ def test_the_log_has_the_reason_that_the_caller_is_not_told(
     wait_until(lambda: f'"{request_id}"' in strict.log.read_text())
     lines = [json.loads(line) for line in strict.log.read_text().splitlines() if f'"{request_id}"' in line]
     assert reason in json.dumps(lines)
+
+
+FULL_DISK = """
+CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION USING ERRCODE = '53100'; END$$;
+CREATE TRIGGER full_disk BEFORE INSERT ON metrics EXECUTE FUNCTION full_disk()
+"""
+
+
+@pytest.mark.anyio
+async def test_a_full_disk_is_no_fault_of_the_records(client: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
+    await owner.execute(FULL_DISK)
+    try:
+        answer = await client.post("/metrics/echo/metric-records", json={})
+    finally:
+        await owner.execute("DROP FUNCTION full_disk CASCADE")
+    assert (answer.status_code, "disk is full" in answer.json()["detail"]) == (503, True)

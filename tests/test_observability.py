@@ -1,20 +1,28 @@
 """What operations see: log lines, Prometheus, health, and what a browser on another origin is told."""
 
+import asyncio
 import json
 import logging
+import os
+import random
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import chaos
 import httpx
 import pytest
-from conftest import Serve, Service, wait_until
+from conftest import ROOT, Serve, Service, eventually, wait_until
 from websockets.sync.client import connect
 
 import app
+
+pytestmark = pytest.mark.anyio
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 ORIGIN = "https://dashboard.example"
@@ -171,6 +179,35 @@ def test_no_token_is_logged_wherever_it_is_sent(watched: Service, http: httpx.Cl
     assert re.findall(r"s3cr3t\.\d", watched.log.read_text()) == []
 
 
+@pytest.mark.parametrize(
+    ("redirection", "workers"),
+    [("", 1), ("", 2), (">/dev/full", 1), (">&-", 1)],
+    ids=["unread", "workers", "full", "none"],
+)
+def test_a_log_that_goes_nowhere_stops_neither_answers_nor_the_end(
+    database_url: str, watched: Service, redirection: str, workers: int
+) -> None:
+    """A pipe that nobody reads, a full disk, no standard output at all."""
+    port = random.randint(10_000, 30_000)  # below those that the system gives to clients meanwhile
+    command = f"exec '{sys.executable}' '{ROOT}/app.py' --port {port} --workers {workers} {redirection}"
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "QUERIES_DIR": str(watched.queries)}
+    with (
+        subprocess.Popen(["sh", "-c", command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        try:
+            wait_until(lambda: http.get("/health").status_code == 200)
+            for _ in range(60):  # a pipe takes 64 KB
+                assert http.get(f"/{'x' * 2000}").status_code == 404
+            assert http.get("/metrics/echo").status_code == 200
+            process.terminate()
+            process.wait(8)
+        finally:
+            process.kill()
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
 # ------------------------------------------------------------------------------------------------ identities
 
 
@@ -221,6 +258,17 @@ def test_a_bad_traceparent_is_ignored(watched: Service, http: httpx.Client, give
     assert answer.status_code == 200
     assert given not in answer.headers.get_list("traceparent")
     assert logged(watched, request_id=answer.headers["x-request-id"]).get("trace_id") != TRACE
+
+
+async def test_the_database_knows_which_request_a_query_is_for(watched: Service, owner: asyncpg.Connection) -> None:
+    headers = {"X-Request-ID": "look-for-me", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    async with httpx.AsyncClient(base_url=watched.url, headers=headers) as http:
+        asked = asyncio.create_task(http.get("/metrics/sleep?seconds=0.5"))
+        await eventually(lambda: owner.fetchval(RUNNING, f"{TRACE} look-for-me"))
+        assert (await asked).status_code == 200
+
+
+RUNNING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND application_name = $1"
 
 
 # ------------------------------------------------------------------------------------------------ Prometheus
@@ -337,6 +385,20 @@ def test_ready_names_every_check_with_what_it_measured(http: httpx.Client) -> No
     assert ready["checks"]["database:migrations"][0]["status"] == "pass"
     statuses = {check["status"] for checks in ready["checks"].values() for check in checks}
     assert statuses == {"pass", "warn"}
+
+
+def test_ready_says_what_is_missing_and_not_where_or_as_whom(start_service: Serve) -> None:
+    """Anybody may ask; the log knows the rest, the password aside."""
+    service = start_service(DATABASE_URL="postgresql://mallory:hunter2@127.0.0.1:9/none", ready=False)
+    wait_until(lambda: httpx.get(f"{service.url}/health/live").status_code == 200)
+    answer = httpx.get(f"{service.url}/health/ready")
+    (check,) = answer.json()["checks"]["database:migrations"]
+    assert (answer.status_code, check["status"]) == (503, "fail")
+    assert "ConnectionError" in check["output"]
+    assert not re.search("127.0.0.1|mallory|hunter2", answer.text)
+    assert "127.0.0.1" in logged(service, level="warning")["reason"]
+    assert "hunter2" not in service.log.read_text()
+    service.stop()
 
 
 def test_health_is_cheap_enough_for_a_loop(http: httpx.Client) -> None:

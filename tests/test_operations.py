@@ -1,5 +1,6 @@
 """Pools and logins, migrations, plans; what goes wrong with a database is in chaos.py."""
 
+import asyncio
 import csv
 import itertools
 import json
@@ -16,8 +17,8 @@ import httpx
 import psycopg
 import pytest
 import yoyo
-from chaos import Lab, ask, laboratory
-from conftest import ROOT, Serve, Service, wait_until
+from chaos import Lab, ask, laboratory, log_lines, until_ready
+from conftest import ROOT, Serve, Service, eventually, wait_until
 
 
 @contextmanager
@@ -228,6 +229,45 @@ async def test_the_logins_get_a_password_that_follows_from_the_owners_and_have_i
             service.stop()
             assert "hunter2" not in service.log.read_text()
             await conn.execute("ALTER ROLE metrics_reader PASSWORD 'changed'; ALTER ROLE metrics_guest PASSWORD NULL")
+
+
+async def test_an_outage_is_a_warning_for_each_reason_and_not_for_each_attempt() -> None:
+    async with laboratory(Lab) as lab:
+        service = await lab.serve()
+        await lab.stop_database()
+        await asyncio.sleep(3)
+        await lab.start_database()
+        await until_ready(service)
+        lines = [json.loads(line) for line in log_lines(service)]
+        lost = [(line["level"], line["reason"]) for line in lines if "listener" in line["message"]]
+        assert {level for level, _ in lost} == {"warning"}
+        assert len(lost) == len(set(lost))
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+async def test_workers_finish_what_is_in_flight_before_their_database_stops() -> None:
+    """The one that has nothing to do is gone long before the other."""
+    async with laboratory(Lab) as lab:
+        service = await lab.serve("--workers", "2", DATABASE_URL="", DATA_DIR=str(lab.place / "data"))
+        slow = asyncio.create_task(ask(service, "/metrics/sleep?seconds=1.5"))
+        await asyncio.sleep(0.7)
+        service.process.terminate()
+        assert (await slow).status == 200
+        assert service.process.wait(10) == 0
+
+
+async def test_workers_end_with_a_parent_that_is_killed() -> None:
+    """Or the port would be taken for the next start."""
+    async with laboratory(Lab) as lab:
+        service = await lab.serve("--workers", "2")
+        service.process.kill()
+        await eventually(lambda: refuses(service))
+
+
+async def refuses(service: Service) -> bool:
+    return (await ask(service, "/health/live")).status == 0
 
 
 # ------------------------------------------------------------------------------------------------ plans

@@ -416,7 +416,7 @@ async def test_a_value_that_postgresql_does_not_take_for_its_type_is_the_callers
     ("query", "value"),
     [
         ("SELECT DATE_TRUNC(:v, NOW()) AS a", "timezone"),
-        ("SELECT :v::positive AS a", "-1"),
+        ("SELECT :v::above_zero AS a", "-1"),
         ("SELECT CURRVAL(:v::regclass) AS a", "ticks"),
     ],
     ids=["feature", "domain", "state"],
@@ -424,7 +424,7 @@ async def test_a_value_that_postgresql_does_not_take_for_its_type_is_the_callers
 async def test_whatever_the_query_fails_with_is_the_callers_fault_if_it_took_a_value(
     api: httpx.AsyncClient, owner: asyncpg.Connection, query: str, value: str
 ) -> None:
-    await owner.execute("CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE SEQUENCE ticks")
+    await owner.execute("CREATE DOMAIN above_zero AS int CHECK (VALUE > 0); CREATE SEQUENCE ticks")
     await owner.execute("GRANT SELECT ON ticks TO metrics_guest")
     try:
         metric_id = (await api.post("/metrics", json={"query": query})).json()["id"]
@@ -433,7 +433,7 @@ async def test_whatever_the_query_fails_with_is_the_callers_fault_if_it_took_a_v
         literal = (await api.post("/metrics", json={"query": query.replace(":v", f"'{value}'")})).json()["id"]
         assert (await api.get(f"/metrics/{literal}")).status_code == 500
     finally:
-        await owner.execute("DROP DOMAIN positive; DROP SEQUENCE ticks")
+        await owner.execute("DROP DOMAIN above_zero; DROP SEQUENCE ticks")
 
 
 async def test_json_of_any_depth_is_no_failure_as_csv(api: httpx.AsyncClient) -> None:

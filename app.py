@@ -4,9 +4,34 @@
     python app.py --help      the other commands
     uvicorn app:app           the same application under a server of your choice
 
-In the order in which a request meets things: settings, messages, errors, logging, authentication, database, metrics,
-parameters, changes, cache, answers, bodies, records, model, endpoints,
-live updates, OpenAPI, assembly, commands.
+The sections, in the order in which a request meets things:
+
+    settings        what the environment says
+    messages        what comes in and goes out as JSON
+    errors          what can go wrong, and the status that says so
+    logging         JSON lines, written by a thread of their own
+    figures         what /prometheus tells
+    requests        an id, a log line, limits and problems for every request
+    authentication  tokens, keys and scopes
+    database        a pool for each login
+    SQL files       statements with :names, and their headers
+    descriptions    what PostgreSQL says of a statement: types, columns, tables, costs
+    catalog         every metric, kept up with files, definitions and tables
+    parameters      values from texts and from claims
+    runs            a metric's result from the database
+    changes         which transaction changed which tables
+    cache           results in memory, and in Redis for all instances
+    answers         results as bodies and headers
+    results         from a cache, or from one run for all who ask meanwhile
+    hits            questions that were asked before, answered in front of everything
+    bodies          what callers send
+    records         uploads, checked and written as they arrive
+    model           SQL from prompts
+    reading, writing, pages and health          the endpoints
+    live updates    one socket for a dashboard
+    OpenAPI         the document, typed for each metric
+    routes, migrations, assembly                what there is, and what it stands on
+    server, commands                            uvicorn, and the command line
 """
 
 from __future__ import annotations
@@ -385,6 +410,10 @@ class Problem(Exception):
         self.headers = {"Retry-After": "1"} if status == 503 else dict(headers or {})
 
 
+def input_problem(errors: Sequence[InputError]) -> Problem:
+    return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+
+
 class CommandError(Exception):
     """What a person at a terminal is told before the command exits with 1."""
 
@@ -616,90 +645,9 @@ def warn(message: str, **fields: Any) -> None:
     log.warning(message, extra={"fields": fields})
 
 
-MAX_HEAD = 64 * 1024
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-# What a log line of the database says of the request that caused it.
-REQUEST = ContextVar("request", default="")
-MAX_CONCURRENT = 2000
+# ------------------------------------------------------------------------------------------------ figures
 
-
-def request_line(scope: Scope, seconds: float, now: str) -> dict[str, Any]:
-    """What the log says of a request; a reason where it failed, a trace_id where the client sent a traceparent."""
-    return {
-        "time": now,
-        "level": "info",
-        "logger": "metrics_api",
-        "message": "request",
-        "request_id": scope["request_id"],
-        "method": scope["method"],
-        "path": scope["path"],
-        "metric_id": scope.get("metric_id"),
-        "status": scope["status"],
-        "duration_ms": round(seconds * 1000, 3),
-        "cache": scope.get("cache"),
-        "subject": scope["caller"].subject if "caller" in scope else None,
-        **{name: scope[name] for name in ("trace_id", "reason") if name in scope},
-    }
-
-
-def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers that give a request's id back, the client's or one of ours, and its trace."""
-    given = scope["head"].get(b"x-request-id")
-    request_id = given if given and REQUEST_ID.fullmatch(given) else next(scope["state"]["request_ids"])
-    if b"traceparent" in scope["head"]:
-        return [(b"x-request-id", request_id), *trace_headers(scope)]
-    return [(b"x-request-id", request_id)]
-
-
-def request_ids() -> Iterator[bytes]:
-    prefix = uuid.uuid4().hex[:16].encode()
-    return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
-
-
-def finish(scope: Scope) -> None:
-    """Count a request and write its line; 499 is one whose client left without an answer."""
-    seconds = time.perf_counter() - scope["started"]
-    requests: RequestCounts = scope["state"]["instruments"].requests
-    status = scope.setdefault("status", 499)
-    counts = requests.of(scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
-    tally(counts, seconds)
-    if stream := scope["state"]["log"]:
-        stream.put(encode(request_line(scope, seconds, stream.clock().decode())))
-
-
-class RequestLog:
-    """Gives every request an id, notes its status as soon as there is one and writes one line about its answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        named = name_request(scope)
-        scope["request_id"] = named[0][1].decode()
-        REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
-
-        async def send_named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                scope["status"] = message["status"]
-                message["headers"] = [*message["headers"], *named]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_named)
-        finally:
-            finish(scope)
-
-
-def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
-    parent = TRACEPARENT.fullmatch(scope["head"][b"traceparent"])
-    if not parent:
-        return []
-    scope["trace_id"] = parent[1].decode()
-    return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 def tally(counts: tuple[list[float], list[int]], seconds: float) -> None:
@@ -746,9 +694,6 @@ class RequestCounts(Collector):
         yield from (requests, results)
 
 
-BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-
-
 class Instruments:
     """What /prometheus tells; the values of gauges are asked for when it is read."""
 
@@ -772,6 +717,94 @@ class Instruments:
         gauge = self.gauges.get(name) or Gauge(name, text, list(labels), registry=self.registry)
         self.gauges[name] = gauge
         (gauge.labels(**labels) if labels else gauge).set_function(read)
+
+
+# ------------------------------------------------------------------------------------------------ requests
+
+MAX_HEAD = 64 * 1024
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+# What a log line of the database says of the request that caused it.
+REQUEST = ContextVar("request", default="")
+MAX_CONCURRENT = 2000
+
+
+def request_ids() -> Iterator[bytes]:
+    prefix = uuid.uuid4().hex[:16].encode()
+    return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
+
+
+def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers that give a request's id back, the client's or one of ours, and its trace."""
+    given = scope["head"].get(b"x-request-id")
+    request_id = given if given and REQUEST_ID.fullmatch(given) else next(scope["state"]["request_ids"])
+    if b"traceparent" in scope["head"]:
+        return [(b"x-request-id", request_id), *trace_headers(scope)]
+    return [(b"x-request-id", request_id)]
+
+
+def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
+    parent = TRACEPARENT.fullmatch(scope["head"][b"traceparent"])
+    if not parent:
+        return []
+    scope["trace_id"] = parent[1].decode()
+    return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
+
+
+def request_line(scope: Scope, seconds: float, now: str) -> dict[str, Any]:
+    """What the log says of a request; a reason where it failed, a trace_id where the client sent a traceparent."""
+    return {
+        "time": now,
+        "level": "info",
+        "logger": "metrics_api",
+        "message": "request",
+        "request_id": scope["request_id"],
+        "method": scope["method"],
+        "path": scope["path"],
+        "metric_id": scope.get("metric_id"),
+        "status": scope["status"],
+        "duration_ms": round(seconds * 1000, 3),
+        "cache": scope.get("cache"),
+        "subject": scope["caller"].subject if "caller" in scope else None,
+        **{name: scope[name] for name in ("trace_id", "reason") if name in scope},
+    }
+
+
+def finish(scope: Scope) -> None:
+    """Count a request and write its line; 499 is one whose client left without an answer."""
+    seconds = time.perf_counter() - scope["started"]
+    requests: RequestCounts = scope["state"]["instruments"].requests
+    status = scope.setdefault("status", 499)
+    counts = requests.of(scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
+    tally(counts, seconds)
+    if stream := scope["state"]["log"]:
+        stream.put(encode(request_line(scope, seconds, stream.clock().decode())))
+
+
+class RequestLog:
+    """Gives every request an id, notes its status as soon as there is one and writes one line about its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        named = name_request(scope)
+        scope["request_id"] = named[0][1].decode()
+        REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope["status"] = message["status"]
+                message["headers"] = [*message["headers"], *named]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_named)
+        finally:
+            finish(scope)
 
 
 class Cors:
@@ -1412,7 +1445,7 @@ class Probe:
         self.conn = None
 
 
-# ------------------------------------------------------------------------------------------------ metrics
+# ------------------------------------------------------------------------------------------------ SQL files
 
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CHARTS = ("number", "line", "bar", "table")
@@ -1594,6 +1627,9 @@ def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
             fields[key] = value
 
 
+# ------------------------------------------------------------------------------------------------ descriptions
+
+
 class Type(NamedTuple):
     """A type by PostgreSQL's short name, by the name a cast wants, and by the built-in type its values look like.
 
@@ -1639,31 +1675,6 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
         return "reader" if self.about.source == "file" else "guest"
 
 
-# The result of one metric as JSON lines, made by the database: rows, bytes, records (NULL when too large).
-# Raw line breaks in JSON are white space, which only columns of type json can hold.
-RUN = """\
-SELECT
-  rows,
-  bytes,
-  CASE WHEN bytes <= {max_bytes} THEN CONVERT_TO(records, 'UTF8') END AS records,
-  {shape} AS shape,
-  PG_CURRENT_SNAPSHOT()::text AS snapshot,
-  EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at,
-  PG_IS_IN_RECOVERY() AS replayed
-FROM (
-  SELECT
-    COUNT(*) AS rows,
-    COALESCE(SUM(OCTET_LENGTH(record) + 1), 0) AS bytes,
-    STRING_AGG(record, E'\\n') AS records
-  FROM (
-    SELECT TRANSLATE(ROW_TO_JSON(t.*)::text, E'\\n\\r', '  ') AS record
-    FROM (
-{sql}
-    ) AS t
-    LIMIT {limit}
-  ) AS r
-) AS a
-"""
 SHAPE = """\
 (
     SELECT COALESCE(SUM(HASHTEXT(ROW(attrelid, attnum, attname, atttypid, atttypmod)::text)), 0)::bigint
@@ -1785,28 +1796,6 @@ async def lock_table(conn: asyncpg.Connection, table: str) -> str | None:
     return None
 
 
-# What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
-MORE_THAN_READING = (
-    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|ts_stat|ts_rewrite|setseed"
-    r"|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)|loread|lowrite"
-    r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
-)
-
-
-def check_names(statement: Statement) -> None:
-    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be.
-
-    Raises BadStatement.
-    """
-    before = ""
-    for part in statement.parts:
-        if re.fullmatch(f"{MORE_THAN_READING}|set_config", part.strip('"').lower()):
-            raise BadStatement(f"{part} does more than read")
-        if part.startswith('"') and before.lower() == "u&":
-            raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-        before = (before + part)[-2:]
-
-
 def unknown_names(definition: Definition, names: Sequence[str]) -> Iterator[str]:
     for kind, described in (("param", definition.descriptions), ("claim", definition.claims)):
         for name in described:
@@ -1849,6 +1838,33 @@ def check_columns(names: list[str]) -> None:
         raise BadStatement(f"two columns are named {', '.join(map(repr, twice))}; give each a name of its own with AS")
 
 
+# The result of one metric as JSON lines, made by the database: rows, bytes, records (NULL when too large).
+# Raw line breaks in JSON are white space, which only columns of type json can hold.
+RUN = """\
+SELECT
+  rows,
+  bytes,
+  CASE WHEN bytes <= {max_bytes} THEN CONVERT_TO(records, 'UTF8') END AS records,
+  {shape} AS shape,
+  PG_CURRENT_SNAPSHOT()::text AS snapshot,
+  EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at,
+  PG_IS_IN_RECOVERY() AS replayed
+FROM (
+  SELECT
+    COUNT(*) AS rows,
+    COALESCE(SUM(OCTET_LENGTH(record) + 1), 0) AS bytes,
+    STRING_AGG(record, E'\\n') AS records
+  FROM (
+    SELECT TRANSLATE(ROW_TO_JSON(t.*)::text, E'\\n\\r', '  ') AS record
+    FROM (
+{sql}
+    ) AS t
+    LIMIT {limit}
+  ) AS r
+) AS a
+"""
+
+
 def run_sql(statement: Statement, types: Sequence[Type], shape: str, settings: Settings) -> str:
     """Values are sent as text and cast to the type that PostgreSQL inferred, so that every type has one way in."""
     sql = statement.fill(lambda number, _: f"(${number}::text::{types[number - 1].sql})")
@@ -1880,135 +1896,66 @@ def scanned(node: dict[str, Any]) -> set[str]:
     return below | {node["Relation Name"]} if node.get("Node Type") == "Seq Scan" else below
 
 
-class Result(NamedTuple):
-    """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began.
-
-    replayed is how far the replica that gave it had got in the write-ahead log (bytes), None for a primary.
-    """
-
-    rows: bytes
-    row_count: int
-    truncated: bool
-    columns: tuple[Column, ...]
-    snapshot: str
-    taken_at: float
-    replayed: int | None
-
-
-PREPARE_RUN = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8 FROM SET_CONFIG('application_name', $1, false)"
-
-
-async def run_as(metric: Metric, values: Sequence[str | None], conn: asyncpg.Connection) -> asyncpg.Record:
-    """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
-    async with AsyncExitStack() as stack:
-        if metric.login == "guest":
-            transaction = conn.transaction(readonly=True)
-            await transaction.start()
-            stack.push_async_callback(transaction.rollback)
-        return (await conn.fetch(metric.run, *values))[0]
-
-
-async def run_once(
-    database: Database, metric: Metric, values: Sequence[str | None], primary: bool
-) -> tuple[asyncpg.Record, int | None]:
-    """The row, and what a replica had replayed before."""
-    async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
-        patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
-        try:
-            replayed = await conn.fetchval(PREPARE_RUN, REQUEST.get()[:63], timeout=patience)
-        except TimeoutError:
-            conn.terminate()
-            raise ConnectionError("the server says nothing") from None
-        row = await run_as(metric, values, conn)
-    if not (row["replayed"] or primary):
-        await database.return_to_replica(metric.login)
-    return row, replayed if row["replayed"] else None
-
-
-# Before the first record on a page comes the page's head, which no replica says that it has replayed.
-WRITTEN = """\
-SELECT position - CASE WHEN position % 8192 IN (24, 40) THEN position % 8192 ELSE 0 END
-FROM (SELECT (PG_CURRENT_WAL_INSERT_LSN() - '0/0')::int8 AS position) AS p
-"""
-
-
-async def written(database: Database) -> int | None:
-    """The end of the write-ahead log, in bytes, None when the primary does not say."""
-    with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
-        async with database.connection("owner") as conn:
-            return cast(int, await conn.fetchval(WRITTEN))
-    return None
-
-
-async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | None], primary: bool = False) -> Result:
-    """Run a metric, anew when a connection turned out to be dead or its tables to have changed since it was described.
-
-    Raises Problem, PoolBusy, asyncpg's errors or one of DATABASE_DOWN.
-    """
-    started = time.monotonic()
+async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
+    """Describe, anew when a connection turned out to be dead. Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
+    login, started = "reader" if definition.source == "file" else guest, time.monotonic()
     for attempt in itertools.count():
         try:
-            row, replayed = await run_once(catalog.database, metric, values, primary)
-        except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
-            fresh = compiled(await catalog.refresh(metric))
-            unchanged = attempt > 1 and fresh.shape == metric.shape
-            # A value may name what is not there, such as a regclass.
-            if unchanged and metric.names:
-                raise await data_problem(catalog.database, metric, values) from exc
-            if unchanged:
+            async with database.connection(login) as conn:
+                return await describe(conn, definition, database.settings)
+        except DATABASE_DOWN as exc:
+            # It is parsed several times, each within the limit or heeding none.
+            if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
+                raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
+            if attempt or time.monotonic() - started > database.settings.pool_timeout:
                 raise
-            metric = fresh
-            continue
-        except (asyncpg.SerializationError, *DATABASE_DOWN):
-            # A replica cancels what stands in the way of replaying, and may end while it takes the second attempt.
-            retries = 2 if catalog.database.has_others(metric.login) else 1
-            if attempt >= retries or time.monotonic() - started > catalog.settings.pool_timeout:
-                raise
-            continue
-        except FAILS_ON_DATA as exc:
-            raise await data_problem(catalog.database, metric, values) from exc
-        if row["shape"] == metric.shape:
-            return as_result(metric, row, replayed, catalog.settings.max_rows)
-        if time.monotonic() - started > catalog.settings.statement_timeout:
-            raise Problem(503, "The tables are being changed; try again.")
-        # A replica may be behind with a change that the others know of.
-        await asyncio.sleep(0.02 * attempt)
-        metric = compiled(await catalog.refresh(metric))
+            await database.pools[login].expire_connections()
     raise AssertionError
 
 
-async def data_problem(database: Database, metric: Metric, values: Sequence[str | None]) -> Problem:
-    """Why a run fails on its data: the values that PostgreSQL does not take for their types, or what the query does."""
-    if not metric.names:
-        return Problem(500, "The query fails on its data; the log has the reason.")
-    errors: list[InputError] = []
-    async with database.connection(metric.login) as conn:
-        for name, kind, value in zip(metric.names, metric.types, values, strict=True):
-            try:
-                await conn.fetchval(f"SELECT $1::text::{kind.sql} IS NULL", value)
-            except (*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
-                if name in metric.about.claims:
-                    return ill_typed_claim(metric.about.claims[name], kind)
-                errors.append(InputError(name, f"must be a value of PostgreSQL's type {kind.name}"))
-    return input_problem(errors) if errors else Problem(422, "The query fails on its data with these parameters.")
+# What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
+MORE_THAN_READING = (
+    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|ts_stat|ts_rewrite|setseed"
+    r"|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)|loread|lowrite"
+    r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
+)
 
 
-def input_problem(errors: Sequence[InputError]) -> Problem:
-    return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+def check_names(statement: Statement) -> None:
+    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be.
+
+    Raises BadStatement.
+    """
+    before = ""
+    for part in statement.parts:
+        if re.fullmatch(f"{MORE_THAN_READING}|set_config", part.strip('"').lower()):
+            raise BadStatement(f"{part} does more than read")
+        if part.startswith('"') and before.lower() == "u&":
+            raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
+        before = (before + part)[-2:]
 
 
-def ill_typed_claim(claim: str, kind: Type) -> Problem:
-    return Problem(403, f"The token's claim {claim} is no {kind.name}.")
+# In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
+MAX_COST = 5_000_000
 
 
-def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: int) -> Result:
-    if row["records"] is None and row["rows"]:
-        raise Problem(422, "The result is larger than MAX_RESULT_BYTES; ask for a shorter period.")
-    rows, truncated = row["records"] or b"", row["rows"] > limit
-    if truncated:
-        rows = rows[: rows.rindex(b"\n")]
-    origin = row["snapshot"], row["taken_at"], replayed
-    return Result(rows, row["rows"] - truncated, truncated, metric.columns, *origin)
+async def pass_gate(database: Database, definition: Definition) -> Metric:
+    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever.
+
+    Raises BadStatement, PoolBusy or one of DATABASE_DOWN.
+    """
+    try:
+        metric = await describe_with(database, definition, "gate")
+    except asyncpg.QueryCanceledError:
+        raise BadStatement("PostgreSQL cannot plan it within STATEMENT_TIMEOUT") from None
+    except asyncpg.DataError as exc:
+        raise BadStatement(str(exc)) from exc
+    if metric.cost > MAX_COST:
+        raise BadStatement(f"PostgreSQL expects it to cost {metric.cost:.3g} units, and {MAX_COST:,} are allowed")
+    return metric
+
+
+# ------------------------------------------------------------------------------------------------ catalog
 
 
 def compiled(metric: Metric) -> Metric:
@@ -2058,44 +2005,6 @@ SELECT root
 FROM family
 WHERE relid NOT IN (SELECT tgrelid FROM watched)
 """
-
-
-async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
-    """Describe, anew when a connection turned out to be dead. Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
-    login, started = "reader" if definition.source == "file" else guest, time.monotonic()
-    for attempt in itertools.count():
-        try:
-            async with database.connection(login) as conn:
-                return await describe(conn, definition, database.settings)
-        except DATABASE_DOWN as exc:
-            # It is parsed several times, each within the limit or heeding none.
-            if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
-                raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
-            if attempt or time.monotonic() - started > database.settings.pool_timeout:
-                raise
-            await database.pools[login].expire_connections()
-    raise AssertionError
-
-
-# In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
-MAX_COST = 5_000_000
-
-
-async def pass_gate(database: Database, definition: Definition) -> Metric:
-    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever.
-
-    Raises BadStatement, PoolBusy or one of DATABASE_DOWN.
-    """
-    try:
-        metric = await describe_with(database, definition, "gate")
-    except asyncpg.QueryCanceledError:
-        raise BadStatement("PostgreSQL cannot plan it within STATEMENT_TIMEOUT") from None
-    except asyncpg.DataError as exc:
-        raise BadStatement(str(exc)) from exc
-    if metric.cost > MAX_COST:
-        raise BadStatement(f"PostgreSQL expects it to cost {metric.cost:.3g} units, and {MAX_COST:,} are allowed")
-    return metric
-
 
 UNREVOKED = """\
 SELECT STRING_AGG(DISTINCT proname, ', ' ORDER BY proname)
@@ -2328,10 +2237,14 @@ async def mend_catalog(catalog: Catalog) -> None:
         await asyncio.sleep(1)
         with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
             for metric in await catalog.outdated_metrics():
-                with suppress(TimeoutError, asyncpg.PostgresError):
-                    # A file may take its time, for somebody looked at it.
-                    async with asyncio.timeout(1 if metric.login == "guest" else None):
-                        await catalog.refresh(metric)
+                await mend(catalog, metric)
+
+
+async def mend(catalog: Catalog, metric: Metric) -> None:
+    with suppress(TimeoutError, asyncpg.PostgresError):
+        # A file may take its time, for somebody looked at it.
+        async with asyncio.timeout(1 if metric.login == "guest" else None):
+            await catalog.refresh(metric)
 
 
 # ------------------------------------------------------------------------------------------------ parameters
@@ -2512,6 +2425,10 @@ def claim_text(item: Any, base: str) -> str | None:
     return parse_scalar(item if isinstance(item, str) else encode(item).decode(), base)
 
 
+def ill_typed_claim(claim: str, kind: Type) -> Problem:
+    return Problem(403, f"The token's claim {claim} is no {kind.name}.")
+
+
 def claimed(caller: Caller, path: str, kind: Type) -> str | None:
     """A claim by its name, or by names with dots between them, as the text of a parameter.
 
@@ -2528,6 +2445,139 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
         return array_literal(values) if kind.is_array else values[0]
     except ValueError:
         raise ill_typed_claim(path, kind) from None
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+class Result(NamedTuple):
+    """What one run gave: the records as JSON lines, and the database's snapshot and clock (seconds) when it began.
+
+    replayed is how far the replica that gave it had got in the write-ahead log (bytes), None for a primary.
+    """
+
+    rows: bytes
+    row_count: int
+    truncated: bool
+    columns: tuple[Column, ...]
+    snapshot: str
+    taken_at: float
+    replayed: int | None
+
+
+PREPARE_RUN = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8 FROM SET_CONFIG('application_name', $1, false)"
+
+
+async def run_as(metric: Metric, values: Sequence[str | None], conn: asyncpg.Connection) -> asyncpg.Record:
+    """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
+    async with AsyncExitStack() as stack:
+        if metric.login == "guest":
+            transaction = conn.transaction(readonly=True)
+            await transaction.start()
+            stack.push_async_callback(transaction.rollback)
+        return (await conn.fetch(metric.run, *values))[0]
+
+
+async def run_once(
+    database: Database, metric: Metric, values: Sequence[str | None], primary: bool
+) -> tuple[asyncpg.Record, int | None]:
+    """The row, and what a replica had replayed before."""
+    async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
+        patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
+        try:
+            replayed = await conn.fetchval(PREPARE_RUN, REQUEST.get()[:63], timeout=patience)
+        except TimeoutError:
+            conn.terminate()
+            raise ConnectionError("the server says nothing") from None
+        row = await run_as(metric, values, conn)
+    if not (row["replayed"] or primary):
+        await database.return_to_replica(metric.login)
+    return row, replayed if row["replayed"] else None
+
+
+# Before the first record on a page comes the page's head, which no replica says that it has replayed.
+WRITTEN = """\
+SELECT position - CASE WHEN position % 8192 IN (24, 40) THEN position % 8192 ELSE 0 END
+FROM (SELECT (PG_CURRENT_WAL_INSERT_LSN() - '0/0')::int8 AS position) AS p
+"""
+
+
+async def written(database: Database) -> int | None:
+    """The end of the write-ahead log, in bytes, None when the primary does not say."""
+    with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
+        async with database.connection("owner") as conn:
+            return cast(int, await conn.fetchval(WRITTEN))
+    return None
+
+
+async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | None], primary: bool = False) -> Result:
+    """Run a metric, anew when a connection turned out to be dead or its tables to have changed since it was described.
+
+    Raises Problem, PoolBusy, asyncpg's errors or one of DATABASE_DOWN.
+    """
+    started = time.monotonic()
+    for attempt in itertools.count():
+        try:
+            row, replayed = await run_once(catalog.database, metric, values, primary)
+        except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
+            fresh = compiled(await catalog.refresh(metric))
+            unchanged = attempt > 1 and fresh.shape == metric.shape
+            # A value may name what is not there, such as a regclass.
+            if unchanged and metric.names:
+                raise await data_problem(catalog.database, metric, values) from exc
+            if unchanged:
+                raise
+            metric = fresh
+            continue
+        except (asyncpg.SerializationError, *DATABASE_DOWN):
+            # A replica cancels what stands in the way of replaying, and may end while it takes the second attempt.
+            retries = 2 if catalog.database.has_others(metric.login) else 1
+            if attempt >= retries or time.monotonic() - started > catalog.settings.pool_timeout:
+                raise
+            continue
+        except FAILS_ON_DATA as exc:
+            raise await data_problem(catalog.database, metric, values) from exc
+        if row["shape"] == metric.shape:
+            return as_result(metric, row, replayed, catalog.settings.max_rows)
+        if time.monotonic() - started > catalog.settings.statement_timeout:
+            raise Problem(503, "The tables are being changed; try again.")
+        # A replica may be behind with a change that the others know of.
+        await asyncio.sleep(0.02 * attempt)
+        metric = compiled(await catalog.refresh(metric))
+    raise AssertionError
+
+
+async def data_problem(database: Database, metric: Metric, values: Sequence[str | None]) -> Problem:
+    """Why a run fails on its data: the values that PostgreSQL does not take for their types, or what the query does."""
+    if not metric.names:
+        return Problem(500, "The query fails on its data; the log has the reason.")
+    async with database.connection(metric.login) as conn:
+        given = zip(metric.names, metric.types, values, strict=True)
+        refused = [(name, kind) for name, kind, value in given if not await takes(conn, kind, value)]
+    for name, kind in refused:
+        if name in metric.about.claims:
+            return ill_typed_claim(metric.about.claims[name], kind)
+    if refused:
+        return input_problem([InputError(name, f"must be of PostgreSQL's type {kind.name}") for name, kind in refused])
+    return Problem(422, "The query fails on its data with these parameters.")
+
+
+async def takes(conn: asyncpg.Connection, kind: Type, value: str | None) -> bool:
+    try:
+        await conn.fetchval(f"SELECT $1::text::{kind.sql} IS NULL", value)
+    except (*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
+        return False
+    return True
+
+
+def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: int) -> Result:
+    if row["records"] is None and row["rows"]:
+        raise Problem(422, "The result is larger than MAX_RESULT_BYTES; ask for a shorter period.")
+    rows, truncated = row["records"] or b"", row["rows"] > limit
+    if truncated:
+        rows = rows[: rows.rindex(b"\n")]
+    origin = row["snapshot"], row["taken_at"], replayed
+    return Result(rows, row["rows"] - truncated, truncated, metric.columns, *origin)
 
 
 # ------------------------------------------------------------------------------------------------ changes
@@ -2797,6 +2847,9 @@ class SharedEntry(msgspec.Struct, array_like=True):
     ttl: float
 
 
+MAX_SHARED = 2**20
+
+
 class SharedCache:
     """Redis, which all instances share; slow or gone, it is left alone for a while and costs nothing but its hits."""
 
@@ -2850,7 +2903,125 @@ class SharedCache:
                 await self.backend.client.aclose()
 
 
-MAX_SHARED = 2**20
+# ------------------------------------------------------------------------------------------------ answers
+
+MEDIA_TYPES = {"json": "application/json", "csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+
+
+def split_format(name: str, accept: str) -> tuple[str, str]:
+    """The metric id and the format that a path or else an Accept header asks for; JSON when neither knows better."""
+    stem, dot, suffix = name.rpartition(".")
+    if dot and suffix in ("csv", "ndjson"):
+        return stem, suffix
+    return name, accepted_format(accept)
+
+
+def weights(header: str) -> Iterator[tuple[str, float]]:
+    """What a header such as Accept names, and how much each is wanted (RFC 9110, 12.4.2)."""
+    for part in header.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        yield name, float(quality) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", quality) else 0.0
+
+
+@functools.lru_cache(maxsize=256)
+def accepted_format(accept: str) -> str:
+    """The best weight wins, then what is named first; of the ranges that cover a format the narrowest counts."""
+    wanted = {name: (weight, -place) for place, (name, weight) in enumerate(weights(accept))}
+    ranks: dict[str, tuple[float, int]] = {}
+    for name, media in MEDIA_TYPES.items():
+        kind = media.partition(";")[0]
+        covering = (kind, kind.partition("/")[0] + "/*", "*/*")
+        ranks[name] = next((wanted[media_range] for media_range in covering if media_range in wanted), (0.0, 0))
+    best = max(ranks, key=ranks.__getitem__)
+    return best if ranks[best][0] else "json"
+
+
+def render(about: Definition, result: Result, media: str) -> bytes:
+    if media == "ndjson":
+        return result.rows + b"\n" if result.rows else b""
+    if media == "csv":
+        return render_csv(result)
+    envelope = MetricResult(
+        id=about.id,
+        title=about.title,
+        is_editable=about.is_editable,
+        columns=list(result.columns),
+        records=msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]"),
+        layouts=list(about.layouts),
+        truncated=result.truncated,
+    )
+    return encode(envelope)
+
+
+def render_csv(result: Result) -> bytes:
+    """RFC 4180; numbers keep the digits that the database wrote, nested values stay JSON, NULL is an empty cell."""
+    decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow([column.name for column in result.columns])
+    try:
+        for line in result.rows.splitlines():
+            writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
+    except RecursionError:
+        raise Problem(422, "A value is nested too deep for CSV; ask for JSON.") from None
+    return out.getvalue().encode()
+
+
+def csv_cell(value: bytes) -> str:
+    if value == b"null":
+        return ""
+    return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
+
+
+# Headers that speak of the body, which a 304 does not have.
+OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
+MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
+
+
+def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
+    body = render(about, entry.result, media)
+    etag = hashlib.sha256(body).hexdigest()[:32]
+    headers = {
+        "content-type": MEDIA_TYPES[media],
+        "cache-control": f"private, max-age={entry.ttl:.0f}, stale-while-revalidate={stale:.0f}",
+        "vary": "Accept, Accept-Encoding, Authorization",
+    }
+    if entry.result.truncated and media != "json":
+        headers["x-truncated"] = "true"
+    if gzipped and len(body) >= MIN_GZIP:
+        body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
+        headers["content-encoding"] = "gzip"
+    headers |= {"etag": f'"{etag}"', "content-length": str(len(body))}
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Answer(pairs, [pair for pair in pairs if pair[0] not in OF_THE_BODY], f'"{etag}"'.encode(), body)
+
+
+@functools.lru_cache(maxsize=256)
+def accepts_gzip(header: bytes) -> bool:
+    """Whether gzip, or else anything, is accepted (RFC 9110, 12.5.3)."""
+    wanted = dict(weights(header.decode("latin-1")))
+    return wanted.get("gzip", wanted.get("*", 0)) > 0
+
+
+def matches(header: bytes, etag: bytes) -> bool:
+    """If-None-Match (RFC 9110, 13.1.2) compares weakly."""
+    return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
+
+
+async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said: Sequence[tuple[bytes, bytes]]) -> int:
+    """Send a 200, or a 304 when the client has the same bytes; returns which."""
+    status, headers, body = 200, answer.headers, answer.body
+    none_match = scope["head"].get(b"if-none-match")
+    if none_match and matches(none_match, answer.etag):
+        status, headers, body = 304, answer.headers_304, b""
+    headers = [*headers, (b"age", b"%d" % age), *said]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+    return status
+
+
+# ------------------------------------------------------------------------------------------------ results
 
 
 class Directives(NamedTuple):
@@ -3136,123 +3307,7 @@ class Results:
         return answer
 
 
-# ------------------------------------------------------------------------------------------------ answers
-
-MEDIA_TYPES = {"json": "application/json", "csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
-
-
-def split_format(name: str, accept: str) -> tuple[str, str]:
-    """The metric id and the format that a path or else an Accept header asks for; JSON when neither knows better."""
-    stem, dot, suffix = name.rpartition(".")
-    if dot and suffix in ("csv", "ndjson"):
-        return stem, suffix
-    return name, accepted_format(accept)
-
-
-def weights(header: str) -> Iterator[tuple[str, float]]:
-    """What a header such as Accept names, and how much each is wanted (RFC 9110, 12.4.2)."""
-    for part in header.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
-        yield name, float(quality) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", quality) else 0.0
-
-
-@functools.lru_cache(maxsize=256)
-def accepted_format(accept: str) -> str:
-    """The best weight wins, then what is named first; of the ranges that cover a format the narrowest counts."""
-    wanted = {name: (weight, -place) for place, (name, weight) in enumerate(weights(accept))}
-    ranks: dict[str, tuple[float, int]] = {}
-    for name, media in MEDIA_TYPES.items():
-        kind = media.partition(";")[0]
-        covering = (kind, kind.partition("/")[0] + "/*", "*/*")
-        ranks[name] = next((wanted[media_range] for media_range in covering if media_range in wanted), (0.0, 0))
-    best = max(ranks, key=ranks.__getitem__)
-    return best if ranks[best][0] else "json"
-
-
-def render(about: Definition, result: Result, media: str) -> bytes:
-    if media == "ndjson":
-        return result.rows + b"\n" if result.rows else b""
-    if media == "csv":
-        return render_csv(result)
-    envelope = MetricResult(
-        id=about.id,
-        title=about.title,
-        is_editable=about.is_editable,
-        columns=list(result.columns),
-        records=msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]"),
-        layouts=list(about.layouts),
-        truncated=result.truncated,
-    )
-    return encode(envelope)
-
-
-def render_csv(result: Result) -> bytes:
-    """RFC 4180; numbers keep the digits that the database wrote, nested values stay JSON, NULL is an empty cell."""
-    decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow([column.name for column in result.columns])
-    try:
-        for line in result.rows.splitlines():
-            writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
-    except RecursionError:
-        raise Problem(422, "A value is nested too deep for CSV; ask for JSON.") from None
-    return out.getvalue().encode()
-
-
-def csv_cell(value: bytes) -> str:
-    if value == b"null":
-        return ""
-    return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
-
-
-# Headers that speak of the body, which a 304 does not have.
-OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
-MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
-
-
-def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
-    body = render(about, entry.result, media)
-    etag = hashlib.sha256(body).hexdigest()[:32]
-    headers = {
-        "content-type": MEDIA_TYPES[media],
-        "cache-control": f"private, max-age={entry.ttl:.0f}, stale-while-revalidate={stale:.0f}",
-        "vary": "Accept, Accept-Encoding, Authorization",
-    }
-    if entry.result.truncated and media != "json":
-        headers["x-truncated"] = "true"
-    if gzipped and len(body) >= MIN_GZIP:
-        body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
-        headers["content-encoding"] = "gzip"
-    headers |= {"etag": f'"{etag}"', "content-length": str(len(body))}
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return Answer(pairs, [pair for pair in pairs if pair[0] not in OF_THE_BODY], f'"{etag}"'.encode(), body)
-
-
-@functools.lru_cache(maxsize=256)
-def accepts_gzip(header: bytes) -> bool:
-    """Whether gzip, or else anything, is accepted (RFC 9110, 12.5.3)."""
-    wanted = dict(weights(header.decode("latin-1")))
-    return wanted.get("gzip", wanted.get("*", 0)) > 0
-
-
-def matches(header: bytes, etag: bytes) -> bool:
-    """If-None-Match (RFC 9110, 13.1.2) compares weakly."""
-    return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
-
-
-async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said: Sequence[tuple[bytes, bytes]]) -> int:
-    """Send a 200, or a 304 when the client has the same bytes; returns which."""
-    status, headers, body = 200, answer.headers, answer.body
-    none_match = scope["head"].get(b"if-none-match")
-    if none_match and matches(none_match, answer.etag):
-        status, headers, body = 304, answer.headers_304, b""
-    headers = [*headers, (b"age", b"%d" % age), *said]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-    return status
-
+# ------------------------------------------------------------------------------------------------ hits
 
 HIT = [(b"cache-status", b"metrics; hit"), (b"server-timing", b"cache;desc=hit")]
 HIT_LINE = (
@@ -3834,7 +3889,7 @@ async def mock_answer(database: Database, prompt: str, metric_id: str) -> str:
     return mock_model.mock_sql(prompt, metric_id, types, categories)
 
 
-# ------------------------------------------------------------------------------------------------ endpoints
+# ------------------------------------------------------------------------------------------------ reading
 
 
 class State(TypedDict):
@@ -3868,6 +3923,15 @@ def chart_of(metric: Metric) -> str:
     return "table"
 
 
+def parameters_of(metric: Metric) -> list[Parameter]:
+    about = metric.about
+    return [
+        Parameter(name, kind.name, name in about.required, about.descriptions.get(name, ""))
+        for name, kind in zip(metric.names, metric.types, strict=True)
+        if name not in about.claims
+    ]
+
+
 def summary(catalog: Catalog, metric: Metric) -> MetricSummary:
     about = metric.about
     return MetricSummary(
@@ -3883,15 +3947,6 @@ def summary(catalog: Catalog, metric: Metric) -> MetricSummary:
         columns=list(metric.columns),
         layouts=list(about.layouts),
     )
-
-
-def parameters_of(metric: Metric) -> list[Parameter]:
-    about = metric.about
-    return [
-        Parameter(name, kind.name, name in about.required, about.descriptions.get(name, ""))
-        for name, kind in zip(metric.names, metric.types, strict=True)
-        if name not in about.claims
-    ]
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -3927,6 +3982,9 @@ async def read_metric(request: Request[State]) -> ASGIApp:
         await send_answer(scope, send, answer, entry.age, said)
 
     return respond
+
+
+# ------------------------------------------------------------------------------------------------ writing
 
 
 def audit(request: Request[State], action: str, **fields: Any) -> None:
@@ -4168,6 +4226,8 @@ async def create_records(request: Request[State]) -> Response:
     audit(request, "records", inserted=done.inserted, duplicates=done.duplicates)
     return json_response(done, 201)
 
+
+# ------------------------------------------------------------------------------------------------ pages and health
 
 PAGE_POLICY = (
     "default-src 'none'; script-src {own}'{script}'; style-src {own}'{style}'; connect-src 'self';"
@@ -4631,7 +4691,6 @@ def check_origin(headers: Mapping[str, str], settings: Settings) -> None:
 Content = Mapping[str, Any]  # what a body may be, by media type
 Schema = dict[str, Any]
 
-
 Endpoint = Callable[[Request[State]], Awaitable[Response | ASGIApp]]
 
 
@@ -4980,7 +5039,7 @@ async def docs_file(request: Request[State]) -> Response:
     return FileResponse(swagger_ui() / request.path_params["name"], headers={"Cache-Control": "public, max-age=86400"})
 
 
-# ------------------------------------------------------------------------------------------------ assembly
+# ------------------------------------------------------------------------------------------------ routes
 
 HTML, RECORDS = {"text/html": str}, {"text/csv": str, "application/x-ndjson": str}
 DEFINED = {JSON: MetricDefinition}
@@ -5036,9 +5095,10 @@ async def dispatch(methods: Mapping[str, Endpoint], request: Request[State]) -> 
     return await methods["GET" if request.method == "HEAD" else request.method](request)
 
 
+# ------------------------------------------------------------------------------------------------ migrations
+
 # An arbitrary number that no other application uses as an advisory lock.
 MIGRATION_LOCK = 7_102_025
-
 
 # What only a superuser may set. The guest's errors, which may quote a gigabyte each, would fill the server's log.
 LOGIN_SETTINGS = (
@@ -5138,6 +5198,9 @@ def show_schemas(conn: psycopg.Connection, login: Login) -> None:
     role, database = sql.Identifier(login.user or ""), sql.Identifier(conn.info.dbname)
     with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
         conn.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}").format(role, database, path))
+
+
+# ------------------------------------------------------------------------------------------------ assembly
 
 
 @asynccontextmanager
@@ -5313,7 +5376,7 @@ async def routed(scope: Scope, receive: Receive, send: Send) -> None:
 app = Hits(RequestLog(Cors(Errors(Authentication(routed, public=PUBLIC)))))
 
 
-# ------------------------------------------------------------------------------------------------ commands
+# ------------------------------------------------------------------------------------------------ server
 
 
 def say(text: str) -> None:
@@ -5454,6 +5517,9 @@ def bind_socket(host: str, port: int) -> socket.socket:
     except OSError as exc:
         raise CommandError(f"Cannot serve on {host}:{port}: {exc.strerror}. Choose another --port or --host.") from exc
     return listener
+
+
+# ------------------------------------------------------------------------------------------------ commands
 
 
 async def migrate_command(settings: Settings, options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """What goes wrong, on purpose, and what the service makes of it: a figure per scenario with its bound.
 
-    python tests/chaos.py                 all scenarios, about four minutes
+    python tests/chaos.py                 all scenarios, five minutes
     python tests/chaos.py frozen crowd    some of them
 
 Each has a PostgreSQL of its own to stop, kill and freeze. The exit status is 1 when a figure is out of bounds.

@@ -172,7 +172,7 @@ class Bench(NamedTuple):
         self, ours: Callable[[int], Awaitable[float]], theirs: Callable[[int], Awaitable[float]], count: int
     ) -> tuple[float, float]:
         """The medians of two costs that are taken in turns; the first round only warms up."""
-        rounds, count = (4, count // 4) if self.short else (25, count)
+        rounds, count = (4, count // 4) if self.short else (60, count // 2)
         pairs = [(await ours(count), await theirs(count)) for _ in range(rounds + 1)][1:]
         return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
 

@@ -4381,9 +4381,8 @@ class Subscription(msgspec.Struct, eq=False):
     metric_id: str
     params: dict[str, Any]
     pairs: list[tuple[str, str]]
-    topic: str = ""
+    topic: Topic | None = None
     etag: bytes = b""
-    answering: asyncio.Task[None] | None = None
 
     def tell(self, news: Answer | Exception) -> None:
         """Send a result that is another than the last one, or say, once, what is the matter."""
@@ -4407,30 +4406,43 @@ def problem_message(exc: Exception, metric_id: Any, params: Any) -> bytes:
 
 
 class Topic:
-    """One metric with one set of values, run once for everybody who watches it."""
+    """One metric with one set of values, asked for once on behalf of everybody who watches it."""
 
-    def __init__(self, broadcast: Broadcast, plan: Plan) -> None:
-        self.broadcast, self.plan = broadcast, plan
+    def __init__(self, results: Results, plan: Plan) -> None:
+        self.results, self.plan = results, plan
         self.subscriptions: set[Subscription] = set()
-        self.changed = asyncio.Event()
+        self.outdated = asyncio.Event()
         self.task = asyncio.create_task(self.run(), name=f"topic {plan.metric.id}")
+
+    def add(self, subscription: Subscription, plan: Plan) -> None:
+        self.subscriptions.add(subscription)
+        self.plan, subscription.topic = plan, self
+        self.outdated.set()
 
     async def run(self) -> None:
         """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
-        wait = SOON
+        seconds = 0.0
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), wait)
-                await asyncio.sleep(DEBOUNCE)
-            self.changed.clear()
-            news, wait = await self.broadcast.ask(self.plan)
-            self.publish(news)
-
-    def publish(self, news: Answer | Exception) -> None:
-        """Those who have not had their first answer yet are about to get it."""
-        for subscription in self.subscriptions:
-            if subscription.etag:
+                await asyncio.wait_for(self.outdated.wait(), seconds)
+            self.outdated.clear()
+            # Who comes meanwhile is not given what a change before that may have overtaken.
+            waiting = self.subscriptions.copy()
+            news, seconds = await self.ask()
+            for subscription in waiting & self.subscriptions:
                 subscription.tell(news)
+            await asyncio.sleep(DEBOUNCE)
+
+    async def ask(self) -> tuple[Answer | Exception, float]:
+        """A result, or what is the matter, and for how many seconds that will do."""
+        try:
+            entry, _ = await self.results.get(self.plan, Directives())
+            answer = await self.results.answer(self.plan, entry, "json", False)
+        except Exception as exc:
+            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
+            return exc, SOON
+        # What stands in while the database fails is looked at again, whatever its TTL.
+        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
 
 
 class Broadcast:
@@ -4447,43 +4459,25 @@ class Broadcast:
         """Tell the topics that read a table, or all of them when anything may have changed."""
         for topic in self.topics.values():
             if tables is None or not topic.plan.metric.tables.keys().isdisjoint(tables):
-                topic.changed.set()
+                topic.outdated.set()
 
     def on_reload(self) -> None:
         """Plan anew what watches a metric that is not what it was, or that could not be planned."""
-        for subscriber in self.subscribers:
-            for subscription in list(subscriber.subscriptions.values()):
-                topic = self.topics.get(subscription.topic)
-                if topic is None or self.catalog.metrics.get(subscription.metric_id) is not topic.plan.metric:
-                    subscriber.renew(subscription)
+        subscriptions = [each for subscriber in self.subscribers for each in subscriber.subscriptions.values()]
+        known = self.catalog.metrics
+        changed = [s for s in subscriptions if not s.topic or known.get(s.metric_id) is not s.topic.plan.metric]
+        for subscription in changed:
+            subscription.subscriber.renew(subscription)
 
-    async def ask(self, plan: Plan) -> tuple[Answer | Exception, float]:
-        """A result, or what is the matter, and for how many seconds that will do."""
-        try:
-            entry, _ = await self.results.get(plan, Directives())
-            answer = await self.results.answer(plan, entry, "json", False)
-        except Exception as exc:
-            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
-            return exc, SOON
-        # What stands in while the database fails is looked at again, whatever its TTL.
-        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
-
-    def subscribe(self, plan: Plan, subscription: Subscription) -> None:
-        topic = self.topics.get(plan.key)
-        if topic is None:
-            topic = self.topics[plan.key] = Topic(self, plan)
-        topic.plan = plan
-        topic.subscriptions.add(subscription)
-        subscription.topic = plan.key
-
-    def look_again(self, subscription: Subscription) -> None:
-        if topic := self.topics.get(subscription.topic):
-            topic.changed.set()
+    def subscribe(self, subscription: Subscription, plan: Plan) -> None:
+        if plan.key not in self.topics:
+            self.topics[plan.key] = Topic(self.results, plan)
+        self.topics[plan.key].add(subscription, plan)
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        if topic := self.topics.get(subscription.topic):
-            topic.subscriptions.discard(subscription)
-            subscription.topic = ""
+        if topic := subscription.topic:
+            subscription.topic = None
+            topic.subscriptions.remove(subscription)
             if not topic.subscriptions:
                 topic.task.cancel()
                 del self.topics[topic.plan.key]
@@ -4502,19 +4496,17 @@ class Subscriber:
         self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
         self.caller: Caller | None = None
         self.subscriptions: dict[str, Subscription] = {}
-        self.outbox: dict[str, Callable[[], bytes]] = {}
+        self.outbox: dict[object, Callable[[], bytes]] = {}
         self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
-        self.answers: set[asyncio.Task[None]] = set()
-        self.problems = itertools.count()
 
-    def put(self, key: str, message: Callable[[], bytes]) -> None:
+    def put(self, key: object, message: Callable[[], bytes]) -> None:
         """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
         self.outbox[key] = message
         self.waiting.set()
 
     def put_problem(self, exc: Exception, metric_id: Any = None, params: Any = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(f"problem {next(self.problems)}", functools.partial(problem_message, exc, metric_id, params))
+            self.put(object(), functools.partial(problem_message, exc, metric_id, params))
 
     async def send(self) -> None:
         """Raises WebSocketException for a reader that takes nothing."""
@@ -4558,11 +4550,10 @@ class Subscriber:
     async def receive(self) -> None:
         """Until the client leaves; raises WebSocketException."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
-            message = parse_message(event.get("text") or event.get("bytes") or "")
-            if isinstance(message, Problem):
-                self.put_problem(message)
-            else:
-                await self.take(message)
+            try:
+                await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
+            except Problem as exc:
+                self.put_problem(exc)
 
     async def take(self, message: dict[str, Any]) -> None:
         if message.get("type") == "auth" and isinstance(message.get("token"), str):
@@ -4578,44 +4569,36 @@ class Subscriber:
         if known := self.subscriptions.pop(key, None):
             self.broadcast.unsubscribe(known)
             self.outbox.pop(key, None)
-        if kind == "unsubscribe":
-            if known and known.answering:
-                known.answering.cancel()
-            return None
+        if kind == "subscribe":
+            try:
+                self.subscribe(key, metric_id, params)
+            except Problem as exc:
+                self.put_problem(exc, metric_id, params)
+
+    def subscribe(self, key: str, metric_id: str, params: dict[str, Any]) -> None:
+        """Raises Problem 422."""
         if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-            return self.put_problem(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
-        try:
-            subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
-        except Problem as exc:
-            return self.put_problem(exc, metric_id, params)
+            raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
+        subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
         self.subscriptions[key] = subscription
         self.renew(subscription)
 
     def renew(self, subscription: Subscription) -> None:
-        """Subscribe to what the metric is now and the caller may see, and send its result if it is another."""
-        self.broadcast.unsubscribe(subscription)
-        task = subscription.answering = asyncio.create_task(self.answer(subscription))
-        self.answers.add(task)
-        task.add_done_callback(self.answers.discard)
+        """Subscribe to what the metric is now and the caller may see.
 
-    async def answer(self, subscription: Subscription) -> None:
-        """What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription."""
-        if self.subscriptions.get(subscription.key) is not subscription:
-            return
+        What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription.
+        """
+        self.broadcast.unsubscribe(subscription)
+        caller = cast(Caller, self.caller)
         try:
-            metric = self.broadcast.catalog.find(subscription.metric_id, cast(Caller, self.caller))
-            plan = make_plan(metric, subscription.pairs, cast(Caller, self.caller), "json")
+            metric = self.broadcast.catalog.find(subscription.metric_id, caller)
+            plan = make_plan(metric, subscription.pairs, caller, "json")
         except Exception as exc:
             if subscription.etag or as_problem(exc).status >= 500:
                 return subscription.tell(exc)
             del self.subscriptions[subscription.key]
             return self.put_problem(exc, subscription.metric_id, subscription.params)
-        self.broadcast.subscribe(plan, subscription)
-        news, wait = await self.broadcast.ask(plan)
-        if self.subscriptions.get(subscription.key) is subscription:
-            subscription.tell(news)
-        if wait == SOON:
-            self.broadcast.look_again(subscription)
+        self.broadcast.subscribe(subscription, plan)
 
     async def serve(self) -> None:
         """Until the client leaves; raises WebSocketException."""
@@ -4631,22 +4614,25 @@ class Subscriber:
                 raise
         finally:
             self.broadcast.subscribers.discard(self)
-            for task in (*tasks, *self.answers):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, *self.answers, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self.outbox.clear()
             for subscription in self.subscriptions.values():
                 self.broadcast.unsubscribe(subscription)
 
 
-def parse_message(text: str | bytes) -> dict[str, Any] | Problem:
+def parse_message(text: str | bytes) -> dict[str, Any]:
+    """Raises Problem 413, 400 or 422."""
     if len(text) > MAX_MESSAGE:
-        return Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
+        raise Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
     try:
         message = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Problem(400, "The message is not JSON.")
-    return message if isinstance(message, dict) else Problem(422, "A message must be a JSON object.")
+        raise Problem(400, "The message is not JSON.") from None
+    if not isinstance(message, dict):
+        raise Problem(422, "A message must be a JSON object.")
+    return message
 
 
 def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:

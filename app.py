@@ -3737,7 +3737,6 @@ def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None
 
 MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
-FENCE_LANGUAGE = re.compile(r"\A[a-zA-Z]*[ \t]*\r?\n")
 # A blank line after a semicolon ends it.
 BARE_SQL = re.compile(
     r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
@@ -3797,25 +3796,20 @@ async def describe_tables(conn: asyncpg.Connection) -> str:
     return "\n".join(f"{table}({', '.join(columns)})" for table, columns in tables.items())
 
 
-async def read_completion(response: httpx.Response) -> bytes:
-    body = b""
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > MAX_MODEL_ANSWER:
-            raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
-    if response.status_code != 200:
-        raise ModelFailed(f"it answered with status {response.status_code}")
-    return body
-
-
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
     headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
     payload = {"model": settings.sql_model, "messages": messages, "temperature": 0}
+    body = b""
     try:
         async with client.stream("POST", url, json=payload, headers=headers) as response:
-            body = await read_completion(response)
+            if response.status_code != 200:
+                raise ModelFailed(f"it answered with status {response.status_code}")
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_MODEL_ANSWER:
+                    raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
         content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
     except httpx.HTTPError as exc:
         raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
@@ -3828,10 +3822,9 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
 
 def extract_sql(answer: str) -> str:
     """The SQL in an answer with or without prose and fences around it."""
-    blocks = [FENCE_LANGUAGE.sub("", block, count=1) for block in answer.split("```")[1::2]]
-    text = next((block for block in blocks if BARE_SQL.search(block)), answer)
-    found = BARE_SQL.search(text)
-    return (found[0] if found else text).strip()
+    texts = [*answer.split("```")[1::2], answer]
+    found = next(filter(None, map(BARE_SQL.search, texts)), None)
+    return (found[0] if found else answer).strip()
 
 
 async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
@@ -3912,10 +3905,10 @@ class State(TypedDict):
 
 def chart_of(metric: Metric) -> str:
     """The chart a metric asks for, or the one its columns suggest."""
-    types = [column.type for column in metric.columns]
-    numeric = [kind in ("int2", "int4", "int8", "numeric", "float4", "float8") for kind in types]
     if metric.about.chart:
         return metric.about.chart
+    types = [column.type for column in metric.columns]
+    numeric = [kind in ("int2", "int4", "int8", "numeric", "float4", "float8") for kind in types]
     if all(numeric):
         return "number" if len(types) < 4 else "table"
     if len(types) > 1 and all(numeric[1:]):
@@ -3996,16 +3989,15 @@ def audit(request: Request[State], action: str, **fields: Any) -> None:
 
 def refuse_parameters(request: Request[State], *known: str) -> None:
     """Raises Problem 422: a dry_run that is ignored would write."""
-    if unknown := [name for name in request.query_params if name not in known]:
-        detail = "is no parameter here"
-        raise Problem(422, f"{', '.join(unknown)} {detail}.", [InputError(name, detail) for name in unknown])
+    if unknown := [InputError(name, "is no parameter here") for name in request.query_params if name not in known]:
+        raise Problem(422, f"{', '.join(error.name for error in unknown)} is no parameter here.", unknown)
 
 
-def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str], expected: str) -> str | None:
+def single_parameter(request: Request[State], name: str, allowed: str, expected: str) -> str | None:
     """The one parameter that a route takes in its query string; raises Problem 422."""
     refuse_parameters(request, name)
     values = request.query_params.getlist(name)
-    if len(values) > 1 or (values and not allowed.fullmatch(values[0])):
+    if len(values) > 1 or not all(re.fullmatch(allowed, value) for value in values):
         raise Problem(422, f"{name} {expected}.", [InputError(name, expected)])
     return values[0] if values else None
 
@@ -4045,7 +4037,7 @@ async def create_metric(request: Request[State]) -> Response:
     """Make a metric of a prompt or of SQL; a dry run stores nothing."""
     state = request.state
     body = await read_json(request, NewMetric)
-    dry_run = single_parameter(request, "dry_run", re.compile("true|false"), "must be true or false") == "true"
+    dry_run = single_parameter(request, "dry_run", "true|false", "must be true or false") == "true"
     check_text("title", body.title)
     check_layouts(body.layouts)
     metric_id = str(uuid.uuid4())
@@ -4143,12 +4135,11 @@ async def change_metric(request: Request[State]) -> Response:
     rewritten = body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET
     if rewritten:
         metric = await write_metric(state, about, body)
-    prompt = prompt_of(body)
     async with writing(state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, wanted)
         query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
         title = None if body.title is msgspec.UNSET else about.title
-        version = await conn.fetchval(UPDATE_METRIC, metric.id, title, query_id, prompt)
+        version = await conn.fetchval(UPDATE_METRIC, metric.id, title, query_id, prompt_of(body))
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
         rows = await conn.fetch(f"SELECT * FROM ({DEFINITIONS}) AS d WHERE id = $1", metric.id)
@@ -4184,7 +4175,7 @@ AND NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id)
 async def delete_metric(request: Request[State]) -> Response:
     """Delete an editable metric; its records stay."""
     metric = find_metric(request, editable=True)
-    text = single_parameter(request, "version", re.compile(r"[0-9]{1,9}"), "must be a whole number")
+    text = single_parameter(request, "version", "[0-9]{1,9}", "must be a whole number")
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, int(text) if text else None)
         await conn.execute("DELETE FROM metric_configurations WHERE id = $1", metric.id)

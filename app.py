@@ -4117,7 +4117,6 @@ SET
   version = version + 1,
   is_edited = true
 WHERE id = $1
-RETURNING version
 """
 
 
@@ -4139,7 +4138,7 @@ async def change_metric(request: Request[State]) -> Response:
         await lock_metric(conn, metric.id, wanted)
         query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
         title = None if body.title is msgspec.UNSET else about.title
-        version = await conn.fetchval(UPDATE_METRIC, metric.id, title, query_id, prompt_of(body))
+        await conn.execute(UPDATE_METRIC, metric.id, title, query_id, prompt_of(body))
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
         rows = await conn.fetch(f"SELECT * FROM ({DEFINITIONS}) AS d WHERE id = $1", metric.id)
@@ -4148,7 +4147,7 @@ async def change_metric(request: Request[State]) -> Response:
         metric = await state["catalog"].describe(about)
     metric = msgspec.structs.replace(metric, about=about)
     await state["catalog"].adopt(metric)
-    audit(request, "change", version=version)
+    audit(request, "change", version=about.version)
     return json_response(definition_of(metric))
 
 
@@ -4824,15 +4823,18 @@ def operation(route: Route, scopes: Sequence[str] | None) -> Schema:
         either = {**content, PROBLEM: ProblemDetails} if status in errors else content
         responses[str(status)] = {"description": HTTPStatus(status).phrase, **content_of(either)}
     query = [{"name": name, "in": "query", "schema": schema_of(kind)} for name, kind in (route.query or {}).items()]
-    return {
+    described = {
         "operationId": getattr(route.endpoint, "__name__", ""),
         "tags": ["catalog" if route.path.startswith("/metrics") else "service"],
         "summary": str(route.endpoint.__doc__).partition(".")[0],
         "parameters": [ID, *query] if takes_id else query,
-        **({"requestBody": {"required": True, **content_of(route.body)}} if route.body else {}),
         "responses": responses,
-        **({"security": [{"bearer": list(scopes)}] if scopes else []} if scopes is not None else {}),
     }
+    if route.body:
+        described["requestBody"] = {"required": True, **content_of(route.body)}
+    if scopes is not None:
+        described["security"] = [{"bearer": scopes}] if scopes else []
+    return described
 
 
 def error_response(status: int) -> Schema:
@@ -4865,7 +4867,7 @@ def metric_operation(metric: Metric, name: str, read: Schema, result: Schema, ex
         "operationId": f"read_{name}",
         "tags": ["metrics"],
         "summary": about.title,
-        "description": " ".join(filter(None, (about.description, unit))),
+        "description": f"{about.description} {unit}".strip(),
         "parameters": list(metric_parameters(metric)),
         "responses": read["responses"] | {"200": ok | {"content": ok["content"] | {"application/json": answer}}},
     }
@@ -4924,8 +4926,8 @@ class Documents:
         metrics = sorted(state["catalog"].visible(caller), key=lambda metric: metric.id)
         seen = tuple(metric.id for metric in metrics), tuple(examples.items())
         if seen not in self.bodies:
-            while len(self.bodies) >= MAX_DOCUMENTS:
-                del self.bodies[next(iter(self.bodies))]
+            if len(self.bodies) >= MAX_DOCUMENTS:
+                self.bodies.clear()
             self.bodies[seen] = encode(document(state, self.routes, metrics, examples))
         return self.bodies[seen]
 

@@ -4359,6 +4359,7 @@ MAX_SUBSCRIPTIONS = 200
 MAX_MESSAGE = 64 * 1024
 PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
+CLOSING_CODES = {401: 4401, 403: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
 
@@ -4371,7 +4372,7 @@ class Subscription(msgspec.Struct, eq=False):
     metric_id: str
     params: dict[str, Any]
     pairs: list[tuple[str, str]]
-    topic: Topic | None = None
+    plan: Plan | None = None
     etag: bytes = b""
 
     def tell(self, news: Answer | Exception) -> None:
@@ -4404,24 +4405,18 @@ class Topic:
         self.outdated = asyncio.Event()
         self.task = asyncio.create_task(self.run(), name=f"topic {plan.metric.id}")
 
-    def add(self, subscription: Subscription, plan: Plan) -> None:
-        self.subscriptions.add(subscription)
-        self.plan, subscription.topic = plan, self
-        self.outdated.set()
-
     async def run(self) -> None:
         """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
-        seconds = 0.0
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.outdated.wait(), seconds)
             self.outdated.clear()
-            # Who comes meanwhile is not given what a change before that may have overtaken.
+            # Who comes while it runs is not given what a change before that may have overtaken.
             waiting = self.subscriptions.copy()
             news, seconds = await self.ask()
             for subscription in waiting & self.subscriptions:
                 subscription.tell(news)
             await asyncio.sleep(DEBOUNCE)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.outdated.wait(), seconds)
 
     async def ask(self) -> tuple[Answer | Exception, float]:
         """A result, or what is the matter, and for how many seconds that will do."""
@@ -4453,30 +4448,27 @@ class Broadcast:
 
     def on_reload(self) -> None:
         """Plan anew what watches a metric that is not what it was, or that could not be planned."""
-        subscriptions = [each for subscriber in self.subscribers for each in subscriber.subscriptions.values()]
-        known = self.catalog.metrics
-        changed = [s for s in subscriptions if not s.topic or known.get(s.metric_id) is not s.topic.plan.metric]
-        for subscription in changed:
-            subscription.subscriber.renew(subscription)
+        for subscriber in self.subscribers:
+            for subscription in list(subscriber.subscriptions.values()):
+                plan = subscription.plan
+                if plan is None or self.catalog.metrics.get(subscription.metric_id) is not plan.metric:
+                    subscriber.renew(subscription)
 
     def subscribe(self, subscription: Subscription, plan: Plan) -> None:
-        if plan.key not in self.topics:
-            self.topics[plan.key] = Topic(self.results, plan)
-        self.topics[plan.key].add(subscription, plan)
+        topic = self.topics.get(plan.key) or Topic(self.results, plan)
+        self.topics[plan.key] = topic
+        topic.plan = subscription.plan = plan
+        topic.subscriptions.add(subscription)
+        topic.outdated.set()
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        if topic := subscription.topic:
-            subscription.topic = None
+        if subscription.plan:
+            topic = self.topics[subscription.plan.key]
             topic.subscriptions.remove(subscription)
+            subscription.plan = None
             if not topic.subscriptions:
                 topic.task.cancel()
                 del self.topics[topic.plan.key]
-
-    async def close(self) -> None:
-        tasks = [topic.task for topic in self.topics.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Subscriber:
@@ -4517,12 +4509,9 @@ class Subscriber:
             caller = self.verifier.recall(header) or await self.verifier.verify(header)
             if not self.verifier.open:
                 check_scopes(caller, "GET", self.verifier.settings)
-        except InvalidToken as exc:
-            raise WebSocketException(4401, "no valid token") from exc
-        except KeysUnavailable as exc:
-            raise WebSocketException(1013, "the token issuer's keys cannot be fetched") from exc
-        except Problem as exc:
-            raise WebSocketException(4403, exc.detail) from exc
+        except (InvalidToken, KeysUnavailable, Problem) as exc:
+            problem = as_problem(exc)
+            raise WebSocketException(CLOSING_CODES[problem.status], problem.detail) from exc
         self.caller = caller
         self.renewed.set()
         for subscription in list(self.subscriptions.values()):
@@ -5301,7 +5290,6 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         results = Results(settings, catalog, changes, instruments)
         stack.push_async_callback(results.shared.close)
         broadcast = Broadcast(catalog, changes, results)
-        stack.push_async_callback(broadcast.close)
         state = State(
             settings=settings,
             log=stream if log.isEnabledFor(logging.INFO) else None,

@@ -4368,7 +4368,7 @@ class Subscription(msgspec.Struct, eq=False):
     """One metric with its parameters on one socket; params are echoed as they were sent."""
 
     subscriber: Subscriber
-    key: str
+    key: bytes
     metric_id: str
     params: dict[str, Any]
     pairs: list[tuple[str, str]]
@@ -4477,7 +4477,7 @@ class Subscriber:
     def __init__(self, websocket: WebSocket, broadcast: Broadcast, verifier: Verifier) -> None:
         self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
         self.caller: Caller | None = None
-        self.subscriptions: dict[str, Subscription] = {}
+        self.subscriptions: dict[bytes, Subscription] = {}
         self.outbox: dict[object, Callable[[], bytes]] = {}
         self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
 
@@ -4535,32 +4535,37 @@ class Subscriber:
                 self.put_problem(exc)
 
     async def take(self, message: dict[str, Any]) -> None:
-        if message.get("type") == "auth" and isinstance(message.get("token"), str):
-            return await self.authenticate(b"Bearer " + message["token"].encode())
-        if self.caller is None:
-            raise WebSocketException(4401, "the first message must be the token")
-        kind, metric_id, params = message.get("type"), message.get("id"), message.get("params")
-        params = {} if params is None else params
-        if kind not in ("subscribe", "unsubscribe") or not isinstance(metric_id, str) or not isinstance(params, dict):
-            detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
-            return self.put_problem(Problem(422, detail), metric_id if isinstance(metric_id, str) else None)
-        key = msgspec.json.encode([metric_id, params], order="sorted").decode()
+        params = message.get("params")
+        match {**message, "params": {} if params is None else params}:
+            case {"type": "auth", "token": str(token)}:
+                await self.authenticate(b"Bearer " + token.encode())
+            case _ if self.caller is None:
+                raise WebSocketException(4401, "the first message must be the token")
+            case {"type": "subscribe", "id": str(metric_id), "params": dict(params)}:
+                self.subscribe(metric_id, params)
+            case {"type": "unsubscribe", "id": str(metric_id), "params": dict(params)}:
+                self.unsubscribe(subscription_key(metric_id, params))
+            case _:
+                detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
+                given = message.get("id")
+                self.put_problem(Problem(422, detail), given if isinstance(given, str) else None)
+
+    def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
+        key = subscription_key(metric_id, params)
+        self.unsubscribe(key)
+        try:
+            if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+                raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
+            subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
+        except Problem as exc:
+            return self.put_problem(exc, metric_id, params)
+        self.subscriptions[key] = subscription
+        self.renew(subscription)
+
+    def unsubscribe(self, key: bytes) -> None:
         if known := self.subscriptions.pop(key, None):
             self.broadcast.unsubscribe(known)
             self.outbox.pop(key, None)
-        if kind == "subscribe":
-            try:
-                self.subscribe(key, metric_id, params)
-            except Problem as exc:
-                self.put_problem(exc, metric_id, params)
-
-    def subscribe(self, key: str, metric_id: str, params: dict[str, Any]) -> None:
-        """Raises Problem 422."""
-        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-            raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
-        subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
-        self.subscriptions[key] = subscription
-        self.renew(subscription)
 
     def renew(self, subscription: Subscription) -> None:
         """Subscribe to what the metric is now and the caller may see.
@@ -4599,6 +4604,10 @@ class Subscriber:
             self.outbox.clear()
             for subscription in self.subscriptions.values():
                 self.broadcast.unsubscribe(subscription)
+
+
+def subscription_key(metric_id: str, params: dict[str, Any]) -> bytes:
+    return msgspec.json.encode([metric_id, params], order="sorted")
 
 
 def parse_message(text: str | bytes) -> dict[str, Any]:

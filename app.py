@@ -3737,7 +3737,6 @@ def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None
 
 MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
-FENCE_LANGUAGE = re.compile(r"\A[a-zA-Z]*[ \t]*\r?\n")
 # A blank line after a semicolon ends it.
 BARE_SQL = re.compile(
     r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
@@ -3797,25 +3796,20 @@ async def describe_tables(conn: asyncpg.Connection) -> str:
     return "\n".join(f"{table}({', '.join(columns)})" for table, columns in tables.items())
 
 
-async def read_completion(response: httpx.Response) -> bytes:
-    body = b""
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > MAX_MODEL_ANSWER:
-            raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
-    if response.status_code != 200:
-        raise ModelFailed(f"it answered with status {response.status_code}")
-    return body
-
-
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
     headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
     payload = {"model": settings.sql_model, "messages": messages, "temperature": 0}
+    body = b""
     try:
         async with client.stream("POST", url, json=payload, headers=headers) as response:
-            body = await read_completion(response)
+            if response.status_code != 200:
+                raise ModelFailed(f"it answered with status {response.status_code}")
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_MODEL_ANSWER:
+                    raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
         content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
     except httpx.HTTPError as exc:
         raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
@@ -3828,10 +3822,9 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
 
 def extract_sql(answer: str) -> str:
     """The SQL in an answer with or without prose and fences around it."""
-    blocks = [FENCE_LANGUAGE.sub("", block, count=1) for block in answer.split("```")[1::2]]
-    text = next((block for block in blocks if BARE_SQL.search(block)), answer)
-    found = BARE_SQL.search(text)
-    return (found[0] if found else text).strip()
+    texts = [*answer.split("```")[1::2], answer]
+    found = next(filter(None, map(BARE_SQL.search, texts)), None)
+    return (found[0] if found else answer).strip()
 
 
 async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
@@ -3912,10 +3905,10 @@ class State(TypedDict):
 
 def chart_of(metric: Metric) -> str:
     """The chart a metric asks for, or the one its columns suggest."""
-    types = [column.type for column in metric.columns]
-    numeric = [kind in ("int2", "int4", "int8", "numeric", "float4", "float8") for kind in types]
     if metric.about.chart:
         return metric.about.chart
+    types = [column.type for column in metric.columns]
+    numeric = [kind in ("int2", "int4", "int8", "numeric", "float4", "float8") for kind in types]
     if all(numeric):
         return "number" if len(types) < 4 else "table"
     if len(types) > 1 and all(numeric[1:]):
@@ -3996,16 +3989,15 @@ def audit(request: Request[State], action: str, **fields: Any) -> None:
 
 def refuse_parameters(request: Request[State], *known: str) -> None:
     """Raises Problem 422: a dry_run that is ignored would write."""
-    if unknown := [name for name in request.query_params if name not in known]:
-        detail = "is no parameter here"
-        raise Problem(422, f"{', '.join(unknown)} {detail}.", [InputError(name, detail) for name in unknown])
+    if unknown := [InputError(name, "is no parameter here") for name in request.query_params if name not in known]:
+        raise Problem(422, f"{', '.join(error.name for error in unknown)} is no parameter here.", unknown)
 
 
-def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str], expected: str) -> str | None:
+def single_parameter(request: Request[State], name: str, allowed: str, expected: str) -> str | None:
     """The one parameter that a route takes in its query string; raises Problem 422."""
     refuse_parameters(request, name)
     values = request.query_params.getlist(name)
-    if len(values) > 1 or (values and not allowed.fullmatch(values[0])):
+    if len(values) > 1 or not all(re.fullmatch(allowed, value) for value in values):
         raise Problem(422, f"{name} {expected}.", [InputError(name, expected)])
     return values[0] if values else None
 
@@ -4045,7 +4037,7 @@ async def create_metric(request: Request[State]) -> Response:
     """Make a metric of a prompt or of SQL; a dry run stores nothing."""
     state = request.state
     body = await read_json(request, NewMetric)
-    dry_run = single_parameter(request, "dry_run", re.compile("true|false"), "must be true or false") == "true"
+    dry_run = single_parameter(request, "dry_run", "true|false", "must be true or false") == "true"
     check_text("title", body.title)
     check_layouts(body.layouts)
     metric_id = str(uuid.uuid4())
@@ -4125,7 +4117,6 @@ SET
   version = version + 1,
   is_edited = true
 WHERE id = $1
-RETURNING version
 """
 
 
@@ -4143,12 +4134,11 @@ async def change_metric(request: Request[State]) -> Response:
     rewritten = body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET
     if rewritten:
         metric = await write_metric(state, about, body)
-    prompt = prompt_of(body)
     async with writing(state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, wanted)
         query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
         title = None if body.title is msgspec.UNSET else about.title
-        version = await conn.fetchval(UPDATE_METRIC, metric.id, title, query_id, prompt)
+        await conn.execute(UPDATE_METRIC, metric.id, title, query_id, prompt_of(body))
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
         rows = await conn.fetch(f"SELECT * FROM ({DEFINITIONS}) AS d WHERE id = $1", metric.id)
@@ -4157,7 +4147,7 @@ async def change_metric(request: Request[State]) -> Response:
         metric = await state["catalog"].describe(about)
     metric = msgspec.structs.replace(metric, about=about)
     await state["catalog"].adopt(metric)
-    audit(request, "change", version=version)
+    audit(request, "change", version=about.version)
     return json_response(definition_of(metric))
 
 
@@ -4184,7 +4174,7 @@ AND NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id)
 async def delete_metric(request: Request[State]) -> Response:
     """Delete an editable metric; its records stay."""
     metric = find_metric(request, editable=True)
-    text = single_parameter(request, "version", re.compile(r"[0-9]{1,9}"), "must be a whole number")
+    text = single_parameter(request, "version", "[0-9]{1,9}", "must be a whole number")
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, int(text) if text else None)
         await conn.execute("DELETE FROM metric_configurations WHERE id = $1", metric.id)
@@ -4369,6 +4359,7 @@ MAX_SUBSCRIPTIONS = 200
 MAX_MESSAGE = 64 * 1024
 PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
+CLOSING_CODES = {401: 4401, 403: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
 
@@ -4377,13 +4368,12 @@ class Subscription(msgspec.Struct, eq=False):
     """One metric with its parameters on one socket; params are echoed as they were sent."""
 
     subscriber: Subscriber
-    key: str
+    key: bytes
     metric_id: str
     params: dict[str, Any]
     pairs: list[tuple[str, str]]
-    topic: str = ""
+    plan: Plan | None = None
     etag: bytes = b""
-    answering: asyncio.Task[None] | None = None
 
     def tell(self, news: Answer | Exception) -> None:
         """Send a result that is another than the last one, or say, once, what is the matter."""
@@ -4407,30 +4397,37 @@ def problem_message(exc: Exception, metric_id: Any, params: Any) -> bytes:
 
 
 class Topic:
-    """One metric with one set of values, run once for everybody who watches it."""
+    """One metric with one set of values, asked for once on behalf of everybody who watches it."""
 
-    def __init__(self, broadcast: Broadcast, plan: Plan) -> None:
-        self.broadcast, self.plan = broadcast, plan
+    def __init__(self, results: Results, plan: Plan) -> None:
+        self.results, self.plan = results, plan
         self.subscriptions: set[Subscription] = set()
-        self.changed = asyncio.Event()
+        self.outdated = asyncio.Event()
         self.task = asyncio.create_task(self.run(), name=f"topic {plan.metric.id}")
 
     async def run(self) -> None:
         """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
-        wait = SOON
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), wait)
-                await asyncio.sleep(DEBOUNCE)
-            self.changed.clear()
-            news, wait = await self.broadcast.ask(self.plan)
-            self.publish(news)
-
-    def publish(self, news: Answer | Exception) -> None:
-        """Those who have not had their first answer yet are about to get it."""
-        for subscription in self.subscriptions:
-            if subscription.etag:
+            self.outdated.clear()
+            # Who comes while it runs is not given what a change before that may have overtaken.
+            waiting = self.subscriptions.copy()
+            news, seconds = await self.ask()
+            for subscription in waiting & self.subscriptions:
                 subscription.tell(news)
+            await asyncio.sleep(DEBOUNCE)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.outdated.wait(), seconds)
+
+    async def ask(self) -> tuple[Answer | Exception, float]:
+        """A result, or what is the matter, and for how many seconds that will do."""
+        try:
+            entry, _ = await self.results.get(self.plan, Directives())
+            answer = await self.results.answer(self.plan, entry, "json", False)
+        except Exception as exc:
+            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
+            return exc, SOON
+        # What stands in while the database fails is looked at again, whatever its TTL.
+        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
 
 
 class Broadcast:
@@ -4447,52 +4444,31 @@ class Broadcast:
         """Tell the topics that read a table, or all of them when anything may have changed."""
         for topic in self.topics.values():
             if tables is None or not topic.plan.metric.tables.keys().isdisjoint(tables):
-                topic.changed.set()
+                topic.outdated.set()
 
     def on_reload(self) -> None:
         """Plan anew what watches a metric that is not what it was, or that could not be planned."""
         for subscriber in self.subscribers:
             for subscription in list(subscriber.subscriptions.values()):
-                topic = self.topics.get(subscription.topic)
-                if topic is None or self.catalog.metrics.get(subscription.metric_id) is not topic.plan.metric:
+                plan = subscription.plan
+                if plan is None or self.catalog.metrics.get(subscription.metric_id) is not plan.metric:
                     subscriber.renew(subscription)
 
-    async def ask(self, plan: Plan) -> tuple[Answer | Exception, float]:
-        """A result, or what is the matter, and for how many seconds that will do."""
-        try:
-            entry, _ = await self.results.get(plan, Directives())
-            answer = await self.results.answer(plan, entry, "json", False)
-        except Exception as exc:
-            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
-            return exc, SOON
-        # What stands in while the database fails is looked at again, whatever its TTL.
-        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
-
-    def subscribe(self, plan: Plan, subscription: Subscription) -> None:
-        topic = self.topics.get(plan.key)
-        if topic is None:
-            topic = self.topics[plan.key] = Topic(self, plan)
-        topic.plan = plan
+    def subscribe(self, subscription: Subscription, plan: Plan) -> None:
+        topic = self.topics.get(plan.key) or Topic(self.results, plan)
+        self.topics[plan.key] = topic
+        topic.plan = subscription.plan = plan
         topic.subscriptions.add(subscription)
-        subscription.topic = plan.key
-
-    def look_again(self, subscription: Subscription) -> None:
-        if topic := self.topics.get(subscription.topic):
-            topic.changed.set()
+        topic.outdated.set()
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        if topic := self.topics.get(subscription.topic):
-            topic.subscriptions.discard(subscription)
-            subscription.topic = ""
+        if subscription.plan:
+            topic = self.topics[subscription.plan.key]
+            topic.subscriptions.remove(subscription)
+            subscription.plan = None
             if not topic.subscriptions:
                 topic.task.cancel()
                 del self.topics[topic.plan.key]
-
-    async def close(self) -> None:
-        tasks = [topic.task for topic in self.topics.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Subscriber:
@@ -4501,20 +4477,18 @@ class Subscriber:
     def __init__(self, websocket: WebSocket, broadcast: Broadcast, verifier: Verifier) -> None:
         self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
         self.caller: Caller | None = None
-        self.subscriptions: dict[str, Subscription] = {}
-        self.outbox: dict[str, Callable[[], bytes]] = {}
+        self.subscriptions: dict[bytes, Subscription] = {}
+        self.outbox: dict[object, Callable[[], bytes]] = {}
         self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
-        self.answers: set[asyncio.Task[None]] = set()
-        self.problems = itertools.count()
 
-    def put(self, key: str, message: Callable[[], bytes]) -> None:
+    def put(self, key: object, message: Callable[[], bytes]) -> None:
         """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
         self.outbox[key] = message
         self.waiting.set()
 
     def put_problem(self, exc: Exception, metric_id: Any = None, params: Any = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(f"problem {next(self.problems)}", functools.partial(problem_message, exc, metric_id, params))
+            self.put(object(), functools.partial(problem_message, exc, metric_id, params))
 
     async def send(self) -> None:
         """Raises WebSocketException for a reader that takes nothing."""
@@ -4535,12 +4509,9 @@ class Subscriber:
             caller = self.verifier.recall(header) or await self.verifier.verify(header)
             if not self.verifier.open:
                 check_scopes(caller, "GET", self.verifier.settings)
-        except InvalidToken as exc:
-            raise WebSocketException(4401, "no valid token") from exc
-        except KeysUnavailable as exc:
-            raise WebSocketException(1013, "the token issuer's keys cannot be fetched") from exc
-        except Problem as exc:
-            raise WebSocketException(4403, exc.detail) from exc
+        except (InvalidToken, KeysUnavailable, Problem) as exc:
+            problem = as_problem(exc)
+            raise WebSocketException(CLOSING_CODES[problem.status], problem.detail) from exc
         self.caller = caller
         self.renewed.set()
         for subscription in list(self.subscriptions.values()):
@@ -4558,64 +4529,60 @@ class Subscriber:
     async def receive(self) -> None:
         """Until the client leaves; raises WebSocketException."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
-            message = parse_message(event.get("text") or event.get("bytes") or "")
-            if isinstance(message, Problem):
-                self.put_problem(message)
-            else:
-                await self.take(message)
+            try:
+                await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
+            except Problem as exc:
+                self.put_problem(exc)
 
     async def take(self, message: dict[str, Any]) -> None:
-        if message.get("type") == "auth" and isinstance(message.get("token"), str):
-            return await self.authenticate(b"Bearer " + message["token"].encode())
-        if self.caller is None:
-            raise WebSocketException(4401, "the first message must be the token")
-        kind, metric_id, params = message.get("type"), message.get("id"), message.get("params")
-        params = {} if params is None else params
-        if kind not in ("subscribe", "unsubscribe") or not isinstance(metric_id, str) or not isinstance(params, dict):
-            detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
-            return self.put_problem(Problem(422, detail), metric_id if isinstance(metric_id, str) else None)
-        key = msgspec.json.encode([metric_id, params], order="sorted").decode()
-        if known := self.subscriptions.pop(key, None):
-            self.broadcast.unsubscribe(known)
-            self.outbox.pop(key, None)
-        if kind == "unsubscribe":
-            if known and known.answering:
-                known.answering.cancel()
-            return None
-        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-            return self.put_problem(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
+        params = message.get("params")
+        match {**message, "params": {} if params is None else params}:
+            case {"type": "auth", "token": str(token)}:
+                await self.authenticate(b"Bearer " + token.encode())
+            case _ if self.caller is None:
+                raise WebSocketException(4401, "the first message must be the token")
+            case {"type": "subscribe", "id": str(metric_id), "params": dict(params)}:
+                self.subscribe(metric_id, params)
+            case {"type": "unsubscribe", "id": str(metric_id), "params": dict(params)}:
+                self.unsubscribe(subscription_key(metric_id, params))
+            case _:
+                detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
+                given = message.get("id")
+                self.put_problem(Problem(422, detail), given if isinstance(given, str) else None)
+
+    def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
+        key = subscription_key(metric_id, params)
+        self.unsubscribe(key)
         try:
+            if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+                raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
             subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
         except Problem as exc:
             return self.put_problem(exc, metric_id, params)
         self.subscriptions[key] = subscription
         self.renew(subscription)
 
-    def renew(self, subscription: Subscription) -> None:
-        """Subscribe to what the metric is now and the caller may see, and send its result if it is another."""
-        self.broadcast.unsubscribe(subscription)
-        task = subscription.answering = asyncio.create_task(self.answer(subscription))
-        self.answers.add(task)
-        task.add_done_callback(self.answers.discard)
+    def unsubscribe(self, key: bytes) -> None:
+        if known := self.subscriptions.pop(key, None):
+            self.broadcast.unsubscribe(known)
+            self.outbox.pop(key, None)
 
-    async def answer(self, subscription: Subscription) -> None:
-        """What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription."""
-        if self.subscriptions.get(subscription.key) is not subscription:
-            return
+    def renew(self, subscription: Subscription) -> None:
+        """Subscribe to what the metric is now and the caller may see.
+
+        What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription.
+        """
+        self.broadcast.unsubscribe(subscription)
+        caller = cast(Caller, self.caller)
         try:
-            metric = self.broadcast.catalog.find(subscription.metric_id, cast(Caller, self.caller))
-            plan = make_plan(metric, subscription.pairs, cast(Caller, self.caller), "json")
+            metric = self.broadcast.catalog.find(subscription.metric_id, caller)
+            plan = make_plan(metric, subscription.pairs, caller, "json")
         except Exception as exc:
             if subscription.etag or as_problem(exc).status >= 500:
                 return subscription.tell(exc)
             del self.subscriptions[subscription.key]
             return self.put_problem(exc, subscription.metric_id, subscription.params)
-        self.broadcast.subscribe(plan, subscription)
-        news, wait = await self.broadcast.ask(plan)
-        if self.subscriptions.get(subscription.key) is subscription:
-            subscription.tell(news)
-        if wait == SOON:
-            self.broadcast.look_again(subscription)
+        self.broadcast.subscribe(subscription, plan)
 
     async def serve(self) -> None:
         """Until the client leaves; raises WebSocketException."""
@@ -4631,22 +4598,29 @@ class Subscriber:
                 raise
         finally:
             self.broadcast.subscribers.discard(self)
-            for task in (*tasks, *self.answers):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, *self.answers, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self.outbox.clear()
             for subscription in self.subscriptions.values():
                 self.broadcast.unsubscribe(subscription)
 
 
-def parse_message(text: str | bytes) -> dict[str, Any] | Problem:
+def subscription_key(metric_id: str, params: dict[str, Any]) -> bytes:
+    return msgspec.json.encode([metric_id, params], order="sorted")
+
+
+def parse_message(text: str | bytes) -> dict[str, Any]:
+    """Raises Problem 413, 400 or 422."""
     if len(text) > MAX_MESSAGE:
-        return Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
+        raise Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
     try:
         message = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Problem(400, "The message is not JSON.")
-    return message if isinstance(message, dict) else Problem(422, "A message must be a JSON object.")
+        raise Problem(400, "The message is not JSON.") from None
+    if not isinstance(message, dict):
+        raise Problem(422, "A message must be a JSON object.")
+    return message
 
 
 def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -4847,15 +4821,18 @@ def operation(route: Route, scopes: Sequence[str] | None) -> Schema:
         either = {**content, PROBLEM: ProblemDetails} if status in errors else content
         responses[str(status)] = {"description": HTTPStatus(status).phrase, **content_of(either)}
     query = [{"name": name, "in": "query", "schema": schema_of(kind)} for name, kind in (route.query or {}).items()]
-    return {
+    described = {
         "operationId": getattr(route.endpoint, "__name__", ""),
         "tags": ["catalog" if route.path.startswith("/metrics") else "service"],
         "summary": str(route.endpoint.__doc__).partition(".")[0],
         "parameters": [ID, *query] if takes_id else query,
-        **({"requestBody": {"required": True, **content_of(route.body)}} if route.body else {}),
         "responses": responses,
-        **({"security": [{"bearer": list(scopes)}] if scopes else []} if scopes is not None else {}),
     }
+    if route.body:
+        described["requestBody"] = {"required": True, **content_of(route.body)}
+    if scopes is not None:
+        described["security"] = [{"bearer": scopes}] if scopes else []
+    return described
 
 
 def error_response(status: int) -> Schema:
@@ -4888,7 +4865,7 @@ def metric_operation(metric: Metric, name: str, read: Schema, result: Schema, ex
         "operationId": f"read_{name}",
         "tags": ["metrics"],
         "summary": about.title,
-        "description": " ".join(filter(None, (about.description, unit))),
+        "description": f"{about.description} {unit}".strip(),
         "parameters": list(metric_parameters(metric)),
         "responses": read["responses"] | {"200": ok | {"content": ok["content"] | {"application/json": answer}}},
     }
@@ -4947,8 +4924,8 @@ class Documents:
         metrics = sorted(state["catalog"].visible(caller), key=lambda metric: metric.id)
         seen = tuple(metric.id for metric in metrics), tuple(examples.items())
         if seen not in self.bodies:
-            while len(self.bodies) >= MAX_DOCUMENTS:
-                del self.bodies[next(iter(self.bodies))]
+            if len(self.bodies) >= MAX_DOCUMENTS:
+                self.bodies.clear()
             self.bodies[seen] = encode(document(state, self.routes, metrics, examples))
         return self.bodies[seen]
 
@@ -5322,7 +5299,6 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         results = Results(settings, catalog, changes, instruments)
         stack.push_async_callback(results.shared.close)
         broadcast = Broadcast(catalog, changes, results)
-        stack.push_async_callback(broadcast.close)
         state = State(
             settings=settings,
             log=stream if log.isEnabledFor(logging.INFO) else None,

@@ -7,11 +7,11 @@ in one transaction. In this order: findings, values, files, SQL, queries, metric
 import asyncio
 import csv
 import io
+import itertools
 import json
 import re
 import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
@@ -28,33 +28,6 @@ Metrics = dict[str, Any]  # rows of metric_configurations by id
 FILES = ("metrics.json", "queries.csv", "metric_records.json", "metric_records.csv")
 SLICE = 250  # records between two turns of the event loop
 
-INSERT_METRIC = """
-INSERT INTO metric_configurations (id, query_id, title, is_editable, source)
-VALUES ($1, $2, $3, $4, 'dataset')
-"""
-# Only what nobody has edited is ever updated.
-UPDATE_METRIC = """
-UPDATE metric_configurations
-SET
-    query_id = $2,
-    title = $3,
-    is_editable = $4,
-    version = $5
-WHERE id = $1
-"""
-# A tile that somebody has moved stays where it is.
-INSERT_TILE = """
-INSERT INTO layout_items (item_id, breakpoint, x, y, w, h, static)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT DO NOTHING
-"""
-# All dates by the same number of days, so that the newest falls on $1.
-SHIFT_STAGED = """
-UPDATE staged_records
-SET date = date + make_interval(days => $1::date - newest.day)
-FROM (SELECT (MAX(date) AT TIME ZONE 'UTC')::date AS day FROM staged_records) AS newest
-"""
-
 
 # --- Findings
 
@@ -64,10 +37,11 @@ class DatasetError(Exception):
 
 
 class Rejected(Exception):
+    """What a row is not loaded for: a column, empty for the whole row, and the reason."""
+
     def __init__(self, column: str, reason: str) -> None:
         super().__init__(reason)
-        self.column = column
-        self.reason = reason
+        self.column, self.reason = column, reason
 
 
 class Place(NamedTuple):
@@ -140,8 +114,10 @@ METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def shown(value: object) -> str:
-    if isinstance(value, list | dict):
-        return "an array" if isinstance(value, list) else "an object"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, dict):
+        return "an object"
     written = str(value) if isinstance(value, Number) else repr(value)
     return written if len(written) <= 80 else f"{written[:77]}..."
 
@@ -391,6 +367,12 @@ def first_comment(sql: str) -> str | None:
 # --- Queries
 
 KEPT = "is kept as stored, for it was edited (version {}): delete the metric to replace it"
+STORE_QUERY = """
+INSERT INTO queries (id, query)
+VALUES ($1, $2)
+ON CONFLICT (id) DO UPDATE
+SET query = excluded.query
+"""
 
 
 class Query(NamedTuple):
@@ -441,18 +423,39 @@ async def store_queries(
             report.add(query.place, "id", "rejected", reason)
             continue
         series[query_id] = query.sql
-        if query_id not in stored:
-            await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", query_id, query.sql)
-        elif stored[query_id] != query.sql and edited:
-            report.add(query.place, "query", "kept", f"{shown(query_id)} {KEPT.format(max(edited))}")
-        elif stored[query_id] != query.sql:
-            await conn.execute("UPDATE queries SET query = $2 WHERE id = $1", query_id, query.sql)
-            await conn.execute("UPDATE metric_configurations SET version = version + 1 WHERE query_id = $1", query_id)
         report.queries += 1
+        if query.sql == stored.get(query_id):
+            continue
+        if edited:
+            report.add(query.place, "query", "kept", f"{shown(query_id)} {KEPT.format(max(edited))}")
+            continue
+        await conn.execute(STORE_QUERY, query_id, query.sql)
+        await conn.execute("UPDATE metric_configurations SET version = version + 1 WHERE query_id = $1", query_id)
     return series
 
 
 # --- Metrics and layouts
+
+INSERT_METRIC = """
+INSERT INTO metric_configurations (id, query_id, title, is_editable, source)
+VALUES ($1, $2, $3, $4, 'dataset')
+"""
+# Only what nobody has edited is ever updated.
+UPDATE_METRIC = """
+UPDATE metric_configurations
+SET
+    query_id = $2,
+    title = $3,
+    is_editable = $4,
+    version = $5
+WHERE id = $1
+"""
+# A tile that somebody has moved stays where it is.
+INSERT_TILE = """
+INSERT INTO layout_items (item_id, breakpoint, x, y, w, h, static)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT DO NOTHING
+"""
 
 
 class Item(msgspec.Struct):
@@ -525,8 +528,7 @@ async def store_item(conn: asyncpg.Connection, item: Item, title: str | None, st
 def side(tile: dict[str, Any], column: str, least: int) -> int:
     if tile.get(column) is None:
         raise Rejected(column, "is missing")
-    number = integer(tile[column], column)
-    if number < least:
+    if (number := integer(tile[column], column)) < least:
         raise Rejected(column, f"{number} is less than {least}")
     return number
 
@@ -542,6 +544,10 @@ def parse_tile(tile: Any, breakpoint: str, metrics: set[str]) -> Tile:
     return item_id, text(breakpoint, "i"), *sides, static is not None and boolean(static, "static")
 
 
+def texts_of(rows: Iterable[Any], column: str) -> set[str]:
+    return {row[column].strip() for row in rows if isinstance(row, dict) and isinstance(row.get(column), str)}
+
+
 async def store_metrics(
     conn: asyncpg.Connection, content: str, series: dict[str, str], metrics: Metrics, report: Report
 ) -> None:
@@ -550,10 +556,8 @@ async def store_metrics(
     with report.rejecting(Place("metrics.json", 1)):
         items, layouts = parse_metrics(content)
     tiles = [(name, index, tile) for name, array in layouts.items() for index, tile in enumerate(array)]
-    ids = {item["id"].strip() for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)}
-    orphans = {
-        tile["i"].strip() for *_, tile in tiles if isinstance(tile, dict) and isinstance(tile.get("i"), str)
-    } - ids
+    ids = texts_of(items, "id")
+    orphans = texts_of((tile for *_, tile in tiles), "i") - ids
     taken: dict[str, Place] = {}
     known = metrics.keys() - ids
     for index, element in enumerate(items):
@@ -586,6 +590,13 @@ VALUES: dict[str, Callable[[object, str], Any]] = {
     "alert_category": text,
 }
 
+# All dates by the same number of days, so that the newest falls on $1.
+SHIFT_STAGED = """
+UPDATE staged_records
+SET date = date + make_interval(days => $1::date - newest.day)
+FROM (SELECT (MAX(date) AT TIME ZONE 'UTC')::date AS day FROM staged_records) AS newest
+"""
+
 
 def parse_value(row: dict[str, Any], column: str, place: Place, report: Report) -> Any:
     value = row.get(column)
@@ -610,43 +621,29 @@ def canonical(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-class Occurrences:
-    """Numbers equal records, so that each has an identity that loading the directory again gives it again."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.first: dict[str, Place] = {}
-        self.again: Counter[str] = Counter()
-
-    def metric_id(self, record: tuple[Any, ...], place: Place) -> uuid.UUID:
-        content = json.dumps([canonical(value) for value in record])
-        first = self.first.setdefault(content, place)
-        if first is not place:
-            self.again[content] += 1
-            reason = f"equal to {first}; kept, for it may be a second event"
-            self.report.add(place, "", "suspected duplicate", reason)
-        return uuid.uuid5(RECORD_ID, f"{content}{self.again[content]}")
-
-
-async def stage(conn: asyncpg.Connection, records: list[tuple[Any, ...]]) -> None:
-    await conn.copy_records_to_table("staged_records", records=records, columns=("id", "metric_id", "date", *VALUES))
-    records.clear()
-    await asyncio.sleep(0)
+def parse_records(rows: Rows, series: dict[str, str], report: Report) -> Iterator[tuple[Any, ...]]:
+    """Rows of metrics: equal ones are numbered, so that loading the directory again gives each the same metric_id."""
+    seen: dict[str, list[Place]] = {}
+    for place, row in rows:
+        with report.rejecting(place):
+            record_id, *values = parse_record(row, place, series, report)
+            content = json.dumps([canonical(value) for value in (record_id, *values)])
+            places = seen.setdefault(content, [])
+            if places:
+                reason = f"equal to {places[0]}; kept, for it may be a second event"
+                report.add(place, "", "suspected duplicate", reason)
+            yield record_id, uuid.uuid5(RECORD_ID, f"{content}{len(places)}"), *values
+            places.append(place)
 
 
 async def store_records(
     conn: asyncpg.Connection, rows: Rows, series: dict[str, str], newest: date | None, report: Report
 ) -> None:
-    occurrences = Occurrences(report)
-    records: list[tuple[Any, ...]] = []
+    columns = ("id", "metric_id", "date", *VALUES)
     await conn.execute("CREATE TEMPORARY TABLE staged_records (LIKE metrics) ON COMMIT DROP")
-    for number, (place, row) in enumerate(rows, 1):
-        with report.rejecting(place):
-            record_id, *values = parse_record(row, place, series, report)
-            records.append((record_id, occurrences.metric_id((record_id, *values), place), *values))
-        if number % SLICE == 0:
-            await stage(conn, records)
-    await stage(conn, records)
+    records = parse_records(rows, series, report)
+    while batch := list(itertools.islice(records, SLICE)):
+        await conn.copy_records_to_table("staged_records", records=batch, columns=columns)
     if newest:
         await conn.execute(SHIFT_STAGED, newest)
     staged = await conn.fetchval("SELECT COUNT(*) FROM staged_records")

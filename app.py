@@ -104,7 +104,7 @@ from starlette import routing
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -167,15 +167,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Level = "info"
 
 
-class SettingsError(Exception):
-    """One message that names every bad variable."""
+class CommandError(Exception):
+    """What a person at a terminal is told before the process exits with 1."""
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
-    """Read the environment; an empty variable counts as unset.
-
-    Raises SettingsError.
-    """
+    """Read the environment, in which an empty variable counts as unset; raises CommandError that names all bad ones."""
     values: dict[str, Any] = {}
     faults: list[str] = []
     for field in msgspec.structs.fields(Settings):
@@ -186,11 +183,11 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             value = split_names(text) if field.type == Names else text
             values[field.name] = msgspec.convert(value, field.type, strict=False, dec_hook=lambda kind, raw: kind(raw))
         except msgspec.ValidationError:
-            faults.append(f"{field.name.upper()} must be {describe_type(field.type)}, not {text!r}")
+            (meta,) = field.type.__metadata__
+            faults.append(f"{field.name.upper()} must be {meta.description}, not {text!r}")
     settings = Settings(**values)
-    faults += contradictions(settings)
-    if faults:
-        raise SettingsError("; ".join(faults))
+    if faults := [*faults, *contradictions(settings)]:
+        raise CommandError("; ".join(faults))
     return settings
 
 
@@ -198,11 +195,6 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def describe_type(kind: Any) -> str:
-    return next((meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description), "a text")
-
-
-@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -414,10 +406,6 @@ def input_problem(errors: Sequence[InputError]) -> Problem:
     return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
 
 
-class CommandError(Exception):
-    """What a person at a terminal is told before the command exits with 1."""
-
-
 class InvalidToken(Exception):
     """Why a token is refused; the caller is told no more than that it is."""
 
@@ -432,10 +420,6 @@ class KeysUnavailable(Exception):
 
 class ModelFailed(Exception):
     """The SQL model gave no usable answer; the message is for the caller."""
-
-
-class ClientGone(Exception):
-    """The client has closed the connection before its answer was there."""
 
 
 class PoolBusy(Exception):
@@ -869,7 +853,7 @@ class Errors:
             if self.under_way > MAX_CONCURRENT:
                 raise Problem(503, "Too many requests are under way; try again.")
             await self.app(scope, receive, send)
-        except ClientGone:
+        except ClientDisconnect:
             return
         except asyncio.CancelledError:
             # The server cancels what is still under way ten seconds after it was told to stop.
@@ -3055,13 +3039,13 @@ class Flight:
         self.task = asyncio.create_task(work)
 
     async def wait(self, receive: Receive | None) -> Entry:
-        """Raises what the run raises, or ClientGone when receive says so first."""
+        """Raises what the run raises, or ClientDisconnect when receive says so first."""
         self.waiters += 1
         leaving = asyncio.create_task(disconnected(receive)) if receive else None
         try:
             await asyncio.wait([self.task, *([leaving] if leaving else [])], return_when=asyncio.FIRST_COMPLETED)
             if not self.task.done():
-                raise ClientGone
+                raise ClientDisconnect
             return self.task.result()
         finally:
             self.waiters -= 1
@@ -3111,7 +3095,7 @@ class Results:
     async def get(self, plan: Plan, wants: Directives, receive: Receive | None = None) -> tuple[Entry, str]:
         """A result and its Cache-Status (RFC 9211).
 
-        Raises Problem 504 for only-if-cached, ClientGone, or what the run raises when nothing stale may stand in.
+        Raises Problem 504 for only-if-cached, ClientDisconnect, or what the run raises when nothing stale may stand in.
         """
         arrived = time.monotonic()
         entry = self.memory.peek(plan.key)
@@ -3377,7 +3361,7 @@ SILENCE = 30  # seconds that a client may say nothing in the middle of a body
 async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[bytes]:
     """The body as it arrives.
 
-    Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientGone.
+    Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientDisconnect.
     """
     announced = request.headers.get("content-length", "")
     expected, received = int(announced) if announced.isdecimal() else 0, 0
@@ -3388,7 +3372,7 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
         except TimeoutError:
             raise Problem(408, f"Nothing of the body has come for {SILENCE} s.") from None
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnect
         request.scope["unread"], chunk = message.get("more_body", False), message.get("body", b"")
         received += len(chunk)
         if chunk and received <= limit:
@@ -5309,7 +5293,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             stream.start()
             stack.callback(stream.stop)
             settings = await stack.enter_async_context(with_database(settings, warn))
-        except (SettingsError, CommandError) as exc:
+        except CommandError as exc:
             # Nothing is open yet, and the server would bury the one sentence that helps in a traceback.
             print(exc, file=sys.stderr, flush=True)
             os._exit(1)
@@ -5653,7 +5637,7 @@ def main() -> int:
             serve(settings, options)
             return 0
         return asyncio.run(run_command(settings, options))
-    except (SettingsError, CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
+    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

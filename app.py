@@ -512,17 +512,18 @@ def problem_response(exc: Exception, scope: Scope) -> Response:
 
 
 class LogStream(logging.Handler):
-    """JSON lines for standard output, written by a thread of its own once started: a slow reader stops nobody.
+    """JSON lines for standard output, written by a thread of their own: a slow reader stops nobody.
 
-    Until then, and after stop(), lines are written at once. What a stuck reader does not take is bounded in lines.
+    What a stuck reader does not take is bounded in lines. After close() lines are written at once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: deque[bytes] = deque(maxlen=100_000)
-        self.waiting = threading.Event()
-        self.writer: threading.Thread | None = None
         self.second, self.second_text = 0, b""
+        self.closed = threading.Event()
+        self.writer = threading.Thread(target=self.run, name="log", daemon=True)
+        self.writer.start()
 
     def clock(self) -> bytes:
         """The time in ISO 8601, of which only the milliseconds are written anew for each line of a second."""
@@ -537,10 +538,8 @@ class LogStream(logging.Handler):
 
     def put(self, line: bytes) -> None:
         self.lines.append(line)
-        if self.writer is None:
+        if self.closed.is_set():
             self.write()
-        elif not self.waiting.is_set():
-            self.waiting.set()
 
     def write(self) -> None:
         batch = [self.lines.popleft() for _ in range(len(self.lines))]
@@ -550,26 +549,18 @@ class LogStream(logging.Handler):
             while text:
                 text = text[os.write(sys.stdout.fileno(), text) :]
 
-    def start(self) -> None:
-        self.writer = threading.Thread(target=self.run, name="log", daemon=True)
-        self.writer.start()
-
     def run(self) -> None:
-        while self.writer:
-            self.waiting.wait()
-            time.sleep(0.05)
-            self.waiting.clear()
+        while not self.closed.wait(0.05):
             self.write()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Write what is left; a reader who does not take it within a second loses it and what comes after."""
-        if self.writer:
-            writer, self.writer = self.writer, None
-            self.waiting.set()
-            writer.join(1)
-            if writer.is_alive():
-                self.lines = deque(maxlen=0)
+        self.closed.set()
+        self.writer.join(1)
+        if self.writer.is_alive():
+            self.lines = deque(maxlen=0)
         self.write()
+        super().close()
 
 
 class Repeats(logging.Filter):
@@ -634,7 +625,11 @@ def warn(message: str, **fields: Any) -> None:
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-def tally(counts: tuple[list[float], list[int]], seconds: float) -> None:
+# A histogram's buckets with the sum behind them, and one counter.
+Counts = tuple[list[float], list[int]]
+
+
+def tally(counts: Counts, seconds: float) -> None:
     durations, results = counts
     durations[bisect_left(BUCKETS, seconds)] += 1
     durations[-1] += seconds
@@ -648,9 +643,7 @@ class RequestCounts(Collector):
         self.durations: dict[tuple[str, str, str], list[float]] = {}
         self.results: dict[tuple[str, str], list[int]] = {}
 
-    def of(
-        self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None
-    ) -> tuple[list[float], list[int]]:
+    def of(self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None) -> Counts:
         """What tally() counts in; keeping it spares the look-ups."""
         known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
         durations = self.durations.setdefault((known, route or "none", str(status)), [0.0] * (len(BUCKETS) + 2))
@@ -719,51 +712,44 @@ def request_ids() -> Iterator[bytes]:
 
 
 def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers that give a request's id back, the client's or one of ours, and its trace."""
-    given = scope["head"].get(b"x-request-id")
+    """The headers that give back a request's id, the client's or one of ours, and its trace with a span of our own.
+
+    A malformed traceparent (W3C Trace Context) is ignored.
+    """
+    head = scope["head"]
+    given = head.get(b"x-request-id")
     request_id = given if given and REQUEST_ID.fullmatch(given) else next(scope["state"]["request_ids"])
-    if b"traceparent" in scope["head"]:
-        return [(b"x-request-id", request_id), *trace_headers(scope)]
-    return [(b"x-request-id", request_id)]
+    named = [(b"x-request-id", request_id)]
+    if b"traceparent" in head and (parent := TRACEPARENT.fullmatch(head[b"traceparent"])):
+        scope["trace_id"] = parent[1].decode()
+        named.append((b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2])))
+    return named
 
 
-def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
-    parent = TRACEPARENT.fullmatch(scope["head"][b"traceparent"])
-    if not parent:
-        return []
-    scope["trace_id"] = parent[1].decode()
-    return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
-
-
-def request_line(scope: Scope, seconds: float, now: str) -> dict[str, Any]:
-    """What the log says of a request; a reason where it failed, a trace_id where the client sent a traceparent."""
-    return {
-        "time": now,
+def finish(scope: Scope) -> None:
+    """Count a request and write its line; 499 is one whose client left without an answer."""
+    seconds = time.perf_counter() - scope["started"]
+    metric_id, status, cache = scope.get("metric_id"), scope.get("status", 499), scope.get("cache")
+    requests: RequestCounts = scope["state"]["instruments"].requests
+    tally(requests.of(scope["method"], scope.get("template"), status, metric_id, cache), seconds)
+    if not (stream := scope["state"]["log"]):
+        return
+    line = {
+        "time": stream.clock().decode(),
         "level": "info",
         "logger": "metrics_api",
         "message": "request",
         "request_id": scope["request_id"],
         "method": scope["method"],
         "path": scope["path"],
-        "metric_id": scope.get("metric_id"),
-        "status": scope["status"],
+        "metric_id": metric_id,
+        "status": status,
         "duration_ms": round(seconds * 1000, 3),
-        "cache": scope.get("cache"),
+        "cache": cache,
         "subject": scope["caller"].subject if "caller" in scope else None,
         **{name: scope[name] for name in ("trace_id", "reason") if name in scope},
     }
-
-
-def finish(scope: Scope) -> None:
-    """Count a request and write its line; 499 is one whose client left without an answer."""
-    seconds = time.perf_counter() - scope["started"]
-    requests: RequestCounts = scope["state"]["instruments"].requests
-    status = scope.setdefault("status", 499)
-    counts = requests.of(scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
-    tally(counts, seconds)
-    if stream := scope["state"]["log"]:
-        stream.put(encode(request_line(scope, seconds, stream.clock().decode())))
+    stream.put(encode(line))
 
 
 class RequestLog:
@@ -773,8 +759,6 @@ class RequestLog:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
         named = name_request(scope)
         scope["request_id"] = named[0][1].decode()
         REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
@@ -798,7 +782,7 @@ class Cors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or b"origin" not in scope["head"]:
+        if b"origin" not in scope["head"]:
             return await self.app(scope, receive, send)
         origins = scope["state"]["settings"].cors_origins
         layer = CORSMiddleware(
@@ -843,8 +827,6 @@ class Errors:
         self.under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
         self.under_way += 1
         # Starlette's router raises its 404 and 405 only where it finds an application around it.
         scope["app"] = self
@@ -923,21 +905,13 @@ MAX_REMEMBERED = 4096
 KEYS_REFRESH, KEYS_KEPT = 600, 24 * 3600
 
 
-class JWKS(msgspec.Struct):
-    keys: list[Any]
-
-
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
-    """The usable signing keys of a JWK set (RFC 7517) by kid; one broken key does not take the others with it.
-
-    Raises ValueError when there is none.
-    """
-    keys: dict[str, jwt.PyJWK] = {}
-    for item in msgspec.json.decode(body, type=JWKS).keys:
-        with suppress(Exception):
-            key = jwt.PyJWK(item)
-            if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str) and item.get("use", "sig") == "sig":
-                keys[key.key_id] = key
+    """The usable signing keys of a JWK set (RFC 7517) by kid; raises ValueError when there is none."""
+    keys = {
+        key.key_id: key
+        for key in jwt.PyJWKSet.from_json(body.decode())
+        if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str) and key.public_key_use in (None, "sig")
+    }
     if not keys:
         raise ValueError("no usable key")
     return keys
@@ -949,11 +923,11 @@ class KeySet:
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, changed: Callable[[], None]) -> None:
+        self.url, self.changed = url, changed
         self.keys: dict[str, jwt.PyJWK] = {}
         self.body = b""
-        self.version = self.failures = 0
+        self.failures = 0
         self.fetched_at = self.next_fetch = float("-inf")
         self.fetching: asyncio.Task[None] | None = None
 
@@ -981,12 +955,13 @@ class KeySet:
             async with asyncio.timeout(3):
                 body = await self.download()
             keys = parse_keys(body)
-        except (OSError, httpx.HTTPError, ValueError, RecursionError) as exc:
+        except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
             warn("keys cannot be fetched", reason=repr(exc))
         else:
-            self.version += body != self.body
+            if body != self.body:
+                self.changed()
             self.keys, self.body, self.failures = keys, body, 0
             self.fetched_at = time.monotonic()
             self.next_fetch = self.fetched_at + 10
@@ -996,7 +971,7 @@ class KeySet:
     async def download(self) -> bytes:
         body = b""
         # Reading the certificates takes 50 ms.
-        client = await asyncio.to_thread(httpx.AsyncClient, timeout=3)
+        client = await asyncio.to_thread(httpx.AsyncClient)
         async with client, client.stream("GET", self.url) as response:
             if response.status_code != 200:
                 raise ValueError(f"the answer is {response.status_code}")
@@ -1013,18 +988,16 @@ class Verifier:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
-        self.keys = KeySet(settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json")
         self.remembered: dict[bytes, Caller] = {}
-        self.version = 0
+        url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
+        self.keys = KeySet(url, changed=self.remembered.clear)
 
     def recall(self, header: bytes | None) -> Caller | None:
         """The caller of a header that was verified before, by keys that are still the issuer's."""
         if self.open:
             return OPEN
         caller = self.remembered.get(header) if header else None
-        if caller and caller.expires > time.time() and self.version == self.keys.version:
-            return caller
-        return None
+        return caller if caller and caller.expires > time.time() else None
 
     async def verify(self, header: bytes | None) -> Caller:
         """Raises InvalidToken or KeysUnavailable."""
@@ -1048,16 +1021,10 @@ class Verifier:
             raise InvalidToken("it names no key") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
-        self.remember(header or b"", caller)
-        return caller
-
-    def remember(self, header: bytes, caller: Caller) -> None:
-        if self.version != self.keys.version:
-            self.remembered.clear()
-            self.version = self.keys.version
-        while len(self.remembered) >= MAX_REMEMBERED:
+        if len(self.remembered) >= MAX_REMEMBERED:
             del self.remembered[next(iter(self.remembered))]
-        self.remembered[header] = caller
+        self.remembered[header or b""] = caller
+        return caller
 
 
 OPEN = Caller()
@@ -1088,23 +1055,18 @@ def words(value: Any) -> list[str]:
     return [item for item in as_list(value) if isinstance(item, str)]
 
 
-class Authentication:
-    """Lets a request in whose token holds and has the read scope, and for what changes anything the write scope too."""
+async def authenticate(scope: Scope) -> None:
+    """Let a request in whose token holds and has the read scope, and for what changes anything the write scope too.
 
-    def __init__(self, app: ASGIApp, public: frozenset[str]) -> None:
-        self.app, self.public = app, public
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self.public or scope["path"].startswith("/health"):
-            return await self.app(scope, receive, send)
-        verifier: Verifier = scope["state"]["verifier"]
-        header = scope["head"].get(b"authorization")
-        scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
-        if verifier.open:
-            check_loopback(scope, verifier.settings)
-        else:
-            check_scopes(caller, scope["method"], verifier.settings)
-        await self.app(scope, receive, send)
+    Raises InvalidToken, KeysUnavailable, or Problem 403.
+    """
+    verifier: Verifier = scope["state"]["verifier"]
+    header = scope["head"].get(b"authorization")
+    scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
+    if verifier.open:
+        check_loopback(scope, verifier.settings)
+    else:
+        check_scopes(caller, scope["method"], verifier.settings)
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
@@ -2744,7 +2706,7 @@ class Known(msgspec.Struct, eq=False, frozen=True):
     plan: Plan
     form: tuple[str, bool]
     line: bytes
-    counts: dict[int, tuple[list[float], list[int]]]
+    counts: dict[int, Counts]
 
 
 # A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
@@ -3307,12 +3269,12 @@ class Hits:
     which comes to the same answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, otherwise: ASGIApp) -> None:
+        self.app, self.otherwise = app, otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            return await self.otherwise(scope, receive, send)
         scope["started"] = started = time.perf_counter()
         scope["head"] = dict(scope["headers"])
         if (hit := known_answer(scope)) is None:
@@ -5290,8 +5252,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             settings = load_settings(os.environ)
             embedded = not settings.database_url
             stream = configure_logging(settings.log_level)
-            stream.start()
-            stack.callback(stream.stop)
+            stack.callback(stream.close)
             settings = await stack.enter_async_context(with_database(settings, warn))
         except CommandError as exc:
             # Nothing is open yet, and the server would bury the one sentence that helps in a traceback.
@@ -5349,15 +5310,17 @@ site = routing.Router(
 )
 
 
-async def routed(scope: Scope, receive: Receive, send: Send) -> None:
-    """No route has an encoded slash, which the router would take for a plain one."""
-    if scope["type"] == "http" and b"%2f" in scope["raw_path"].lower():
+async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+    """The site for those who may see it; no route has an encoded slash, which the router would take for a plain one."""
+    if scope["path"] not in PUBLIC and not scope["path"].startswith("/health"):
+        await authenticate(scope)
+    if b"%2f" in scope["raw_path"].lower():
         raise HTTPException(404)
     await site(scope, receive, send)
 
 
 # The router without Starlette's own middleware: a hit is answered in front of it, errors have a place of their own.
-app = Hits(RequestLog(Cors(Errors(Authentication(routed, public=PUBLIC)))))
+app = Hits(RequestLog(Cors(Errors(guarded))), otherwise=site)
 
 
 # ------------------------------------------------------------------------------------------------ server
@@ -5471,25 +5434,18 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         # A worker that is busy for a while is not dead.
         timeout_worker_healthcheck=30,
     )
-    stream = configure_logging(settings.log_level)
+    configure_logging(settings.log_level)
     if options.workers > 1:
-        stream.start()
-        run_workers(settings, Multiprocess(config, sockets=[listener]))
+        asyncio.run(run_workers(settings, Multiprocess(config, sockets=[listener])))
         listener.close()
-        stream.stop()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def run_workers(settings: Settings, workers: Multiprocess) -> None:
+async def run_workers(settings: Settings, workers: Multiprocess) -> None:
     """The embedded database is the parent's: a worker would stop it under the requests of the others."""
-    database = with_database(settings, say)
-    with asyncio.Runner() as runner:
-        runner.run(database.__aenter__())
-        try:
-            workers.run()
-        finally:
-            runner.run(database.__aexit__(None, None, None))
+    async with with_database(settings, say):
+        await asyncio.to_thread(workers.run)
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

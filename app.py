@@ -5172,7 +5172,7 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         await server.stop()
 
 
-async def load_dataset(settings: Settings, database: Database, directory: Path, newest: date | None = None) -> Any:
+async def load_dataset(database: Database, directory: Path, newest: date | None = None) -> Any:
     """Load a data set; its queries must pass as the guest that will run them. Raises CommandError."""
     from seed import dataset
 
@@ -5214,7 +5214,7 @@ async def start(state: State, embedded: bool) -> None:
             async with database.connection("owner") as conn:
                 empty = embedded and await conn.fetchval(IS_EMPTY)
             if empty:
-                await load_dataset(settings, database, HERE / "seed", newest=datetime.now(UTC).date())
+                await load_dataset(database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
             return
         except Exception as exc:
@@ -5339,13 +5339,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.wait()
-
-    def wait(self) -> None:
-        self.silence = self.silence or self.loop.call_later(SILENCE, self.give_up)
-
-    def give_up(self) -> None:
-        self.refuse(Problem(408, f"The request has no end after {SILENCE} s.")) if self.head else self.transport.close()
+        self.silence = self.loop.call_later(SILENCE, transport.close)
 
     def on_message_begin(self) -> None:
         self.head = 0
@@ -5365,7 +5359,7 @@ class Connection(HttpToolsProtocol):
         if self.head is None or self.transport.is_closing():
             return
         self.head += len(data)
-        self.wait()
+        self.silence = self.silence or self.loop.call_later(SILENCE, self.transport.close)
         if self.head > 2 * MAX_HEAD:
             self.refuse(Problem(431, "The headers are larger than 64 KB."))
 
@@ -5397,11 +5391,6 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close when idle, but what has been sent by now is served, though it has not been read yet."""
         self.loop.call_later(0.1, super().shutdown)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.silence:
-            self.silence.cancel()
-        super().connection_lost(exc)
 
 
 def serve(settings: Settings, options: argparse.Namespace) -> None:
@@ -5462,27 +5451,30 @@ def bind_socket(host: str, port: int) -> socket.socket:
 # ------------------------------------------------------------------------------------------------ commands
 
 
-async def migrate_command(settings: Settings, options: argparse.Namespace) -> int:
-    for fault in await asyncio.to_thread(migrate, settings):
-        say(f"Warning: {fault}")
+async def run_command(settings: Settings, options: argparse.Namespace) -> int:
+    """Run a command on a database that is up to date; what it returns is what the process exits with."""
+    async with with_database(settings, say) as ready:
+        for fault in await asyncio.to_thread(migrate, ready):
+            say(f"Warning: {fault}")
+        async with Database(ready) as database:
+            return cast(int, await options.run(database, options))
+
+
+async def migrate_command(database: Database, options: argparse.Namespace) -> int:
     say("The database is up to date.")
     return 0
 
 
-async def seed_command(settings: Settings, options: argparse.Namespace) -> int:
-    await asyncio.to_thread(migrate, settings)
-    async with Database(settings) as database:
-        report = await load_dataset(settings, database, options.directory)
+async def seed_command(database: Database, options: argparse.Namespace) -> int:
+    report = await load_dataset(database, options.directory)
     for line in report.lines():
         say(line)
     return 1 if report.count("rejected") else 0
 
 
-async def check_command(settings: Settings, options: argparse.Namespace) -> int:
-    await asyncio.to_thread(migrate, settings)
-    async with Database(settings) as database:
-        catalog = Catalog(settings, database)
-        await catalog.reload(patience=None)
+async def check_command(database: Database, options: argparse.Namespace) -> int:
+    catalog = Catalog(database.settings, database)
+    await catalog.reload(patience=None)
     files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
     for name in catalog.stray_files:
         say(f"queries/{name}: warning: the file's name is no metric id")
@@ -5543,10 +5535,9 @@ async def watch_table(conn: asyncpg.Connection, table: str, statement: str) -> N
         raise CommandError(f"{table}: {exc.message}") from exc
 
 
-async def watch_command(settings: Settings, options: argparse.Namespace) -> int:
+async def watch_command(database: Database, options: argparse.Namespace) -> int:
     """Put tables, with their partitions, under watch or take them out of it: all that are named, or none."""
-    await asyncio.to_thread(migrate, settings)
-    async with Database(settings) as database, database.connection("owner") as conn, conn.transaction():
+    async with database.connection("owner") as conn, conn.transaction():
         for table in options.tables:
             await watch_table(conn, table, options.statement)
         await notify(conn, "metric_configurations")
@@ -5598,11 +5589,6 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-async def run_command(settings: Settings, options: argparse.Namespace) -> int:
-    async with with_database(settings, say) as ready:
-        return cast(int, await options.run(ready, options))
 
 
 if __name__ == "__main__":

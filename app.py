@@ -623,8 +623,6 @@ def warn(message: str, **fields: Any) -> None:
 # ------------------------------------------------------------------------------------------------ figures
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-
-
 # A histogram's buckets with the sum behind them, and one counter.
 Counts = tuple[list[float], list[int]]
 
@@ -1055,18 +1053,18 @@ def words(value: Any) -> list[str]:
     return [item for item in as_list(value) if isinstance(item, str)]
 
 
-async def authenticate(scope: Scope) -> None:
-    """Let a request in whose token holds and has the read scope, and for what changes anything the write scope too.
+async def authenticate(scope: Scope, header: bytes | None, method: str) -> Caller:
+    """Who asks: the token holds and has the read scope, and for what changes anything the write scope too.
 
     Raises InvalidToken, KeysUnavailable, or Problem 403.
     """
     verifier: Verifier = scope["state"]["verifier"]
-    header = scope["head"].get(b"authorization")
     scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
     if verifier.open:
         check_loopback(scope, verifier.settings)
     else:
-        check_scopes(caller, scope["method"], verifier.settings)
+        check_scopes(caller, method, verifier.settings)
+    return caller
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
@@ -4444,8 +4442,8 @@ class Broadcast:
 class Subscriber:
     """One socket: takes messages in, and lets only the newest result of each subscription wait to be sent."""
 
-    def __init__(self, websocket: WebSocket, broadcast: Broadcast, verifier: Verifier) -> None:
-        self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
+    def __init__(self, websocket: WebSocket, broadcast: Broadcast) -> None:
+        self.websocket, self.broadcast = websocket, broadcast
         self.caller: Caller | None = None
         self.subscriptions: dict[str, Subscription] = {}
         self.outbox: dict[str, Callable[[], bytes]] = {}
@@ -4478,16 +4476,13 @@ class Subscriber:
     async def authenticate(self, header: bytes | None) -> None:
         """Raises WebSocketException."""
         try:
-            caller = self.verifier.recall(header) or await self.verifier.verify(header)
-            if not self.verifier.open:
-                check_scopes(caller, "GET", self.verifier.settings)
+            self.caller = await authenticate(self.websocket.scope, header, "GET")
         except InvalidToken as exc:
             raise WebSocketException(4401, "no valid token") from exc
         except KeysUnavailable as exc:
             raise WebSocketException(1013, "the token issuer's keys cannot be fetched") from exc
         except Problem as exc:
             raise WebSocketException(4403, exc.detail) from exc
-        self.caller = caller
         self.renewed.set()
         for subscription in list(self.subscriptions.values()):
             self.renew(subscription)
@@ -4608,11 +4603,11 @@ async def live(websocket: WebSocket) -> None:
     """One socket for a whole dashboard."""
     state: State = websocket.scope["state"]
     await websocket.accept()
-    subscriber = Subscriber(websocket, state["broadcast"], state["verifier"])
+    subscriber = Subscriber(websocket, state["broadcast"])
     try:
         check_origin(websocket.headers, state["settings"])
         header = dict(websocket.scope["headers"]).get(b"authorization")
-        if header or subscriber.verifier.open:
+        if header or state["verifier"].open:
             await subscriber.authenticate(header)
         await subscriber.serve()
     except WebSocketException as closing:
@@ -5313,7 +5308,7 @@ site = routing.Router(
 async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
     """The site for those who may see it; no route has an encoded slash, which the router would take for a plain one."""
     if scope["path"] not in PUBLIC and not scope["path"].startswith("/health"):
-        await authenticate(scope)
+        await authenticate(scope, scope["head"].get(b"authorization"), scope["method"])
     if b"%2f" in scope["raw_path"].lower():
         raise HTTPException(404)
     await site(scope, receive, send)
@@ -5554,7 +5549,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
     parser.add_argument("--host", default="127.0.0.1")
@@ -5573,7 +5568,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(name, help=aim)
         command.add_argument("tables", nargs="+", metavar="TABLE")
         command.set_defaults(run=watch_command, statement=statement, done=done)
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def main() -> int:

@@ -414,10 +414,6 @@ class InvalidToken(Exception):
         self.missing = missing
 
 
-class KeysUnavailable(Exception):
-    """The issuer's keys have never been had."""
-
-
 class ModelFailed(Exception):
     """The SQL model gave no usable answer; the message is for the caller."""
 
@@ -463,7 +459,6 @@ FAILS_ON_DATA = (
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections and a full disk among the insufficient resources.
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
-    (KeysUnavailable, 503, "The token issuer's keys cannot be fetched; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
@@ -930,7 +925,7 @@ class KeySet:
         self.fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str) -> jwt.PyJWK:
-        """Raises InvalidToken, or KeysUnavailable while there is no key at all."""
+        """Raises InvalidToken, or Problem 503 while there is no key at all."""
         age = time.monotonic() - self.fetched_at
         if age > KEYS_KEPT:
             self.keys = {}
@@ -938,9 +933,11 @@ class KeySet:
             await asyncio.shield(fetching)
         elif age > KEYS_REFRESH:
             self.fetch()
-        if key := self.keys.get(kid):
-            return key
-        raise InvalidToken("its key is not the issuer's") if self.keys else KeysUnavailable
+        if not self.keys:
+            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
+        if kid not in self.keys:
+            raise InvalidToken("its key is not the issuer's")
+        return self.keys[kid]
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The fetch under way or a new one; None while it is too early for another."""
@@ -998,7 +995,7 @@ class Verifier:
         return caller if caller and caller.expires > time.time() else None
 
     async def verify(self, header: bytes | None) -> Caller:
-        """Raises InvalidToken or KeysUnavailable."""
+        """Raises InvalidToken, or Problem 503."""
         scheme, _, token = (header or b"").partition(b" ")
         token = token.strip()
         if scheme.lower() != b"bearer" or not token:
@@ -1056,7 +1053,7 @@ def words(value: Any) -> list[str]:
 async def authenticate(scope: Scope, header: bytes | None, method: str) -> Caller:
     """Who asks: the token holds and has the read scope, and for what changes anything the write scope too.
 
-    Raises InvalidToken, KeysUnavailable, or Problem 403.
+    Raises InvalidToken, or Problem 403 or 503.
     """
     verifier: Verifier = scope["state"]["verifier"]
     scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
@@ -4479,10 +4476,8 @@ class Subscriber:
             self.caller = await authenticate(self.websocket.scope, header, "GET")
         except InvalidToken as exc:
             raise WebSocketException(4401, "no valid token") from exc
-        except KeysUnavailable as exc:
-            raise WebSocketException(1013, "the token issuer's keys cannot be fetched") from exc
         except Problem as exc:
-            raise WebSocketException(4403, exc.detail) from exc
+            raise WebSocketException(4403 if exc.status == 403 else 1013, exc.detail) from exc
         self.renewed.set()
         for subscription in list(self.subscriptions.values()):
             self.renew(subscription)
@@ -4934,7 +4929,7 @@ STRANGER = Caller(roles=frozenset())
 async def reader_or_stranger(request: Request[State]) -> Caller:
     """Who asks for the document: a good token without the read scope shows no more than none.
 
-    Raises InvalidToken, KeysUnavailable, or Problem 403.
+    Raises InvalidToken, or Problem 403 or 503.
     """
     verifier, header = request.state["verifier"], request.scope["head"].get(b"authorization")
     if verifier.open:

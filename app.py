@@ -104,7 +104,7 @@ from starlette import routing
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -167,15 +167,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Level = "info"
 
 
-class SettingsError(Exception):
-    """One message that names every bad variable."""
+class CommandError(Exception):
+    """What a person at a terminal is told before the process exits with 1."""
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
-    """Read the environment; an empty variable counts as unset.
-
-    Raises SettingsError.
-    """
+    """Read the environment, in which an empty variable counts as unset; raises CommandError that names all bad ones."""
     values: dict[str, Any] = {}
     faults: list[str] = []
     for field in msgspec.structs.fields(Settings):
@@ -186,11 +183,11 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             value = split_names(text) if field.type == Names else text
             values[field.name] = msgspec.convert(value, field.type, strict=False, dec_hook=lambda kind, raw: kind(raw))
         except msgspec.ValidationError:
-            faults.append(f"{field.name.upper()} must be {describe_type(field.type)}, not {text!r}")
+            (meta,) = field.type.__metadata__
+            faults.append(f"{field.name.upper()} must be {meta.description}, not {text!r}")
     settings = Settings(**values)
-    faults += contradictions(settings)
-    if faults:
-        raise SettingsError("; ".join(faults))
+    if faults := [*faults, *contradictions(settings)]:
+        raise CommandError("; ".join(faults))
     return settings
 
 
@@ -198,11 +195,6 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def describe_type(kind: Any) -> str:
-    return next((meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description), "a text")
-
-
-@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -414,10 +406,6 @@ def input_problem(errors: Sequence[InputError]) -> Problem:
     return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
 
 
-class CommandError(Exception):
-    """What a person at a terminal is told before the command exits with 1."""
-
-
 class InvalidToken(Exception):
     """Why a token is refused; the caller is told no more than that it is."""
 
@@ -426,16 +414,8 @@ class InvalidToken(Exception):
         self.missing = missing
 
 
-class KeysUnavailable(Exception):
-    """The issuer's keys have never been had."""
-
-
 class ModelFailed(Exception):
     """The SQL model gave no usable answer; the message is for the caller."""
-
-
-class ClientGone(Exception):
-    """The client has closed the connection before its answer was there."""
 
 
 class PoolBusy(Exception):
@@ -479,7 +459,6 @@ FAILS_ON_DATA = (
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections and a full disk among the insufficient resources.
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
-    (KeysUnavailable, 503, "The token issuer's keys cannot be fetched; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
@@ -528,17 +507,18 @@ def problem_response(exc: Exception, scope: Scope) -> Response:
 
 
 class LogStream(logging.Handler):
-    """JSON lines for standard output, written by a thread of its own once started: a slow reader stops nobody.
+    """JSON lines for standard output, written by a thread of their own: a slow reader stops nobody.
 
-    Until then, and after stop(), lines are written at once. What a stuck reader does not take is bounded in lines.
+    What a stuck reader does not take is bounded in lines. After close() lines are written at once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: deque[bytes] = deque(maxlen=100_000)
-        self.waiting = threading.Event()
-        self.writer: threading.Thread | None = None
         self.second, self.second_text = 0, b""
+        self.closed = threading.Event()
+        self.writer = threading.Thread(target=self.run, name="log", daemon=True)
+        self.writer.start()
 
     def clock(self) -> bytes:
         """The time in ISO 8601, of which only the milliseconds are written anew for each line of a second."""
@@ -553,10 +533,8 @@ class LogStream(logging.Handler):
 
     def put(self, line: bytes) -> None:
         self.lines.append(line)
-        if self.writer is None:
+        if self.closed.is_set():
             self.write()
-        elif not self.waiting.is_set():
-            self.waiting.set()
 
     def write(self) -> None:
         batch = [self.lines.popleft() for _ in range(len(self.lines))]
@@ -566,26 +544,18 @@ class LogStream(logging.Handler):
             while text:
                 text = text[os.write(sys.stdout.fileno(), text) :]
 
-    def start(self) -> None:
-        self.writer = threading.Thread(target=self.run, name="log", daemon=True)
-        self.writer.start()
-
     def run(self) -> None:
-        while self.writer:
-            self.waiting.wait()
-            time.sleep(0.05)
-            self.waiting.clear()
+        while not self.closed.wait(0.05):
             self.write()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Write what is left; a reader who does not take it within a second loses it and what comes after."""
-        if self.writer:
-            writer, self.writer = self.writer, None
-            self.waiting.set()
-            writer.join(1)
-            if writer.is_alive():
-                self.lines = deque(maxlen=0)
+        self.closed.set()
+        self.writer.join(1)
+        if self.writer.is_alive():
+            self.lines = deque(maxlen=0)
         self.write()
+        super().close()
 
 
 class Repeats(logging.Filter):
@@ -648,9 +618,11 @@ def warn(message: str, **fields: Any) -> None:
 # ------------------------------------------------------------------------------------------------ figures
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# A histogram's buckets with the sum behind them, and one counter.
+Counts = tuple[list[float], list[int]]
 
 
-def tally(counts: tuple[list[float], list[int]], seconds: float) -> None:
+def tally(counts: Counts, seconds: float) -> None:
     durations, results = counts
     durations[bisect_left(BUCKETS, seconds)] += 1
     durations[-1] += seconds
@@ -664,9 +636,7 @@ class RequestCounts(Collector):
         self.durations: dict[tuple[str, str, str], list[float]] = {}
         self.results: dict[tuple[str, str], list[int]] = {}
 
-    def of(
-        self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None
-    ) -> tuple[list[float], list[int]]:
+    def of(self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None) -> Counts:
         """What tally() counts in; keeping it spares the look-ups."""
         known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
         durations = self.durations.setdefault((known, route or "none", str(status)), [0.0] * (len(BUCKETS) + 2))
@@ -735,51 +705,44 @@ def request_ids() -> Iterator[bytes]:
 
 
 def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers that give a request's id back, the client's or one of ours, and its trace."""
-    given = scope["head"].get(b"x-request-id")
+    """The headers that give back a request's id, the client's or one of ours, and its trace with a span of our own.
+
+    A malformed traceparent (W3C Trace Context) is ignored.
+    """
+    head = scope["head"]
+    given = head.get(b"x-request-id")
     request_id = given if given and REQUEST_ID.fullmatch(given) else next(scope["state"]["request_ids"])
-    if b"traceparent" in scope["head"]:
-        return [(b"x-request-id", request_id), *trace_headers(scope)]
-    return [(b"x-request-id", request_id)]
+    named = [(b"x-request-id", request_id)]
+    if b"traceparent" in head and (parent := TRACEPARENT.fullmatch(head[b"traceparent"])):
+        scope["trace_id"] = parent[1].decode()
+        named.append((b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2])))
+    return named
 
 
-def trace_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The client's trace with a span of our own (W3C Trace Context); a malformed traceparent is ignored."""
-    parent = TRACEPARENT.fullmatch(scope["head"][b"traceparent"])
-    if not parent:
-        return []
-    scope["trace_id"] = parent[1].decode()
-    return [(b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2]))]
-
-
-def request_line(scope: Scope, seconds: float, now: str) -> dict[str, Any]:
-    """What the log says of a request; a reason where it failed, a trace_id where the client sent a traceparent."""
-    return {
-        "time": now,
+def finish(scope: Scope) -> None:
+    """Count a request and write its line; 499 is one whose client left without an answer."""
+    seconds = time.perf_counter() - scope["started"]
+    metric_id, status, cache = scope.get("metric_id"), scope.get("status", 499), scope.get("cache")
+    requests: RequestCounts = scope["state"]["instruments"].requests
+    tally(requests.of(scope["method"], scope.get("template"), status, metric_id, cache), seconds)
+    if not (stream := scope["state"]["log"]):
+        return
+    line = {
+        "time": stream.clock().decode(),
         "level": "info",
         "logger": "metrics_api",
         "message": "request",
         "request_id": scope["request_id"],
         "method": scope["method"],
         "path": scope["path"],
-        "metric_id": scope.get("metric_id"),
-        "status": scope["status"],
+        "metric_id": metric_id,
+        "status": status,
         "duration_ms": round(seconds * 1000, 3),
-        "cache": scope.get("cache"),
+        "cache": cache,
         "subject": scope["caller"].subject if "caller" in scope else None,
         **{name: scope[name] for name in ("trace_id", "reason") if name in scope},
     }
-
-
-def finish(scope: Scope) -> None:
-    """Count a request and write its line; 499 is one whose client left without an answer."""
-    seconds = time.perf_counter() - scope["started"]
-    requests: RequestCounts = scope["state"]["instruments"].requests
-    status = scope.setdefault("status", 499)
-    counts = requests.of(scope["method"], scope.get("template"), status, scope.get("metric_id"), scope.get("cache"))
-    tally(counts, seconds)
-    if stream := scope["state"]["log"]:
-        stream.put(encode(request_line(scope, seconds, stream.clock().decode())))
+    stream.put(encode(line))
 
 
 class RequestLog:
@@ -789,8 +752,6 @@ class RequestLog:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
         named = name_request(scope)
         scope["request_id"] = named[0][1].decode()
         REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
@@ -814,7 +775,7 @@ class Cors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or b"origin" not in scope["head"]:
+        if b"origin" not in scope["head"]:
             return await self.app(scope, receive, send)
         origins = scope["state"]["settings"].cors_origins
         layer = CORSMiddleware(
@@ -859,8 +820,6 @@ class Errors:
         self.under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
         self.under_way += 1
         # Starlette's router raises its 404 and 405 only where it finds an application around it.
         scope["app"] = self
@@ -869,7 +828,7 @@ class Errors:
             if self.under_way > MAX_CONCURRENT:
                 raise Problem(503, "Too many requests are under way; try again.")
             await self.app(scope, receive, send)
-        except ClientGone:
+        except ClientDisconnect:
             return
         except asyncio.CancelledError:
             # The server cancels what is still under way ten seconds after it was told to stop.
@@ -944,12 +903,10 @@ class JWKS(msgspec.Struct):
 
 
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
-    """The usable signing keys of a JWK set (RFC 7517) by kid; one broken key does not take the others with it.
-
-    Raises ValueError when there is none.
-    """
+    """The usable signing keys of a JWK set (RFC 7517) by kid; raises ValueError when there is none."""
     keys: dict[str, jwt.PyJWK] = {}
     for item in msgspec.json.decode(body, type=JWKS).keys:
+        # One key that PyJWT cannot make anything of does not take the others with it.
         with suppress(Exception):
             key = jwt.PyJWK(item)
             if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str) and item.get("use", "sig") == "sig":
@@ -965,16 +922,16 @@ class KeySet:
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, changed: Callable[[], None]) -> None:
+        self.url, self.changed = url, changed
         self.keys: dict[str, jwt.PyJWK] = {}
         self.body = b""
-        self.version = self.failures = 0
+        self.failures = 0
         self.fetched_at = self.next_fetch = float("-inf")
         self.fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str) -> jwt.PyJWK:
-        """Raises InvalidToken, or KeysUnavailable while there is no key at all."""
+        """Raises InvalidToken, or Problem 503 while there is no key at all."""
         age = time.monotonic() - self.fetched_at
         if age > KEYS_KEPT:
             self.keys = {}
@@ -982,9 +939,11 @@ class KeySet:
             await asyncio.shield(fetching)
         elif age > KEYS_REFRESH:
             self.fetch()
-        if key := self.keys.get(kid):
-            return key
-        raise InvalidToken("its key is not the issuer's") if self.keys else KeysUnavailable
+        if not self.keys:
+            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
+        if kid not in self.keys:
+            raise InvalidToken("its key is not the issuer's")
+        return self.keys[kid]
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The fetch under way or a new one; None while it is too early for another."""
@@ -997,12 +956,13 @@ class KeySet:
             async with asyncio.timeout(3):
                 body = await self.download()
             keys = parse_keys(body)
-        except (OSError, httpx.HTTPError, ValueError, RecursionError) as exc:
+        except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
             warn("keys cannot be fetched", reason=repr(exc))
         else:
-            self.version += body != self.body
+            if body != self.body:
+                self.changed()
             self.keys, self.body, self.failures = keys, body, 0
             self.fetched_at = time.monotonic()
             self.next_fetch = self.fetched_at + 10
@@ -1012,7 +972,7 @@ class KeySet:
     async def download(self) -> bytes:
         body = b""
         # Reading the certificates takes 50 ms.
-        client = await asyncio.to_thread(httpx.AsyncClient, timeout=3)
+        client = await asyncio.to_thread(httpx.AsyncClient)
         async with client, client.stream("GET", self.url) as response:
             if response.status_code != 200:
                 raise ValueError(f"the answer is {response.status_code}")
@@ -1029,21 +989,19 @@ class Verifier:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
-        self.keys = KeySet(settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json")
         self.remembered: dict[bytes, Caller] = {}
-        self.version = 0
+        url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
+        self.keys = KeySet(url, changed=self.remembered.clear)
 
     def recall(self, header: bytes | None) -> Caller | None:
         """The caller of a header that was verified before, by keys that are still the issuer's."""
         if self.open:
             return OPEN
         caller = self.remembered.get(header) if header else None
-        if caller and caller.expires > time.time() and self.version == self.keys.version:
-            return caller
-        return None
+        return caller if caller and caller.expires > time.time() else None
 
     async def verify(self, header: bytes | None) -> Caller:
-        """Raises InvalidToken or KeysUnavailable."""
+        """Raises InvalidToken, or Problem 503."""
         scheme, _, token = (header or b"").partition(b" ")
         token = token.strip()
         if scheme.lower() != b"bearer" or not token:
@@ -1064,16 +1022,10 @@ class Verifier:
             raise InvalidToken("it names no key") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
-        self.remember(header or b"", caller)
-        return caller
-
-    def remember(self, header: bytes, caller: Caller) -> None:
-        if self.version != self.keys.version:
-            self.remembered.clear()
-            self.version = self.keys.version
-        while len(self.remembered) >= MAX_REMEMBERED:
+        if len(self.remembered) >= MAX_REMEMBERED:
             del self.remembered[next(iter(self.remembered))]
-        self.remembered[header] = caller
+        self.remembered[header or b""] = caller
+        return caller
 
 
 OPEN = Caller()
@@ -1104,23 +1056,18 @@ def words(value: Any) -> list[str]:
     return [item for item in as_list(value) if isinstance(item, str)]
 
 
-class Authentication:
-    """Lets a request in whose token holds and has the read scope, and for what changes anything the write scope too."""
+async def authenticate(scope: Scope, header: bytes | None, method: str) -> Caller:
+    """Who asks: the token holds and has the read scope, and for what changes anything the write scope too.
 
-    def __init__(self, app: ASGIApp, public: frozenset[str]) -> None:
-        self.app, self.public = app, public
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self.public or scope["path"].startswith("/health"):
-            return await self.app(scope, receive, send)
-        verifier: Verifier = scope["state"]["verifier"]
-        header = scope["head"].get(b"authorization")
-        scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
-        if verifier.open:
-            check_loopback(scope, verifier.settings)
-        else:
-            check_scopes(caller, scope["method"], verifier.settings)
-        await self.app(scope, receive, send)
+    Raises InvalidToken, or Problem 403 or 503.
+    """
+    verifier: Verifier = scope["state"]["verifier"]
+    scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
+    if verifier.open:
+        check_loopback(scope, verifier.settings)
+    else:
+        check_scopes(caller, method, verifier.settings)
+    return caller
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
@@ -2760,7 +2707,7 @@ class Known(msgspec.Struct, eq=False, frozen=True):
     plan: Plan
     form: tuple[str, bool]
     line: bytes
-    counts: dict[int, tuple[list[float], list[int]]]
+    counts: dict[int, Counts]
 
 
 # A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
@@ -3055,13 +3002,13 @@ class Flight:
         self.task = asyncio.create_task(work)
 
     async def wait(self, receive: Receive | None) -> Entry:
-        """Raises what the run raises, or ClientGone when receive says so first."""
+        """Raises what the run raises, or ClientDisconnect when receive says so first."""
         self.waiters += 1
         leaving = asyncio.create_task(disconnected(receive)) if receive else None
         try:
             await asyncio.wait([self.task, *([leaving] if leaving else [])], return_when=asyncio.FIRST_COMPLETED)
             if not self.task.done():
-                raise ClientGone
+                raise ClientDisconnect
             return self.task.result()
         finally:
             self.waiters -= 1
@@ -3111,7 +3058,7 @@ class Results:
     async def get(self, plan: Plan, wants: Directives, receive: Receive | None = None) -> tuple[Entry, str]:
         """A result and its Cache-Status (RFC 9211).
 
-        Raises Problem 504 for only-if-cached, ClientGone, or what the run raises when nothing stale may stand in.
+        Raises Problem 504 for only-if-cached, ClientDisconnect, or what the run raises when nothing stale may stand in.
         """
         arrived = time.monotonic()
         entry = self.memory.peek(plan.key)
@@ -3323,12 +3270,12 @@ class Hits:
     which comes to the same answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, otherwise: ASGIApp) -> None:
+        self.app, self.otherwise = app, otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            return await self.otherwise(scope, receive, send)
         scope["started"] = started = time.perf_counter()
         scope["head"] = dict(scope["headers"])
         if (hit := known_answer(scope)) is None:
@@ -3377,7 +3324,7 @@ SILENCE = 30  # seconds that a client may say nothing in the middle of a body
 async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[bytes]:
     """The body as it arrives.
 
-    Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientGone.
+    Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientDisconnect.
     """
     announced = request.headers.get("content-length", "")
     expected, received = int(announced) if announced.isdecimal() else 0, 0
@@ -3388,7 +3335,7 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
         except TimeoutError:
             raise Problem(408, f"Nothing of the body has come for {SILENCE} s.") from None
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnect
         request.scope["unread"], chunk = message.get("more_body", False), message.get("body", b"")
         received += len(chunk)
         if chunk and received <= limit:
@@ -4474,8 +4421,8 @@ class Broadcast:
 class Subscriber:
     """One socket: takes messages in, and lets only the newest result of each subscription wait to be sent."""
 
-    def __init__(self, websocket: WebSocket, broadcast: Broadcast, verifier: Verifier) -> None:
-        self.websocket, self.broadcast, self.verifier = websocket, broadcast, verifier
+    def __init__(self, websocket: WebSocket, broadcast: Broadcast) -> None:
+        self.websocket, self.broadcast = websocket, broadcast
         self.caller: Caller | None = None
         self.subscriptions: dict[bytes, Subscription] = {}
         self.outbox: dict[object, Callable[[], bytes]] = {}
@@ -4506,13 +4453,10 @@ class Subscriber:
     async def authenticate(self, header: bytes | None) -> None:
         """Raises WebSocketException."""
         try:
-            caller = self.verifier.recall(header) or await self.verifier.verify(header)
-            if not self.verifier.open:
-                check_scopes(caller, "GET", self.verifier.settings)
-        except (InvalidToken, KeysUnavailable, Problem) as exc:
+            self.caller = await authenticate(self.websocket.scope, header, "GET")
+        except (InvalidToken, Problem) as exc:
             problem = as_problem(exc)
             raise WebSocketException(CLOSING_CODES[problem.status], problem.detail) from exc
-        self.caller = caller
         self.renewed.set()
         for subscription in list(self.subscriptions.values()):
             self.renew(subscription)
@@ -4636,11 +4580,11 @@ async def live(websocket: WebSocket) -> None:
     """One socket for a whole dashboard."""
     state: State = websocket.scope["state"]
     await websocket.accept()
-    subscriber = Subscriber(websocket, state["broadcast"], state["verifier"])
+    subscriber = Subscriber(websocket, state["broadcast"])
     try:
         check_origin(websocket.headers, state["settings"])
         header = dict(websocket.scope["headers"]).get(b"authorization")
-        if header or subscriber.verifier.open:
+        if header or state["verifier"].open:
             await subscriber.authenticate(header)
         await subscriber.serve()
     except WebSocketException as closing:
@@ -4970,7 +4914,7 @@ STRANGER = Caller(roles=frozenset())
 async def reader_or_stranger(request: Request[State]) -> Caller:
     """Who asks for the document: a good token without the read scope shows no more than none.
 
-    Raises InvalidToken, KeysUnavailable, or Problem 403.
+    Raises InvalidToken, or Problem 403 or 503.
     """
     verifier, header = request.state["verifier"], request.scope["head"].get(b"authorization")
     if verifier.open:
@@ -5203,7 +5147,7 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         await server.stop()
 
 
-async def load_dataset(settings: Settings, database: Database, directory: Path, newest: date | None = None) -> Any:
+async def load_dataset(database: Database, directory: Path, newest: date | None = None) -> Any:
     """Load a data set; its queries must pass as the guest that will run them. Raises CommandError."""
     from seed import dataset
 
@@ -5245,7 +5189,7 @@ async def start(state: State, embedded: bool) -> None:
             async with database.connection("owner") as conn:
                 empty = embedded and await conn.fetchval(IS_EMPTY)
             if empty:
-                await load_dataset(settings, database, HERE / "seed", newest=datetime.now(UTC).date())
+                await load_dataset(database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
             return
         except Exception as exc:
@@ -5283,10 +5227,9 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             settings = load_settings(os.environ)
             embedded = not settings.database_url
             stream = configure_logging(settings.log_level)
-            stream.start()
-            stack.callback(stream.stop)
+            stack.callback(stream.close)
             settings = await stack.enter_async_context(with_database(settings, warn))
-        except (SettingsError, CommandError) as exc:
+        except CommandError as exc:
             # Nothing is open yet, and the server would bury the one sentence that helps in a traceback.
             print(exc, file=sys.stderr, flush=True)
             os._exit(1)
@@ -5341,15 +5284,17 @@ site = routing.Router(
 )
 
 
-async def routed(scope: Scope, receive: Receive, send: Send) -> None:
-    """No route has an encoded slash, which the router would take for a plain one."""
-    if scope["type"] == "http" and b"%2f" in scope["raw_path"].lower():
+async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+    """The site for those who may see it; no route has an encoded slash, which the router would take for a plain one."""
+    if scope["path"] not in PUBLIC and not scope["path"].startswith("/health"):
+        await authenticate(scope, scope["head"].get(b"authorization"), scope["method"])
+    if b"%2f" in scope["raw_path"].lower():
         raise HTTPException(404)
     await site(scope, receive, send)
 
 
 # The router without Starlette's own middleware: a hit is answered in front of it, errors have a place of their own.
-app = Hits(RequestLog(Cors(Errors(Authentication(routed, public=PUBLIC)))))
+app = Hits(RequestLog(Cors(Errors(guarded))), otherwise=site)
 
 
 # ------------------------------------------------------------------------------------------------ server
@@ -5368,13 +5313,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.wait()
-
-    def wait(self) -> None:
-        self.silence = self.silence or self.loop.call_later(SILENCE, self.give_up)
-
-    def give_up(self) -> None:
-        self.refuse(Problem(408, f"The request has no end after {SILENCE} s.")) if self.head else self.transport.close()
+        self.silence = self.loop.call_later(SILENCE, transport.close)
 
     def on_message_begin(self) -> None:
         self.head = 0
@@ -5394,7 +5333,7 @@ class Connection(HttpToolsProtocol):
         if self.head is None or self.transport.is_closing():
             return
         self.head += len(data)
-        self.wait()
+        self.silence = self.silence or self.loop.call_later(SILENCE, self.transport.close)
         if self.head > 2 * MAX_HEAD:
             self.refuse(Problem(431, "The headers are larger than 64 KB."))
 
@@ -5427,11 +5366,6 @@ class Connection(HttpToolsProtocol):
         """Close when idle, but what has been sent by now is served, though it has not been read yet."""
         self.loop.call_later(0.1, super().shutdown)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.silence:
-            self.silence.cancel()
-        super().connection_lost(exc)
-
 
 def serve(settings: Settings, options: argparse.Namespace) -> None:
     if not (settings.jwt_issuer or settings.auth == "off" or is_loopback(options.host)):
@@ -5463,25 +5397,18 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         # A worker that is busy for a while is not dead.
         timeout_worker_healthcheck=30,
     )
-    stream = configure_logging(settings.log_level)
+    configure_logging(settings.log_level)
     if options.workers > 1:
-        stream.start()
-        run_workers(settings, Multiprocess(config, sockets=[listener]))
+        asyncio.run(run_workers(settings, Multiprocess(config, sockets=[listener])))
         listener.close()
-        stream.stop()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def run_workers(settings: Settings, workers: Multiprocess) -> None:
+async def run_workers(settings: Settings, workers: Multiprocess) -> None:
     """The embedded database is the parent's: a worker would stop it under the requests of the others."""
-    database = with_database(settings, say)
-    with asyncio.Runner() as runner:
-        runner.run(database.__aenter__())
-        try:
-            workers.run()
-        finally:
-            runner.run(database.__aexit__(None, None, None))
+    async with with_database(settings, say):
+        await asyncio.to_thread(workers.run)
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -5498,27 +5425,30 @@ def bind_socket(host: str, port: int) -> socket.socket:
 # ------------------------------------------------------------------------------------------------ commands
 
 
-async def migrate_command(settings: Settings, options: argparse.Namespace) -> int:
-    for fault in await asyncio.to_thread(migrate, settings):
-        say(f"Warning: {fault}")
+async def run_command(settings: Settings, options: argparse.Namespace) -> int:
+    """Run a command on a database that is up to date; what it returns is what the process exits with."""
+    async with with_database(settings, say) as ready:
+        for fault in await asyncio.to_thread(migrate, ready):
+            say(f"Warning: {fault}")
+        async with Database(ready) as database:
+            return cast(int, await options.run(database, options))
+
+
+async def migrate_command(database: Database, options: argparse.Namespace) -> int:
     say("The database is up to date.")
     return 0
 
 
-async def seed_command(settings: Settings, options: argparse.Namespace) -> int:
-    await asyncio.to_thread(migrate, settings)
-    async with Database(settings) as database:
-        report = await load_dataset(settings, database, options.directory)
+async def seed_command(database: Database, options: argparse.Namespace) -> int:
+    report = await load_dataset(database, options.directory)
     for line in report.lines():
         say(line)
     return 1 if report.count("rejected") else 0
 
 
-async def check_command(settings: Settings, options: argparse.Namespace) -> int:
-    await asyncio.to_thread(migrate, settings)
-    async with Database(settings) as database:
-        catalog = Catalog(settings, database)
-        await catalog.reload(patience=None)
+async def check_command(database: Database, options: argparse.Namespace) -> int:
+    catalog = Catalog(database.settings, database)
+    await catalog.reload(patience=None)
     files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
     for name in catalog.stray_files:
         say(f"queries/{name}: warning: the file's name is no metric id")
@@ -5579,10 +5509,9 @@ async def watch_table(conn: asyncpg.Connection, table: str, statement: str) -> N
         raise CommandError(f"{table}: {exc.message}") from exc
 
 
-async def watch_command(settings: Settings, options: argparse.Namespace) -> int:
+async def watch_command(database: Database, options: argparse.Namespace) -> int:
     """Put tables, with their partitions, under watch or take them out of it: all that are named, or none."""
-    await asyncio.to_thread(migrate, settings)
-    async with Database(settings) as database, database.connection("owner") as conn, conn.transaction():
+    async with database.connection("owner") as conn, conn.transaction():
         for table in options.tables:
             await watch_table(conn, table, options.statement)
         await notify(conn, "metric_configurations")
@@ -5599,7 +5528,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
     parser.add_argument("--host", default="127.0.0.1")
@@ -5618,7 +5547,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(name, help=aim)
         command.add_argument("tables", nargs="+", metavar="TABLE")
         command.set_defaults(run=watch_command, statement=statement, done=done)
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def main() -> int:
@@ -5629,16 +5558,11 @@ def main() -> int:
             serve(settings, options)
             return 0
         return asyncio.run(run_command(settings, options))
-    except (SettingsError, CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
+    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-async def run_command(settings: Settings, options: argparse.Namespace) -> int:
-    async with with_database(settings, say) as ready:
-        return cast(int, await options.run(ready, options))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ from uvicorn.supervisors import Multiprocess
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
 audit_log = logging.getLogger("metrics_api.audit")
-encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder(decimal_format="number").encode
+encode_sorted = msgspec.json.Encoder(decimal_format="number", order="sorted").encode
 # A number beyond a float's range is JSON, too.
 decode_any = msgspec.json.Decoder(float_hook=Decimal).decode
 
@@ -4221,7 +4222,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
     checks = {
         "reader:responseTime": [latency_check(latencies[0], "fail")],
         "owner:responseTime": [latency_check(latencies[1], "warn")],
-        "database:migrations": [Check("pass") if catalog.complete else Check("fail", output=catalog.fault)],
+        "database:migrations": [migrations_check(catalog)],
         "database:privileges": [privileges_check(state)],
         "metrics:files": file_checks(catalog),
         "listener:connectedSince": [listener_check(state["changes"])],
@@ -4233,7 +4234,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         checks[f"{name}:connections"] = [Check("pass", "datastore", used, f"of {pool.get_max_size()}")]
         checks[f"{name}:waiting"] = [Check("pass", "datastore", database.waiting[name], "requests")]
     if not verifier.open:
-        checks["keys:age"] = [keys_check(verifier.keys)]
+        checks["keys:age"] = [await keys_check(verifier.keys)]
     return checks
 
 
@@ -4250,9 +4251,18 @@ def listener_check(changes: Changes) -> Check:
     return Check("pass", "component", since.isoformat(timespec="seconds"))
 
 
-def keys_check(keys: KeySet) -> Check:
+def migrations_check(catalog: Catalog) -> Check:
+    if not catalog.complete:
+        return Check("fail", "datastore", output=catalog.fault)
+    return Check("pass", "datastore", 0, "pending")
+
+
+async def keys_check(keys: KeySet) -> Check:
+    """Without keys every token is 503, so they are fetched before the first one comes."""
+    if not keys.keys and (fetching := keys.fetch()):
+        await asyncio.wait([fetching], timeout=1)
     if not keys.keys:
-        return Check("fail" if keys.failures else "pass", "system", output="the issuer's keys were not fetched yet")
+        return Check("fail", "system", output="the issuer's keys cannot be fetched")
     status: Literal["pass", "warn"] = "warn" if keys.failures else "pass"
     return Check(status, "system", round(time.monotonic() - keys.fetched_at), "s")
 
@@ -4551,7 +4561,7 @@ class Subscriber:
 
 
 def subscription_key(metric_id: str, params: dict[str, Any]) -> bytes:
-    return msgspec.json.encode([metric_id, params], order="sorted")
+    return encode_sorted([metric_id, params])
 
 
 def parse_message(text: str | bytes) -> dict[str, Any]:
@@ -4559,7 +4569,7 @@ def parse_message(text: str | bytes) -> dict[str, Any]:
     if len(text) > MAX_MESSAGE:
         raise Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
     try:
-        message = msgspec.json.decode(text)
+        message = decode_any(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(400, "The message is not JSON.") from None
     if not isinstance(message, dict):
@@ -4571,7 +4581,7 @@ def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Parameters as a query string would hold them; raises Problem 422."""
     for name, value in params.items():
         for item in as_list(value):
-            if isinstance(item, bool) or not isinstance(item, str | int | float):
+            if isinstance(item, bool) or not isinstance(item, str | int | Decimal):
                 raise Problem(422, f"{name} must be a text or a number.", [InputError(name, "is no text or number")])
             yield name, item if isinstance(item, str) else encode(item).decode()
 

@@ -176,6 +176,14 @@ async def test_params_are_texts_or_numbers_and_echoed_as_sent(
     assert message["result"]["records"] == [record]
 
 
+async def test_a_number_keeps_all_its_digits(board: Dashboard) -> None:
+    for number in ("1.10", "0.12345678901234567890123", "1E+400"):
+        await board.socket.send('{"type": "subscribe", "id": "echo", "params": {"t": ' + number + "}}")
+        text = await asyncio.wait_for(board.socket.recv(), 5)
+        assert f'"params":{{"t":{number}}}' in str(text)
+        assert json.loads(text)["result"]["records"] == [{"n": None, "t": number, "d": None}]
+
+
 async def test_an_array_is_a_list_of_texts_or_numbers(board: Dashboard) -> None:
     params = {"ints": [1, "2", 3], "texts": ["a,b", ""]}
     message = await board.subscribe("types", **params)

@@ -411,10 +411,10 @@ def test_health_is_cheap_enough_for_a_loop(http: httpx.Client) -> None:
 
 def test_live_is_200_while_the_process_turns_and_ready_says_what_is_missing(guarded: Service) -> None:
     assert httpx.get(f"{guarded.url}/health/live").status_code == 200
-    assert httpx.get(f"{guarded.url}/metrics", headers={"Authorization": f"Bearer {UNSIGNED}"}).status_code == 503
     ready = httpx.get(f"{guarded.url}/health/ready")
     assert (ready.status_code, ready.json()["status"]) == (503, "fail")
     assert ready.json()["checks"]["keys:age"][0]["status"] == "fail"
+    assert httpx.get(f"{guarded.url}/metrics", headers={"Authorization": f"Bearer {UNSIGNED}"}).status_code == 503
 
 
 # {"alg": "RS256", "kid": "k"} and {}, signed by nobody.

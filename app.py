@@ -2605,12 +2605,11 @@ def parse_snapshot(text: str, replayed: bool = False) -> Snapshot:
     return Snapshot(int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
 
 
-class TableChanges(msgspec.Struct):
-    """The last transactions that changed a table, each by the epoch at which it was heard of."""
+class Change(NamedTuple):
+    """A transaction that changed a table, and the epoch at which it was heard of."""
 
-    recent: deque[tuple[int, int]] = msgspec.field(default_factory=lambda: deque(maxlen=64))
-    forgotten: int = 0
-    epoch: int = 0
+    transaction: int
+    epoch: int
 
 
 class Changes:
@@ -2622,20 +2621,16 @@ class Changes:
     def __init__(self) -> None:
         self.connected_since: float | None = None
         self.epoch = self.since_epoch = 0
-        self.since: Snapshot | None = None
+        self.since = Snapshot(0, frozenset())
         self.since_at = 0.0
         self.database_id = ""
-        self.tables: dict[int, TableChanges] = {}
+        # PostgreSQL notifies in the order of the commits: who sees a table's last change sees those before it, too.
+        self.last: dict[int, Change] = {}
         self.heard_by: list[Callable[[Iterable[int] | None], None]] = []
 
     def hear(self, transaction: int, tables: set[int]) -> None:
         self.epoch += 1
-        for oid in tables:
-            table = self.tables.setdefault(oid, TableChanges())
-            if len(table.recent) == table.recent.maxlen:
-                table.forgotten = max(table.forgotten, table.recent[0][1])
-            table.recent.append((self.epoch, transaction))
-            table.epoch = self.epoch
+        self.last |= dict.fromkeys(tables, Change(transaction, self.epoch))
         for tell in self.heard_by:
             tell(tables)
 
@@ -2647,27 +2642,21 @@ class Changes:
         for tell in self.heard_by:
             tell(None)
 
-    def cover(self, result: Result, tables: Iterable[int], until: int | None = None, began: int = -1) -> bool:
-        """Whether a result was taken since listening began and saw every change that was heard of, until an epoch.
+    def of(self, tables: Iterable[int]) -> list[Change]:
+        return [self.last[oid] for oid in tables if oid in self.last]
+
+    def last_epoch(self, tables: Iterable[int]) -> int:
+        return max((change.epoch for change in self.of(tables)), default=self.since_epoch)
+
+    def seen_by(self, result: Result, changes: Iterable[Change], began: int = -1) -> bool:
+        """Whether a result was taken since listening began and saw these changes.
 
         began is the epoch when a run began that is known to have seen every change before.
         """
-        if self.since is None:
-            return True
         snapshot = parse_snapshot(result.snapshot, result.replayed is not None)
         if began < self.since_epoch and (result.taken_at < self.since_at or not snapshot.includes(self.since)):
             return False
-        known = [self.tables[oid] for oid in tables if oid in self.tables and self.tables[oid].epoch > began]
-        return all(
-            min(snapshot.running, default=snapshot.xmax) > table.forgotten
-            and all(
-                snapshot.sees(transaction) for epoch, transaction in table.recent if until is None or epoch <= until
-            )
-            for table in known
-        )
-
-    def last_epoch(self, tables: Iterable[int]) -> int:
-        return max((self.tables[oid].epoch for oid in tables if oid in self.tables), default=self.since_epoch)
+        return all(change.epoch <= began or snapshot.sees(change.transaction) for change in changes)
 
 
 async def notify(conn: asyncpg.Connection, table: str) -> None:
@@ -2723,7 +2712,7 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
     conn = await connect(dsn, 2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
-        changes.tables.clear()
+        changes.last.clear()
         await conn.add_listener("metrics_api", on_change)
         row = await conn.fetchrow(LISTENING)
         definitions.update(row["definitions"])
@@ -3086,7 +3075,7 @@ class Results:
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
         if entry.epoch != self.changes.epoch:
-            if not self.changes.cover(entry.result, entry.tables, began=entry.began):
+            if not self.changes.seen_by(entry.result, self.changes.of(entry.tables), entry.began):
                 return False
             entry.epoch = self.changes.epoch
         return True
@@ -3218,10 +3207,11 @@ class Results:
         A replica may be behind: it is given POOL_TIMEOUT to catch up, then the primary is asked. Raises as run_metric
         does, and Problem 503 when no host is up to date.
         """
-        epoch, deadline, needed = self.changes.epoch, time.monotonic() + self.settings.pool_timeout, None
+        heard = self.changes.of(plan.metric.tables)
+        deadline, needed = time.monotonic() + self.settings.pool_timeout, None
         while True:
             result = await run_metric(self.catalog, plan.metric, plan.values)
-            if result.replayed is None or self.changes.cover(result, plan.metric.tables, epoch):
+            if result.replayed is None or self.changes.seen_by(result, heard):
                 return result
             needed = needed or await written(self.catalog.database)
             if needed and result.replayed >= needed:

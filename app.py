@@ -61,7 +61,7 @@ import time
 import traceback
 import uuid
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -90,7 +90,7 @@ import msgspec
 import psycopg
 import uvicorn
 import yoyo
-from aiocache import Cache, SimpleMemoryCache
+from aiocache import Cache
 from aiocache.serializers import NullSerializer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -2767,62 +2767,56 @@ class Answer(NamedTuple):
 
 
 class Entry(msgspec.Struct, eq=False):
-    """A result in the cache; made_at is the clock (time.monotonic) when its run began."""
+    """A result in the cache.
 
+    made_at is the clock (time.monotonic) when its run began, and began the epoch, or -1 when that was in another
+    instance. checked is the last epoch at which nothing had changed.
+    """
+
+    metric: Metric
     result: Result
     made_at: float
     ttl: float
-    tables: tuple[int, ...]
-    epoch: int
-    about: Definition
-    shared: bool = False
     began: int = -1
+    checked: int = -1
     milliseconds: float = 0
     answers: dict[tuple[str, bool], Answer] = {}
+    size: int = 0
 
     @property
     def age(self) -> float:
         return time.monotonic() - self.made_at
 
-    @property
-    def size(self) -> int:
+    def measure(self) -> int:
         return 1024 + len(self.result.rows) + sum(1024 + len(answer.body) for answer in self.answers.values())
 
 
-class MemoryCache(SimpleMemoryCache):  # type: ignore[misc]
-    """aiocache's memory cache, bounded in bytes; what was used longest ago goes first."""
+class MemoryCache:
+    """Entries by key, bounded in bytes; what was used longest ago goes first."""
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(timeout=0)
         self.max_bytes, self.bytes = max_bytes, 0
-        self.sizes: dict[str, int] = {}
+        self.entries: OrderedDict[str, Entry] = OrderedDict()
 
-    def peek(self, key: str) -> Entry | None:
-        """An entry without the ceremony of get(), which costs as much as the rest of a hit."""
-        if entry := self._cache.pop(key, None):
-            self._cache[key] = entry
-        return cast("Entry | None", entry)
+    def get(self, key: str) -> Entry | None:
+        if entry := self.entries.get(key):
+            self.entries.move_to_end(key)
+        return entry
 
-    def account(self, key: str, entry: Entry) -> None:
-        """Count an entry as large as it now is, and make room."""
-        if key not in self._cache:
+    def put(self, key: str, entry: Entry) -> None:
+        """Keep an entry, counted as large as it now is, unless it is too large; make room."""
+        self.drop(key)
+        entry.size = entry.measure() + len(key)
+        if entry.size > self.max_bytes:
             return
-        self.bytes += entry.size + len(key) - self.sizes.get(key, 0)
-        self.sizes[key] = entry.size + len(key)
-        if self.sizes[key] > self.max_bytes:
-            self._SimpleMemoryBackend__delete(key)
+        self.entries[key] = entry
+        self.bytes += entry.size
         while self.bytes > self.max_bytes:
-            self._SimpleMemoryBackend__delete(next(iter(self._cache)))
+            self.drop(next(iter(self.entries)))
 
-    async def _set(self, key: str, value: Entry, *args: Any, **kwargs: Any) -> bool:
-        self._cache.pop(key, None)
-        self._cache[key] = value
-        self.account(key, value)
-        return True
-
-    def _SimpleMemoryBackend__delete(self, key: str) -> int:
-        self.bytes -= self.sizes.pop(key, 0)
-        return int(self._cache.pop(key, None) is not None)
+    def drop(self, key: str) -> None:
+        if entry := self.entries.pop(key, None):
+            self.bytes -= entry.size
 
 
 class BytesSerializer(NullSerializer):  # type: ignore[misc]
@@ -3074,10 +3068,10 @@ class Results:
 
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
-        if entry.epoch != self.changes.epoch:
-            if not self.changes.seen_by(entry.result, self.changes.of(entry.tables), entry.began):
+        if entry.checked != self.changes.epoch:
+            if not self.changes.seen_by(entry.result, self.changes.of(entry.metric.tables), entry.began):
                 return False
-            entry.epoch = self.changes.epoch
+            entry.checked = self.changes.epoch
         return True
 
     def remember(self, question: Question, plan: Plan) -> None:
@@ -3094,59 +3088,71 @@ class Results:
         form = plan.media, accepts_gzip(encoding or b"")
         self.questions[question] = Known(plan, form, encode(words)[1:-1], counts)
 
-    def within_stale(self, entry: Entry | None) -> bool:
-        return entry is not None and entry.age <= entry.ttl + self.settings.cache_stale
-
     async def get(self, plan: Plan, wants: Directives, receive: Receive | None = None) -> tuple[Entry, str]:
         """A result and its Cache-Status (RFC 9211).
 
         Raises Problem 504 for only-if-cached, ClientGone, or what the run raises when nothing stale may stand in.
         """
-        arrived = time.monotonic()
-        entry = self.memory.peek(plan.key)
-        acceptable = entry and self.within_stale(entry) and wants.max_age > 0 and entry.age <= wants.max_age
-        if entry and acceptable and self.is_current(entry):
-            if entry.age <= entry.ttl:
+        entry = self.memory.get(plan.key)
+        if entry and not self.acceptable(entry, wants):
+            entry = None
+        if entry:
+            current = self.is_current(entry)
+            if current and entry.age <= entry.ttl:
                 return entry, "hit"
-            if self.changes.connected_since:
+            # While nobody listens, only a failing database lets an older result stand in at once.
+            if current if self.changes.connected_since else self.database_fails:
                 self.refresh(plan)
                 return entry, "fwd=stale"
-        if entry and acceptable and self.database_fails and not self.changes.connected_since:
-            self.refresh(plan)
-            return entry, "fwd=stale"
         if wants.only_if_cached:
             return await self.only_cached(plan, wants), "hit; detail=shared"
         try:
-            return await self.run(plan, arrived, wants, receive)
+            return await self.run(plan, wants, receive)
         except (TimeoutError, *DATABASE_DOWN):
-            if entry and acceptable:
+            if entry:
                 return entry, "fwd=stale"
             raise
+
+    def acceptable(self, entry: Entry, wants: Directives) -> bool:
+        return wants.max_age > 0 and entry.age <= min(wants.max_age, entry.ttl + self.settings.cache_stale)
 
     async def only_cached(self, plan: Plan, wants: Directives) -> Entry:
         if (entry := await self.recall(plan)) and entry.age <= wants.max_age:
             return entry
         raise Problem(504, "Nothing is cached for only-if-cached; ask without it.")
 
-    async def run(self, plan: Plan, arrived: float, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
-        flight = self.flights.get(plan.key)
-        joined = flight is not None and self.joinable(flight, plan) and flight.began + wants.max_age >= arrived
-        if flight is None or not joined:
-            flight = self.take_off(plan, wants.max_age)
+    async def run(self, plan: Plan, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
+        flight, joined = self.board(plan, wants.max_age)
         entry = await flight.wait(receive)
-        if entry.shared:
+        if entry.began < 0:
             return entry, "hit; detail=shared"
         return entry, "fwd=miss; collapsed" if joined else "fwd=miss"
 
-    def joinable(self, flight: Flight, plan: Plan) -> bool:
-        """Whether a flight is not being cancelled, and no change was heard of since it began."""
-        return not flight.task.cancelling() and flight.epoch >= self.changes.last_epoch(plan.metric.tables)
-
     def refresh(self, plan: Plan) -> None:
         """Run a metric for nobody in particular."""
+        flight, joined = self.board(plan)
+        if not joined:
+            self.in_background(flight.wait(None))
+
+    def board(self, plan: Plan, max_age: float = float("inf")) -> tuple[Flight, bool]:
+        """The flight under way, if it is not too old, no change was heard of since and it goes on; else a new one."""
         flight = self.flights.get(plan.key)
-        if flight is None or not self.joinable(flight, plan):
-            self.in_background(self.take_off(plan).wait(None))
+        if (
+            flight
+            and flight.began >= time.monotonic() - max_age
+            and flight.epoch >= self.changes.last_epoch(plan.metric.tables)
+            and not flight.task.cancelling()
+        ):
+            return flight, True
+        flight = self.flights[plan.key] = Flight(self.fly(plan, max_age), self.changes.epoch)
+        flight.task.add_done_callback(functools.partial(self.land, plan.key, flight))
+        return flight, False
+
+    def land(self, key: str, flight: Flight, task: asyncio.Task[Entry]) -> None:
+        if self.flights.get(key) is flight:
+            del self.flights[key]
+        if not task.cancelled():
+            task.exception()  # which whoever waits is told, if anybody does
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
@@ -3157,19 +3163,6 @@ class Results:
         self.background.discard(task)
         if not task.cancelled() and (exc := task.exception()):
             warn("a run in the background failed", reason=repr(exc))
-
-    def take_off(self, plan: Plan, max_age: float = float("inf")) -> Flight:
-        flight = Flight(self.fly(plan, max_age), self.changes.epoch)
-        self.flights[plan.key] = flight
-
-        def landed(task: asyncio.Task[Entry]) -> None:
-            if self.flights.get(plan.key) is flight:
-                del self.flights[plan.key]
-            if not task.cancelled():
-                task.exception()
-
-        flight.task.add_done_callback(landed)
-        return flight
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
         if max_age > 0 and (entry := await self.await_others(plan)) and entry.age <= max_age:
@@ -3193,12 +3186,11 @@ class Results:
             raise
         if plan.metric.login == "reader":
             self.database_fails = False
-        entry = self.make_entry(plan, result, began)
-        entry.milliseconds = (time.monotonic() - began) * 1000
-        entry.began = epoch
-        self.instruments.count_run(plan.metric.id, result.row_count, time.monotonic() - began)
+        entry = self.make_entry(plan, result, began, epoch)
+        entry.milliseconds = entry.age * 1000
+        self.instruments.count_run(plan.metric.id, result.row_count, entry.age)
         if self.is_current(entry):
-            await self.keep(plan, entry)
+            self.keep(plan, entry)
         return entry
 
     async def run_up_to_date(self, plan: Plan) -> Result:
@@ -3224,16 +3216,14 @@ class Results:
         except asyncpg.TargetServerAttributeNotMatched:
             raise Problem(503, "The replicas are behind; try again.") from None
 
-    def make_entry(self, plan: Plan, result: Result, made_at: float, shared: bool = False) -> Entry:
-        about = plan.metric.about
-        ttl = self.settings.cache_ttl if about.ttl is None else about.ttl
-        tables = tuple(plan.metric.tables)
-        return Entry(result, made_at, ttl, tables, -1, about, shared)
+    def make_entry(self, plan: Plan, result: Result, made_at: float, began: int = -1) -> Entry:
+        ttl = plan.metric.about.ttl
+        return Entry(plan.metric, result, made_at, self.settings.cache_ttl if ttl is None else ttl, began)
 
-    async def keep(self, plan: Plan, entry: Entry) -> None:
-        present = self.memory.peek(plan.key)
+    def keep(self, plan: Plan, entry: Entry) -> None:
+        present = self.memory.get(plan.key)
         if present is None or present.made_at <= entry.made_at:
-            await self.memory.set(plan.key, entry)
+            self.memory.put(plan.key, entry)
 
     def shared_key(self, plan: Plan) -> str:
         digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
@@ -3269,31 +3259,30 @@ class Results:
 
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
-        if not self.shared.backend or not self.changes.connected_since:
-            return None
         found = await self.shared.get(self.shared_key(plan))
-        if found is None:
+        if found is None or not self.changes.connected_since:
             return None
         result, age = found
-        entry = self.make_entry(plan, result, time.monotonic() - age, True)
-        if entry.age > entry.ttl or not self.changes.connected_since or not self.is_current(entry):
+        entry = self.make_entry(plan, result, time.monotonic() - age)
+        if entry.age > entry.ttl or not self.is_current(entry):
             return None
-        await self.keep(plan, entry)
+        self.keep(plan, entry)
         return entry
 
     async def answer(self, plan: Plan, entry: Entry, media: str, gzipped: bool) -> Answer:
         """The body of an entry in one format, made once; title and layouts are the metric's as they are now."""
-        about = plan.metric.about
-        if entry.about is not about:
+        metric = plan.metric
+        if entry.metric is not metric:
             entry.answers.clear()
-            entry.about = about
+            entry.metric = metric
         if (answer := entry.answers.get((media, gzipped))) is None:
             large = len(entry.result.rows) > 64 * 1024
-            make = functools.partial(make_answer, about, entry, media, gzipped, self.settings.cache_stale)
+            make = functools.partial(make_answer, metric.about, entry, media, gzipped, self.settings.cache_stale)
             answer = await asyncio.to_thread(make) if large and (gzipped or media == "csv") else make()
-            if entry.about is about:
+            if entry.metric is metric:
                 entry.answers[media, gzipped] = answer
-                self.memory.account(plan.key, entry)
+                if self.memory.get(plan.key) is entry:
+                    self.memory.put(plan.key, entry)
         return answer
 
 
@@ -3345,8 +3334,8 @@ def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
     known = results.questions.get(question_of(scope))
     if known is None or results.catalog.metrics.get(known.plan.metric.id) is not known.plan.metric:
         return None
-    entry = results.memory.peek(known.plan.key)
-    if entry is None or entry.about is not known.plan.metric.about:
+    entry = results.memory.get(known.plan.key)
+    if entry is None or entry.metric is not known.plan.metric:
         return None
     answer, age = entry.answers.get(known.form), entry.age
     return (known, answer, age) if answer and age <= entry.ttl and results.is_current(entry) else None

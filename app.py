@@ -2823,14 +2823,9 @@ class BytesSerializer(NullSerializer):  # type: ignore[misc]
     DEFAULT_ENCODING = None
 
 
-class SharedEntry(msgspec.Struct, array_like=True):
-    """Its age (seconds) is what has passed of its TTL by Redis's clock: those of the instances may differ."""
-
-    result: Result
-    ttl: float
-
-
-MAX_SHARED = 2**20
+MAX_SHARED = 2**20  # bytes of a result
+encode_shared = msgspec.msgpack.Encoder().encode
+decode_shared = msgspec.msgpack.Decoder(tuple[Result, float]).decode
 
 
 class SharedCache:
@@ -2842,8 +2837,6 @@ class SharedCache:
             self.backend.serializer = BytesSerializer()
             self.backend.timeout = 0.1
         self.retry_at = 0.0
-        self.encode = msgspec.msgpack.Encoder().encode
-        self.decode = msgspec.msgpack.Decoder(SharedEntry).decode
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self.backend is None or time.monotonic() < self.retry_at:
@@ -2856,18 +2849,18 @@ class SharedCache:
             return None
 
     async def get(self, key: str) -> tuple[Result, float] | None:
-        """A result and its age."""
-        left = await self.call("raw", "pttl", key)
-        value = await self.call("get", key) if left and left > 0 else None
+        """A result and its age (seconds): what has passed of its TTL by Redis's clock, for instances' may differ."""
+        left = await self.call("raw", "pttl", key) or 0
+        value = await self.call("get", key) if left > 0 else None
         with suppress(msgspec.MsgspecError):
             if value:
-                entry = self.decode(value)
-                return entry.result, max(0, entry.ttl - left / 1000)
+                result, ttl = decode_shared(value)
+                return result, max(0, ttl - left / 1000)
         return None
 
-    async def set(self, key: str, entry: SharedEntry, left: float) -> None:
-        """Keep an entry for what is left of its TTL."""
-        await self.call("set", key, self.encode(entry), ttl=left)
+    async def set(self, key: str, result: Result, ttl: float, left: float) -> None:
+        """Keep a result for what is left of its TTL."""
+        await self.call("set", key, encode_shared((result, ttl)), ttl=left)
 
     async def claim(self, key: str, seconds: float) -> bool:
         """Whether this instance is to make an entry: another one may be making it, and has so many seconds."""
@@ -3234,7 +3227,7 @@ class Results:
         key = self.shared_key(plan)
         left = entry.ttl - entry.age if entry and len(entry.result.rows) <= MAX_SHARED else 0
         if entry and left > 0.001 and self.changes.connected_since and self.is_current(entry):
-            await self.shared.set(key, SharedEntry(entry.result, entry.ttl), left)
+            await self.shared.set(key, entry.result, entry.ttl, left)
         if release:
             await self.shared.release(key)
 
@@ -3397,7 +3390,6 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
 def decode_json(body: bytes) -> Any:
     """Raises Problem 400."""
     try:
-        body.decode()
         value = decode_any(body)
     except UnicodeDecodeError:
         raise Problem(400, "The body is not UTF-8.") from None
@@ -3466,22 +3458,49 @@ MAX_ERRORS = 100
 FLAT_OBJECT = re.compile(rb"""\s*+(\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\})\s*+([,\]])""", re.DOTALL)
 decode_record = msgspec.json.Decoder(Record).decode
 
-# The place of a record in its body, and the record or what is wrong with it.
-Row = tuple[str, Record | InputError]
+# The values of a record in the order of its fields, or what is wrong with it.
+Row = tuple[Any, ...] | InputError
 
 
-def bad_row(place: str, exc: msgspec.ValidationError) -> Row:
-    path, detail = flaw(exc)
-    return place, InputError(f"{place}, {path}" if path else place, detail)
-
-
-def json_row(place: str, text: bytes) -> Row:
+def read_row(place: str, read: Callable[[Any], Record], given: bytes | list[str]) -> Row:
+    """Raises Problem 400 for what is no JSON."""
     try:
-        return place, decode_record(text)
+        return record_values(read(given))
     except msgspec.ValidationError as exc:
-        return bad_row(place, exc)
+        column, detail = flaw(exc)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Problem(400, f"{place} is not JSON: {exc}.", [InputError(place, "is not JSON")]) from None
+    except ValueError as exc:
+        column, detail = exc.args
+    return InputError(f"{place}, {column}" if column else place, detail)
+
+
+def record_values(record: Record) -> tuple[Any, ...]:
+    """Raises ValueError with the column and what is wrong."""
+    for name, number in (("obsolescence_val", record.obsolescence_val), ("obsolescence", record.obsolescence)):
+        if number is not None and not (number.is_finite() and abs(number.adjusted()) < 1000):
+            raise ValueError(name, "must be a number below 10^1000")
+        if number is not None and number.as_tuple().exponent < -16_383:  # type: ignore[operator]
+            raise ValueError(name, "must have 16383 digits after the point at most")
+    for name, text in (("alert_type", record.alert_type), ("alert_category", record.alert_category)):
+        if text and "\0" in text:
+            raise ValueError(name, "must not contain a NUL character")
+    metric_id, when, *rest = msgspec.structs.astuple(record)
+    return metric_id, None if when is None else record_date(when), *rest
+
+
+INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # to the driver
+
+
+def record_date(text: str) -> datetime:
+    """A moment, in UTC unless it says otherwise."""
+    try:
+        moment = parse_datetime(text).replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("date", "must be ISO 8601, such as 2025-06-30T12:00:00Z") from None
+    if moment in INFINITIES:
+        raise ValueError("date", "must be within the years 1 to 9999, not at their very ends")
+    return moment
 
 
 async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
@@ -3501,7 +3520,7 @@ async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]
 async def ndjson_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
     number = 0
     async for lines in text_lines(chunks):
-        yield [json_row(f"line {i}", line) for i, line in enumerate(lines, number + 1) if line.strip()]
+        yield [read_row(f"line {i}", decode_record, line) for i, line in enumerate(lines, number + 1) if line.strip()]
         number += len(lines)
 
 
@@ -3516,8 +3535,9 @@ async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
             return
     value = decode_json(start)
     items = msgspec.json.decode(start, type=list[msgspec.Raw]) if isinstance(value, list) else [start]
-    for first in range(0, len(items), SLICE):
-        yield [json_row(f"row {i}", bytes(item)) for i, item in enumerate(items[first : first + SLICE], first + 1)]
+    numbered = enumerate(items, 1)
+    while some := list(itertools.islice(numbered, SLICE)):
+        yield [read_row(f"row {i}", decode_record, bytes(item)) for i, item in some]
 
 
 async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
@@ -3532,7 +3552,7 @@ async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterat
         rows: list[Row] = []
         while found := FLAT_OBJECT.match(buffer, position) if delimiter == b"," else None:
             number, position, delimiter = number + 1, found.end(), found[2]
-            rows.append(json_row(f"row {number}", found[1]))
+            rows.append(read_row(f"row {number}", decode_record, found[1]))
             if len(rows) == SLICE:
                 yield rows
                 rows = []
@@ -3563,7 +3583,8 @@ async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
             break
         if not header and rows:
             header = check_header(rows.pop(0)[1])
-        yield [csv_row(f"line {line}", header, cells) for line, cells in rows]
+        read = functools.partial(csv_record, header)
+        yield [read_row(f"line {line}", read, cells) for line, cells in rows]
     if pending:
         raise Problem(400, f"The quotes that line {number + 1} opens are not closed.")
 
@@ -3600,17 +3621,17 @@ def check_header(header: list[str]) -> list[str]:
     raise Problem(422, f"The header {detail}.", [InputError("line 1", detail)])
 
 
-def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
+def csv_record(header: list[str], cells: list[str]) -> Record:
+    """Raises ValueError with the column and what is wrong, or msgspec's."""
     if len(cells) != len(header):
-        return place, InputError(place, f"has {len(cells)} cells, the header has {len(header)}")
+        raise ValueError("", f"has {len(cells)} cells, the header has {len(header)}")
     filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
-    try:
-        record = msgspec.convert(filled, Record, strict=False)
-    except msgspec.ValidationError as exc:
-        return bad_row(place, exc)
-    # To msgspec the word null is no value, too.
-    nulls = (name for name in filled if getattr(record, name) is None)
-    return place, next((InputError(f"{place}, {name}", "must be blank for no value") for name in nulls), record)
+    record = msgspec.convert(filled, Record, strict=False)
+    for name in filled:
+        # To msgspec the word null is no value, too.
+        if getattr(record, name) is None:
+            raise ValueError(name, "must be blank for no value")
+    return record
 
 
 async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
@@ -3630,35 +3651,6 @@ READERS = {
     "application/ndjson": ndjson_rows,
     "text/csv": csv_rows,
 }
-
-
-def record_values(record: Record) -> tuple[Any, ...]:
-    """The columns of one record; raises ValueError with the column and what is wrong."""
-    for name, number in (("obsolescence_val", record.obsolescence_val), ("obsolescence", record.obsolescence)):
-        if number is not None and not (number.is_finite() and abs(number.adjusted()) < 1000):
-            raise ValueError(name, "must be a number below 10^1000")
-        if number is not None and number.as_tuple().exponent < -16_383:  # type: ignore[operator]
-            raise ValueError(name, "must have 16383 digits after the point at most")
-    for name, text in (("alert_type", record.alert_type), ("alert_category", record.alert_category)):
-        if text and "\0" in text:
-            raise ValueError(name, "must not contain a NUL character")
-    metric_id, when, *rest = msgspec.structs.astuple(record)
-    return metric_id, None if when is None else record_date(when), *rest
-
-
-INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # to the driver
-
-
-def record_date(text: str) -> datetime:
-    """A moment, in UTC unless it says otherwise."""
-    try:
-        moment = parse_datetime(text).replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("date", "must be ISO 8601, such as 2025-06-30T12:00:00Z") from None
-    if moment in INFINITIES:
-        raise ValueError("date", "must be within the years 1 to 9999, not at their very ends")
-    return moment
-
 
 INSERT_RECORDS = """\
 INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
@@ -3688,28 +3680,17 @@ async def insert_records(
     total = inserted = 0
     errors: list[InputError] = []
     while rows:
-        values = [value for row in rows if (value := checked_values(row, errors))]
+        errors += [row for row in rows if isinstance(row, InputError)]
         if len(errors) >= MAX_ERRORS:
             break
-        if values and not errors:
-            done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*values, strict=True)))
-            total, inserted = total + len(values), inserted + int(done.rpartition(" ")[2])
+        if not errors:
+            done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*rows, strict=True)))
+            total, inserted = total + len(rows), inserted + int(done.rpartition(" ")[2])
         await asyncio.sleep(0)
         rows = await anext(batches, [])
     if errors:
         raise Problem(422, f"Nothing was written: {errors[0].name} {errors[0].detail}.", errors[:MAX_ERRORS])
     return Inserted(inserted, total - inserted)
-
-
-def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None:
-    place, record = row
-    if isinstance(record, Record):
-        try:
-            return record_values(record)
-        except ValueError as exc:
-            record = InputError(f"{place}, {exc.args[0]}", exc.args[1])
-    errors.append(record)
-    return None
 
 
 # ------------------------------------------------------------------------------------------------ model

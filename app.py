@@ -2743,20 +2743,6 @@ def make_plan(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller, 
     return Plan(metric, values, f"{metric.id}:{metric.digest}:{encode(values).decode()}", media)
 
 
-class Known(msgspec.Struct, eq=False, frozen=True):
-    """What a question came to when it was asked before, and what the log and the counts say of it each time."""
-
-    plan: Plan
-    form: tuple[str, bool]
-    line: bytes
-    counts: dict[int, tuple[list[float], list[int]]]
-
-
-# A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
-Question = tuple[Caller, str, bytes, bytes, bytes | None, bytes | None, Any]
-MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
-
-
 class Answer(NamedTuple):
     """A body ready to be sent, with the headers that do not change between requests, of a 200 and of a 304."""
 
@@ -2904,13 +2890,14 @@ def weights(header: str) -> Iterator[tuple[str, float]]:
 def accepted_format(accept: str) -> str:
     """The best weight wins, then what is named first; of the ranges that cover a format the narrowest counts."""
     wanted = {name: (weight, -place) for place, (name, weight) in enumerate(weights(accept))}
-    ranks: dict[str, tuple[float, int]] = {}
-    for name, media in MEDIA_TYPES.items():
-        kind = media.partition(";")[0]
+
+    def rank(name: str) -> tuple[float, int]:
+        kind = MEDIA_TYPES[name].partition(";")[0]
         covering = (kind, kind.partition("/")[0] + "/*", "*/*")
-        ranks[name] = next((wanted[media_range] for media_range in covering if media_range in wanted), (0.0, 0))
-    best = max(ranks, key=ranks.__getitem__)
-    return best if ranks[best][0] else "json"
+        return next((wanted[media_range] for media_range in covering if media_range in wanted), (0, 0))
+
+    best = max(MEDIA_TYPES, key=rank)
+    return best if rank(best)[0] else "json"
 
 
 def render(about: Definition, result: Result, media: str) -> bytes:
@@ -3055,7 +3042,6 @@ class Results:
         self.memory = MemoryCache(settings.cache_max_bytes)
         self.shared = SharedCache(settings.cache_url)
         self.flights: dict[str, Flight] = {}
-        self.questions: dict[Question, Known] = {}
         self.background: set[asyncio.Task[Any]] = set()
         self.database_fails = False
 
@@ -3066,20 +3052,6 @@ class Results:
                 return False
             entry.checked = self.changes.epoch
         return True
-
-    def remember(self, question: Question, plan: Plan) -> None:
-        """Spare the next request in the same words the way to its plan."""
-        caller, method, path, query, accept, encoding, _ = question
-        if len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION:
-            return
-        if len(self.questions) >= MAX_QUESTIONS:
-            self.questions.clear()
-        about = {"metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
-        words = {"method": method, "path": unquote(path.decode()), **about}
-        of = self.instruments.requests.of
-        counts = {status: of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
-        form = plan.media, accepts_gzip(encoding or b"")
-        self.questions[question] = Known(plan, form, encode(words)[1:-1], counts)
 
     async def get(self, plan: Plan, wants: Directives, receive: Receive | None = None) -> tuple[Entry, str]:
         """A result and its Cache-Status (RFC 9211).
@@ -3262,9 +3234,9 @@ class Results:
         self.keep(plan, entry)
         return entry
 
-    async def answer(self, plan: Plan, entry: Entry, media: str, gzipped: bool) -> Answer:
-        """The body of an entry in one format, made once; title and layouts are the metric's as they are now."""
-        metric = plan.metric
+    async def answer(self, plan: Plan, entry: Entry, gzipped: bool = False) -> Answer:
+        """The body of an entry in the plan's format, made once; title and layouts are the metric's as they are now."""
+        metric, media = plan.metric, plan.media
         if entry.metric is not metric:
             entry.answers.clear()
             entry.metric = metric
@@ -3286,6 +3258,20 @@ HIT_LINE = (
     b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b'
     b',"status":%d,"duration_ms":%.3f%b}'
 )
+
+
+class Known(msgspec.Struct, eq=False, frozen=True):
+    """What a question came to when it was asked before, and what the log and the counts say of it each time."""
+
+    plan: Plan
+    form: tuple[str, bool]
+    line: bytes
+    counts: dict[int, tuple[list[float], list[int]]]
+
+
+# A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
+Question = tuple[Caller, str, bytes, bytes, bytes | None, bytes | None, Any]
+MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
 
 
 class Hits:
@@ -3324,7 +3310,7 @@ def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
     if (caller := verifier.recall(head.get(b"authorization"))) is None:
         return None
     scope["caller"] = caller
-    known = results.questions.get(question_of(scope))
+    known = state["questions"].get(question_of(scope))
     if known is None or results.catalog.metrics.get(known.plan.metric.id) is not known.plan.metric:
         return None
     entry = results.memory.get(known.plan.key)
@@ -3338,6 +3324,20 @@ def question_of(scope: Scope) -> Question:
     get = scope["head"].get
     asked = scope["method"], scope["raw_path"], scope["query_string"]
     return scope["caller"], *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
+
+
+def remember(scope: Scope, plan: Plan) -> None:
+    """Spare the next request in the same words the way to its plan."""
+    questions, requests = scope["state"]["questions"], scope["state"]["instruments"].requests
+    question = caller, method, path, query, accept, encoding, _ = question_of(scope)
+    if len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION:
+        return
+    if len(questions) >= MAX_QUESTIONS:
+        questions.clear()
+    about = {"metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+    line = encode({"method": method, "path": unquote(path.decode()), **about})[1:-1]
+    counts = {status: requests.of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
+    questions[question] = Known(plan, (plan.media, accepts_gzip(encoding or b"")), line, counts)
 
 
 # ------------------------------------------------------------------------------------------------ bodies
@@ -3864,6 +3864,7 @@ class State(TypedDict):
     catalog: Catalog
     changes: Changes
     results: Results
+    questions: dict[Question, Known]
     broadcast: Broadcast
     probe: Probe
     owner_probe: Probe
@@ -3932,8 +3933,8 @@ async def read_metric(request: Request[State]) -> ASGIApp:
     plan = make_plan(metric, query_pairs(scope["query_string"]), scope["caller"], media)
     wants = parse_directives(scope["head"].get(b"cache-control", b"").decode("latin-1"))
     entry, status = await results.get(plan, wants, request.receive)
-    answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
-    results.remember(question_of(scope), plan)
+    answer = await results.answer(plan, entry, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
+    remember(scope, plan)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         scope["cache"] = status
@@ -4421,7 +4422,7 @@ class Broadcast:
         """A result, or what is the matter, and for how many seconds that will do."""
         try:
             entry, _ = await self.results.get(plan, Directives())
-            answer = await self.results.answer(plan, entry, "json", False)
+            answer = await self.results.answer(plan, entry)
         except Exception as exc:
             log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
             return exc, SOON
@@ -5293,6 +5294,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             catalog=catalog,
             changes=changes,
             results=results,
+            questions={},
             broadcast=broadcast,
             probe=probe,
             owner_probe=owner_probe,

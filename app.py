@@ -2994,13 +2994,16 @@ class Directives(NamedTuple):
     only_if_cached: bool = False
 
 
+MAX_AGE = re.compile(r'max-age="?(\d{1,10})"?')
+
+
 @functools.lru_cache(maxsize=256)
 def parse_directives(header: str) -> Directives:
-    pairs = [directive.strip().partition("=")[::2] for directive in header.lower().split(",")]
-    names = {name for name, _ in pairs}
-    ages = [age[1] for name, value in pairs if name == "max-age" and (age := re.fullmatch(r'"?(\d{1,10})"?', value))]
-    max_age = 0 if "no-cache" in names else min(map(float, ages), default=float("inf"))
-    return Directives(max_age, "only-if-cached" in names)
+    directives = [directive.strip() for directive in header.lower().split(",")]
+    ages = [float(age[1]) for directive in directives if (age := MAX_AGE.fullmatch(directive))]
+    if "no-cache" in directives:
+        ages.append(0)
+    return Directives(min(ages, default=float("inf")), "only-if-cached" in directives)
 
 
 async def disconnected(receive: Receive) -> None:
@@ -3011,11 +3014,11 @@ async def disconnected(receive: Receive) -> None:
 class Flight:
     """One run of a metric, for everybody who waits for the same key; cancelled when the last of them has left."""
 
-    def __init__(self, work: Coroutine[Any, Any, Entry], epoch: int) -> None:
+    def __init__(self, task: asyncio.Task[Entry], epoch: int) -> None:
+        self.task, self.epoch = task, epoch
         self.began = time.monotonic()
-        self.epoch = epoch
         self.waiters = 0
-        self.task = asyncio.create_task(work)
+        self.refreshes = False
 
     async def wait(self, receive: Receive | None) -> Entry:
         """Raises what the run raises, or ClientGone when receive says so first."""
@@ -3030,7 +3033,7 @@ class Flight:
             self.waiters -= 1
             if leaving:
                 leaving.cancel()
-            if not self.waiters:
+            if not self.waiters and not self.refreshes:
                 self.task.cancel()
 
 
@@ -3042,7 +3045,7 @@ class Results:
         self.memory = MemoryCache(settings.cache_max_bytes)
         self.shared = SharedCache(settings.cache_url)
         self.flights: dict[str, Flight] = {}
-        self.background: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.database_fails = False
 
     def is_current(self, entry: Entry) -> bool:
@@ -3094,10 +3097,9 @@ class Results:
         return entry, "fwd=miss; collapsed" if joined else "fwd=miss"
 
     def refresh(self, plan: Plan) -> None:
-        """Run a metric for nobody in particular."""
-        flight, joined = self.board(plan)
-        if not joined:
-            self.in_background(flight.wait(None))
+        """Run a metric for nobody in particular, whoever leaves."""
+        flight, _ = self.board(plan)
+        flight.refreshes = True
 
     def board(self, plan: Plan, max_age: float = float("inf")) -> tuple[Flight, bool]:
         """The flight under way, if it is not too old, no change was heard of since and it goes on; else a new one."""
@@ -3109,25 +3111,23 @@ class Results:
             and not flight.task.cancelling()
         ):
             return flight, True
-        flight = self.flights[plan.key] = Flight(self.fly(plan, max_age), self.changes.epoch)
+        flight = Flight(self.create_task(self.fly(plan, max_age)), self.changes.epoch)
         flight.task.add_done_callback(functools.partial(self.land, plan.key, flight))
+        self.flights[plan.key] = flight
         return flight, False
 
     def land(self, key: str, flight: Flight, task: asyncio.Task[Entry]) -> None:
         if self.flights.get(key) is flight:
             del self.flights[key]
-        if not task.cancelled():
-            task.exception()  # which whoever waits is told, if anybody does
-
-    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(work)
-        self.background.add(task)
-        task.add_done_callback(self.landed_in_background)
-
-    def landed_in_background(self, task: asyncio.Task[Any]) -> None:
-        self.background.discard(task)
-        if not task.cancelled() and (exc := task.exception()):
+        if not task.cancelled() and (exc := task.exception()) and flight.refreshes:
             warn("a run in the background failed", reason=repr(exc))
+
+    def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """The event loop alone would not keep a task from being collected."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
         if max_age > 0 and (entry := await self.await_others(plan)) and entry.age <= max_age:
@@ -3138,7 +3138,7 @@ class Results:
             return made
         finally:
             if self.shared.backend:
-                self.in_background(self.share(plan, made, release=max_age > 0))
+                self.create_task(self.share(plan, made, release=max_age > 0))
 
     async def make(self, plan: Plan) -> Entry:
         began, epoch = time.monotonic(), self.changes.epoch

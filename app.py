@@ -2744,10 +2744,10 @@ def make_plan(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller, 
 
 
 class Answer(NamedTuple):
-    """A body ready to be sent, with the headers that do not change between requests, of a 200 and of a 304."""
+    """A body ready to be sent, with the headers that do not change between requests; a 304 goes without its own."""
 
     headers: list[tuple[bytes, bytes]]
-    headers_304: list[tuple[bytes, bytes]]
+    body_headers: list[tuple[bytes, bytes]]
     etag: bytes
     body: bytes
 
@@ -2805,10 +2805,6 @@ class MemoryCache:
             self.bytes -= entry.size
 
 
-class BytesSerializer(NullSerializer):  # type: ignore[misc]
-    DEFAULT_ENCODING = None
-
-
 MAX_SHARED = 2**20  # bytes of a result
 encode_shared = msgspec.msgpack.Encoder().encode
 decode_shared = msgspec.msgpack.Decoder(tuple[Result, float]).decode
@@ -2820,7 +2816,7 @@ class SharedCache:
     def __init__(self, url: str) -> None:
         self.backend = None if url == "memory://" else Cache.from_url(url)
         if self.backend:
-            self.backend.serializer = BytesSerializer()
+            self.backend.serializer = NullSerializer(encoding=None)  # bytes stay bytes
             self.backend.timeout = 0.1
         self.retry_at = 0.0
 
@@ -2937,27 +2933,25 @@ def csv_cell(value: bytes) -> str:
     return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
 
 
-# Headers that speak of the body, which a 304 does not have.
-OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
 MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 
 
 def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
     body = render(about, entry.result, media)
     etag = hashlib.sha256(body).hexdigest()[:32]
+    body_headers = {"content-type": MEDIA_TYPES[media]}
+    if gzipped and len(body) >= MIN_GZIP:
+        body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
+        body_headers["content-encoding"] = "gzip"
+    body_headers["content-length"] = str(len(body))
     headers = {
-        "content-type": MEDIA_TYPES[media],
+        "etag": f'"{etag}"',
         "cache-control": f"private, max-age={entry.ttl:.0f}, stale-while-revalidate={stale:.0f}",
         "vary": "Accept, Accept-Encoding, Authorization",
     }
     if entry.result.truncated and media != "json":
         headers["x-truncated"] = "true"
-    if gzipped and len(body) >= MIN_GZIP:
-        body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
-        headers["content-encoding"] = "gzip"
-    headers |= {"etag": f'"{etag}"', "content-length": str(len(body))}
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return Answer(pairs, [pair for pair in pairs if pair[0] not in OF_THE_BODY], f'"{etag}"'.encode(), body)
+    return Answer(Headers(headers).raw, Headers(body_headers).raw, headers["etag"].encode(), body)
 
 
 @functools.lru_cache(maxsize=256)
@@ -2974,11 +2968,12 @@ def matches(header: bytes, etag: bytes) -> bool:
 
 async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said: Sequence[tuple[bytes, bytes]]) -> int:
     """Send a 200, or a 304 when the client has the same bytes; returns which."""
-    status, headers, body = 200, answer.headers, answer.body
+    status, headers, body = 200, [*answer.headers, (b"age", b"%d" % age), *said], answer.body
     none_match = scope["head"].get(b"if-none-match")
     if none_match and matches(none_match, answer.etag):
-        status, headers, body = 304, answer.headers_304, b""
-    headers = [*headers, (b"age", b"%d" % age), *said]
+        status, body = 304, b""
+    else:
+        headers += answer.body_headers
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
     return status

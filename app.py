@@ -3512,14 +3512,14 @@ async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]
     yield [rest] if rest else []
 
 
-async def ndjson_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+async def ndjson_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
     number = 0
     async for lines in text_lines(chunks):
-        yield [read_row(f"line {i}", decode_record, line) for i, line in enumerate(lines, number + 1) if line.strip()]
+        yield (read_row(f"line {i}", decode_record, line) for i, line in enumerate(lines, number + 1) if line.strip())
         number += len(lines)
 
 
-async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
     """One object or an array; a long array is taken apart as it arrives."""
     start = b""
     async for chunk in chunks:
@@ -3530,12 +3530,10 @@ async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
             return
     value = decode_json(start)
     items = msgspec.json.decode(start, type=list[msgspec.Raw]) if isinstance(value, list) else [start]
-    numbered = enumerate(items, 1)
-    while some := list(itertools.islice(numbered, SLICE)):
-        yield [read_row(f"row {i}", decode_record, bytes(item)) for i, item in some]
+    yield (read_row(f"row {i}", decode_record, bytes(item)) for i, item in enumerate(items, 1))
 
 
-async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
     """The flat objects of an array that is too long to be held.
 
     Raises Problem 400.
@@ -3543,15 +3541,15 @@ async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterat
     if not buffer.lstrip().startswith(b"["):
         raise Problem(400, f"A body over {WHOLE} bytes must be an array of records, NDJSON or CSV.")
     position, number, delimiter = buffer.index(b"[") + 1, 0, b","
+
+    def complete_rows() -> Iterator[Row]:
+        nonlocal position, number, delimiter
+        while delimiter == b"," and (found := FLAT_OBJECT.match(buffer, position)):
+            position, number, delimiter = found.end(), number + 1, found[2]
+            yield read_row(f"row {number}", decode_record, found[1])
+
     while True:
-        rows: list[Row] = []
-        while found := FLAT_OBJECT.match(buffer, position) if delimiter == b"," else None:
-            number, position, delimiter = number + 1, found.end(), found[2]
-            rows.append(read_row(f"row {number}", decode_record, found[1]))
-            if len(rows) == SLICE:
-                yield rows
-                rows = []
-        yield rows
+        yield complete_rows()
         buffer, position = buffer[position:], 0
         chunk = await anext(chunks, b"")
         if not chunk and not buffer.strip() and delimiter == b"]":
@@ -3561,7 +3559,7 @@ async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterat
         buffer += chunk
 
 
-async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
+async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
     """RFC 4180 with a header; a blank cell is NULL.
 
     Raises Problem 400 or 422.
@@ -3579,7 +3577,7 @@ async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
         if not header and rows:
             header = check_header(rows.pop(0)[1])
         read = functools.partial(csv_record, header)
-        yield [read_row(f"line {line}", read, cells) for line, cells in rows]
+        yield (read_row(f"line {line}", read, cells) for line, cells in rows)
     if pending:
         raise Problem(400, f"The quotes that line {number + 1} opens are not closed.")
 
@@ -3593,9 +3591,8 @@ def complete_lines(lines: Sequence[bytes]) -> int:
 def read_csv(lines: Sequence[bytes], before: int) -> list[tuple[int, list[str]]]:
     """The cells of each record and the line it begins on; raises Problem 400."""
     rows, begun = [], before + 1
-    reader = csv.reader(
-        (line.decode("utf-8-sig" if i == before == 0 else "utf-8") for i, line in enumerate(lines)), strict=True
-    )
+    texts = (line.decode("utf-8-sig" if i == before == 0 else "utf-8") for i, line in enumerate(lines))
+    reader = csv.reader(texts, strict=True)
     try:
         for cells in reader:
             if cells:
@@ -3629,15 +3626,16 @@ def csv_record(header: list[str], cells: list[str]) -> Record:
     return record
 
 
-async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
-    """The same rows, at least SLICE at a time except for the last."""
-    pending: list[Row] = []
-    async for rows in batches:
-        pending += rows
-        if len(pending) >= SLICE:
-            yield pending
-            pending = []
-    yield pending
+async def slices(batches: AsyncIterator[Iterable[Row]]) -> AsyncIterator[list[Row]]:
+    """The rows, read as they are wanted, SLICE at a time; the last slice has fewer."""
+    rows: list[Row] = []
+    async for batch in batches:
+        for row in batch:
+            rows.append(row)
+            if len(rows) == SLICE:
+                yield rows
+                rows = []
+    yield rows
 
 
 READERS = {

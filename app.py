@@ -2718,7 +2718,7 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
         definitions.update(row["definitions"])
         changes.begin(parse_snapshot(row["snapshot"]), row["taken_at"], row["database_id"])
         outdated.set()
-        while not lost.is_set():
+        while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(lost.wait(), HEARTBEAT)
             await conn.execute("SELECT 1", timeout=HEARTBEAT)
@@ -2841,8 +2841,9 @@ class SharedCache:
         return None
 
     async def set(self, key: str, result: Result, ttl: float, left: float) -> None:
-        """Keep a result for what is left of its TTL."""
-        await self.call("set", key, encode_shared((result, ttl)), ttl=left)
+        """Keep a result for what is left of its TTL (seconds), of which Redis counts the milliseconds."""
+        if left > 0.001:
+            await self.call("set", key, encode_shared((result, ttl)), ttl=left)
 
     async def claim(self, key: str, seconds: float) -> bool:
         """Whether this instance is to make an entry: another one may be making it, and has so many seconds."""
@@ -3018,16 +3019,16 @@ class Flight:
     async def wait(self, receive: Receive | None) -> Entry:
         """Raises what the run raises, or ClientGone when receive says so first."""
         self.waiters += 1
-        leaving = asyncio.create_task(disconnected(receive)) if receive else None
+        leaving = [asyncio.create_task(disconnected(receive))] if receive else []
         try:
-            await asyncio.wait([self.task, *([leaving] if leaving else [])], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([self.task, *leaving], return_when=asyncio.FIRST_COMPLETED)
             if not self.task.done():
                 raise ClientGone
             return self.task.result()
         finally:
             self.waiters -= 1
-            if leaving:
-                leaving.cancel()
+            for task in leaving:
+                task.cancel()
             if not self.waiters and not self.refreshes:
                 self.task.cancel()
 
@@ -3192,9 +3193,8 @@ class Results:
     async def share(self, plan: Plan, entry: Entry | None, release: bool) -> None:
         """Give the other instances what was made, if anything was, and end the claim to make it."""
         key = self.shared_key(plan)
-        left = entry.ttl - entry.age if entry and len(entry.result.rows) <= MAX_SHARED else 0
-        if entry and left > 0.001 and self.changes.connected_since and self.is_current(entry):
-            await self.shared.set(key, entry.result, entry.ttl, left)
+        if entry and self.changes.connected_since and self.is_current(entry) and len(entry.result.rows) <= MAX_SHARED:
+            await self.shared.set(key, entry.result, entry.ttl, entry.ttl - entry.age)
         if release:
             await self.shared.release(key)
 
@@ -3346,10 +3346,9 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
 
     Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientGone.
     """
-    announced = request.headers.get("content-length", "")
-    expected, received = int(announced) if announced.isdecimal() else 0, 0
+    size, received = int(request.headers.get("content-length", 0)), 0
     request.scope["unread"] = True
-    while request.scope["unread"] and max(expected, received) <= limit:
+    while request.scope["unread"] and size <= limit:
         try:
             message = await asyncio.wait_for(request.receive(), SILENCE)
         except TimeoutError:
@@ -3358,9 +3357,10 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
             raise ClientGone
         request.scope["unread"], chunk = message.get("more_body", False), message.get("body", b"")
         received += len(chunk)
-        if chunk and received <= limit:
+        size = max(size, received)
+        if chunk and size <= limit:
             yield chunk
-    if max(expected, received) > limit:
+    if size > limit:
         raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
 
 

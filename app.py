@@ -61,7 +61,7 @@ import time
 import traceback
 import uuid
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -90,7 +90,7 @@ import msgspec
 import psycopg
 import uvicorn
 import yoyo
-from aiocache import Cache, SimpleMemoryCache
+from aiocache import Cache
 from aiocache.serializers import NullSerializer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -2553,12 +2553,11 @@ def parse_snapshot(text: str, replayed: bool = False) -> Snapshot:
     return Snapshot(int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
 
 
-class TableChanges(msgspec.Struct):
-    """The last transactions that changed a table, each by the epoch at which it was heard of."""
+class Change(NamedTuple):
+    """A transaction that changed a table, and the epoch at which it was heard of."""
 
-    recent: deque[tuple[int, int]] = msgspec.field(default_factory=lambda: deque(maxlen=64))
-    forgotten: int = 0
-    epoch: int = 0
+    transaction: int
+    epoch: int
 
 
 class Changes:
@@ -2570,20 +2569,16 @@ class Changes:
     def __init__(self) -> None:
         self.connected_since: float | None = None
         self.epoch = self.since_epoch = 0
-        self.since: Snapshot | None = None
+        self.since = Snapshot(0, frozenset())
         self.since_at = 0.0
         self.database_id = ""
-        self.tables: dict[int, TableChanges] = {}
+        # PostgreSQL notifies in the order of the commits: who sees a table's last change sees those before it, too.
+        self.last: dict[int, Change] = {}
         self.heard_by: list[Callable[[Iterable[int] | None], None]] = []
 
     def hear(self, transaction: int, tables: set[int]) -> None:
         self.epoch += 1
-        for oid in tables:
-            table = self.tables.setdefault(oid, TableChanges())
-            if len(table.recent) == table.recent.maxlen:
-                table.forgotten = max(table.forgotten, table.recent[0][1])
-            table.recent.append((self.epoch, transaction))
-            table.epoch = self.epoch
+        self.last |= dict.fromkeys(tables, Change(transaction, self.epoch))
         for tell in self.heard_by:
             tell(tables)
 
@@ -2595,27 +2590,21 @@ class Changes:
         for tell in self.heard_by:
             tell(None)
 
-    def cover(self, result: Result, tables: Iterable[int], until: int | None = None, began: int = -1) -> bool:
-        """Whether a result was taken since listening began and saw every change that was heard of, until an epoch.
+    def of(self, tables: Iterable[int]) -> list[Change]:
+        return [self.last[oid] for oid in tables if oid in self.last]
+
+    def last_epoch(self, tables: Iterable[int]) -> int:
+        return max((change.epoch for change in self.of(tables)), default=self.since_epoch)
+
+    def seen_by(self, result: Result, changes: Iterable[Change], began: int = -1) -> bool:
+        """Whether a result was taken since listening began and saw these changes.
 
         began is the epoch when a run began that is known to have seen every change before.
         """
-        if self.since is None:
-            return True
         snapshot = parse_snapshot(result.snapshot, result.replayed is not None)
         if began < self.since_epoch and (result.taken_at < self.since_at or not snapshot.includes(self.since)):
             return False
-        known = [self.tables[oid] for oid in tables if oid in self.tables and self.tables[oid].epoch > began]
-        return all(
-            min(snapshot.running, default=snapshot.xmax) > table.forgotten
-            and all(
-                snapshot.sees(transaction) for epoch, transaction in table.recent if until is None or epoch <= until
-            )
-            for table in known
-        )
-
-    def last_epoch(self, tables: Iterable[int]) -> int:
-        return max((self.tables[oid].epoch for oid in tables if oid in self.tables), default=self.since_epoch)
+        return all(change.epoch <= began or snapshot.sees(change.transaction) for change in changes)
 
 
 async def notify(conn: asyncpg.Connection, table: str) -> None:
@@ -2671,13 +2660,13 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
     conn = await connect(dsn, 2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
-        changes.tables.clear()
+        changes.last.clear()
         await conn.add_listener("metrics_api", on_change)
         row = await conn.fetchrow(LISTENING)
         definitions.update(row["definitions"])
         changes.begin(parse_snapshot(row["snapshot"]), row["taken_at"], row["database_id"])
         outdated.set()
-        while not lost.is_set():
+        while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(lost.wait(), HEARTBEAT)
             await conn.execute("SELECT 1", timeout=HEARTBEAT)
@@ -2702,100 +2691,71 @@ def make_plan(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller, 
     return Plan(metric, values, f"{metric.id}:{metric.digest}:{encode(values).decode()}", media)
 
 
-class Known(msgspec.Struct, eq=False, frozen=True):
-    """What a question came to when it was asked before, and what the log and the counts say of it each time."""
-
-    plan: Plan
-    form: tuple[str, bool]
-    line: bytes
-    counts: dict[int, Counts]
-
-
-# A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
-Question = tuple[Caller, str, bytes, bytes, bytes | None, bytes | None, Any]
-MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
-
-
 class Answer(NamedTuple):
-    """A body ready to be sent, with the headers that do not change between requests, of a 200 and of a 304."""
+    """A body ready to be sent, with the headers that do not change between requests; a 304 goes without its own."""
 
     headers: list[tuple[bytes, bytes]]
-    headers_304: list[tuple[bytes, bytes]]
+    body_headers: list[tuple[bytes, bytes]]
     etag: bytes
     body: bytes
 
 
 class Entry(msgspec.Struct, eq=False):
-    """A result in the cache; made_at is the clock (time.monotonic) when its run began."""
+    """A result in the cache.
 
+    made_at is the clock (time.monotonic) when its run began, and began the epoch, or -1 when that was in another
+    instance. checked is the last epoch at which nothing had changed.
+    """
+
+    metric: Metric
     result: Result
     made_at: float
     ttl: float
-    tables: tuple[int, ...]
-    epoch: int
-    about: Definition
-    shared: bool = False
     began: int = -1
+    checked: int = -1
     milliseconds: float = 0
     answers: dict[tuple[str, bool], Answer] = {}
+    size: int = 0
 
     @property
     def age(self) -> float:
         return time.monotonic() - self.made_at
 
-    @property
-    def size(self) -> int:
+    def measure(self) -> int:
         return 1024 + len(self.result.rows) + sum(1024 + len(answer.body) for answer in self.answers.values())
 
 
-class MemoryCache(SimpleMemoryCache):  # type: ignore[misc]
-    """aiocache's memory cache, bounded in bytes; what was used longest ago goes first."""
+class MemoryCache:
+    """Entries by key, bounded in bytes; what was used longest ago goes first."""
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(timeout=0)
         self.max_bytes, self.bytes = max_bytes, 0
-        self.sizes: dict[str, int] = {}
+        self.entries: OrderedDict[str, Entry] = OrderedDict()
 
-    def peek(self, key: str) -> Entry | None:
-        """An entry without the ceremony of get(), which costs as much as the rest of a hit."""
-        if entry := self._cache.pop(key, None):
-            self._cache[key] = entry
-        return cast("Entry | None", entry)
+    def get(self, key: str) -> Entry | None:
+        if entry := self.entries.get(key):
+            self.entries.move_to_end(key)
+        return entry
 
-    def account(self, key: str, entry: Entry) -> None:
-        """Count an entry as large as it now is, and make room."""
-        if key not in self._cache:
+    def put(self, key: str, entry: Entry) -> None:
+        """Keep an entry, counted as large as it now is, unless it is too large; make room."""
+        self.drop(key)
+        entry.size = entry.measure() + len(key)
+        if entry.size > self.max_bytes:
             return
-        self.bytes += entry.size + len(key) - self.sizes.get(key, 0)
-        self.sizes[key] = entry.size + len(key)
-        if self.sizes[key] > self.max_bytes:
-            self._SimpleMemoryBackend__delete(key)
+        self.entries[key] = entry
+        self.bytes += entry.size
         while self.bytes > self.max_bytes:
-            self._SimpleMemoryBackend__delete(next(iter(self._cache)))
+            self.drop(next(iter(self.entries)))
 
-    async def _set(self, key: str, value: Entry, *args: Any, **kwargs: Any) -> bool:
-        self._cache.pop(key, None)
-        self._cache[key] = value
-        self.account(key, value)
-        return True
-
-    def _SimpleMemoryBackend__delete(self, key: str) -> int:
-        self.bytes -= self.sizes.pop(key, 0)
-        return int(self._cache.pop(key, None) is not None)
+    def drop(self, key: str) -> None:
+        if entry := self.entries.pop(key, None):
+            self.bytes -= entry.size
 
 
-class BytesSerializer(NullSerializer):  # type: ignore[misc]
-    DEFAULT_ENCODING = None
-
-
-class SharedEntry(msgspec.Struct, array_like=True):
-    """Its age (seconds) is what has passed of its TTL by Redis's clock: those of the instances may differ."""
-
-    result: Result
-    ttl: float
-
-
-MAX_SHARED = 2**20
+MAX_SHARED = 2**20  # bytes of a result
+encode_shared = msgspec.msgpack.Encoder().encode
+decode_shared = msgspec.msgpack.Decoder(tuple[Result, float]).decode
 
 
 class SharedCache:
@@ -2804,11 +2764,9 @@ class SharedCache:
     def __init__(self, url: str) -> None:
         self.backend = None if url == "memory://" else Cache.from_url(url)
         if self.backend:
-            self.backend.serializer = BytesSerializer()
+            self.backend.serializer = NullSerializer(encoding=None)  # bytes stay bytes
             self.backend.timeout = 0.1
         self.retry_at = 0.0
-        self.encode = msgspec.msgpack.Encoder().encode
-        self.decode = msgspec.msgpack.Decoder(SharedEntry).decode
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self.backend is None or time.monotonic() < self.retry_at:
@@ -2821,18 +2779,19 @@ class SharedCache:
             return None
 
     async def get(self, key: str) -> tuple[Result, float] | None:
-        """A result and its age."""
-        left = await self.call("raw", "pttl", key)
-        value = await self.call("get", key) if left and left > 0 else None
+        """A result and its age (seconds): what has passed of its TTL by Redis's clock, for instances' may differ."""
+        left = await self.call("raw", "pttl", key) or 0
+        value = await self.call("get", key) if left > 0 else None
         with suppress(msgspec.MsgspecError):
             if value:
-                entry = self.decode(value)
-                return entry.result, max(0, entry.ttl - left / 1000)
+                result, ttl = decode_shared(value)
+                return result, max(0, ttl - left / 1000)
         return None
 
-    async def set(self, key: str, entry: SharedEntry, left: float) -> None:
-        """Keep an entry for what is left of its TTL."""
-        await self.call("set", key, self.encode(entry), ttl=left)
+    async def set(self, key: str, result: Result, ttl: float, left: float) -> None:
+        """Keep a result for what is left of its TTL (seconds), of which Redis counts the milliseconds."""
+        if left > 0.001:
+            await self.call("set", key, encode_shared((result, ttl)), ttl=left)
 
     async def claim(self, key: str, seconds: float) -> bool:
         """Whether this instance is to make an entry: another one may be making it, and has so many seconds."""
@@ -2876,13 +2835,14 @@ def weights(header: str) -> Iterator[tuple[str, float]]:
 def accepted_format(accept: str) -> str:
     """The best weight wins, then what is named first; of the ranges that cover a format the narrowest counts."""
     wanted = {name: (weight, -place) for place, (name, weight) in enumerate(weights(accept))}
-    ranks: dict[str, tuple[float, int]] = {}
-    for name, media in MEDIA_TYPES.items():
-        kind = media.partition(";")[0]
+
+    def rank(name: str) -> tuple[float, int]:
+        kind = MEDIA_TYPES[name].partition(";")[0]
         covering = (kind, kind.partition("/")[0] + "/*", "*/*")
-        ranks[name] = next((wanted[media_range] for media_range in covering if media_range in wanted), (0.0, 0))
-    best = max(ranks, key=ranks.__getitem__)
-    return best if ranks[best][0] else "json"
+        return next((wanted[media_range] for media_range in covering if media_range in wanted), (0, 0))
+
+    best = max(MEDIA_TYPES, key=rank)
+    return best if rank(best)[0] else "json"
 
 
 def render(about: Definition, result: Result, media: str) -> bytes:
@@ -2922,27 +2882,25 @@ def csv_cell(value: bytes) -> str:
     return msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
 
 
-# Headers that speak of the body, which a 304 does not have.
-OF_THE_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
 MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 
 
 def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
     body = render(about, entry.result, media)
     etag = hashlib.sha256(body).hexdigest()[:32]
+    body_headers = {"content-type": MEDIA_TYPES[media]}
+    if gzipped and len(body) >= MIN_GZIP:
+        body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
+        body_headers["content-encoding"] = "gzip"
+    body_headers["content-length"] = str(len(body))
     headers = {
-        "content-type": MEDIA_TYPES[media],
+        "etag": f'"{etag}"',
         "cache-control": f"private, max-age={entry.ttl:.0f}, stale-while-revalidate={stale:.0f}",
         "vary": "Accept, Accept-Encoding, Authorization",
     }
     if entry.result.truncated and media != "json":
         headers["x-truncated"] = "true"
-    if gzipped and len(body) >= MIN_GZIP:
-        body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
-        headers["content-encoding"] = "gzip"
-    headers |= {"etag": f'"{etag}"', "content-length": str(len(body))}
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return Answer(pairs, [pair for pair in pairs if pair[0] not in OF_THE_BODY], f'"{etag}"'.encode(), body)
+    return Answer(Headers(headers).raw, Headers(body_headers).raw, headers["etag"].encode(), body)
 
 
 @functools.lru_cache(maxsize=256)
@@ -2959,11 +2917,12 @@ def matches(header: bytes, etag: bytes) -> bool:
 
 async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said: Sequence[tuple[bytes, bytes]]) -> int:
     """Send a 200, or a 304 when the client has the same bytes; returns which."""
-    status, headers, body = 200, answer.headers, answer.body
+    status, headers, body = 200, [*answer.headers, (b"age", b"%d" % age), *said], answer.body
     none_match = scope["head"].get(b"if-none-match")
     if none_match and matches(none_match, answer.etag):
-        status, headers, body = 304, answer.headers_304, b""
-    headers = [*headers, (b"age", b"%d" % age), *said]
+        status, body = 304, b""
+    else:
+        headers += answer.body_headers
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
     return status
@@ -2979,13 +2938,16 @@ class Directives(NamedTuple):
     only_if_cached: bool = False
 
 
+MAX_AGE = re.compile(r'max-age="?(\d{1,10})"?')
+
+
 @functools.lru_cache(maxsize=256)
 def parse_directives(header: str) -> Directives:
-    pairs = [directive.strip().partition("=")[::2] for directive in header.lower().split(",")]
-    names = {name for name, _ in pairs}
-    ages = [age[1] for name, value in pairs if name == "max-age" and (age := re.fullmatch(r'"?(\d{1,10})"?', value))]
-    max_age = 0 if "no-cache" in names else min(map(float, ages), default=float("inf"))
-    return Directives(max_age, "only-if-cached" in names)
+    directives = [directive.strip() for directive in header.lower().split(",")]
+    ages = [float(age[1]) for directive in directives if (age := MAX_AGE.fullmatch(directive))]
+    if "no-cache" in directives:
+        ages.append(0)
+    return Directives(min(ages, default=float("inf")), "only-if-cached" in directives)
 
 
 async def disconnected(receive: Receive) -> None:
@@ -2996,26 +2958,26 @@ async def disconnected(receive: Receive) -> None:
 class Flight:
     """One run of a metric, for everybody who waits for the same key; cancelled when the last of them has left."""
 
-    def __init__(self, work: Coroutine[Any, Any, Entry], epoch: int) -> None:
+    def __init__(self, task: asyncio.Task[Entry], epoch: int) -> None:
+        self.task, self.epoch = task, epoch
         self.began = time.monotonic()
-        self.epoch = epoch
         self.waiters = 0
-        self.task = asyncio.create_task(work)
+        self.refreshes = False
 
     async def wait(self, receive: Receive | None) -> Entry:
         """Raises what the run raises, or ClientDisconnect when receive says so first."""
         self.waiters += 1
-        leaving = asyncio.create_task(disconnected(receive)) if receive else None
+        leaving = [asyncio.create_task(disconnected(receive))] if receive else []
         try:
-            await asyncio.wait([self.task, *([leaving] if leaving else [])], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([self.task, *leaving], return_when=asyncio.FIRST_COMPLETED)
             if not self.task.done():
                 raise ClientDisconnect
             return self.task.result()
         finally:
             self.waiters -= 1
-            if leaving:
-                leaving.cancel()
-            if not self.waiters:
+            for task in leaving:
+                task.cancel()
+            if not self.waiters and not self.refreshes:
                 self.task.cancel()
 
 
@@ -3027,108 +2989,89 @@ class Results:
         self.memory = MemoryCache(settings.cache_max_bytes)
         self.shared = SharedCache(settings.cache_url)
         self.flights: dict[str, Flight] = {}
-        self.questions: dict[Question, Known] = {}
-        self.background: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.database_fails = False
 
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing that an entry was made from has changed, as far as the listener has heard."""
-        if entry.epoch != self.changes.epoch:
-            if not self.changes.cover(entry.result, entry.tables, began=entry.began):
+        if entry.checked != self.changes.epoch:
+            if not self.changes.seen_by(entry.result, self.changes.of(entry.metric.tables), entry.began):
                 return False
-            entry.epoch = self.changes.epoch
+            entry.checked = self.changes.epoch
         return True
-
-    def remember(self, question: Question, plan: Plan) -> None:
-        """Spare the next request in the same words the way to its plan."""
-        caller, method, path, query, accept, encoding, _ = question
-        if len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION:
-            return
-        if len(self.questions) >= MAX_QUESTIONS:
-            self.questions.clear()
-        about = {"metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
-        words = {"method": method, "path": unquote(path.decode()), **about}
-        of = self.instruments.requests.of
-        counts = {status: of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
-        form = plan.media, accepts_gzip(encoding or b"")
-        self.questions[question] = Known(plan, form, encode(words)[1:-1], counts)
-
-    def within_stale(self, entry: Entry | None) -> bool:
-        return entry is not None and entry.age <= entry.ttl + self.settings.cache_stale
 
     async def get(self, plan: Plan, wants: Directives, receive: Receive | None = None) -> tuple[Entry, str]:
         """A result and its Cache-Status (RFC 9211).
 
         Raises Problem 504 for only-if-cached, ClientDisconnect, or what the run raises when nothing stale may stand in.
         """
-        arrived = time.monotonic()
-        entry = self.memory.peek(plan.key)
-        acceptable = entry and self.within_stale(entry) and wants.max_age > 0 and entry.age <= wants.max_age
-        if entry and acceptable and self.is_current(entry):
-            if entry.age <= entry.ttl:
+        entry = self.memory.get(plan.key)
+        if entry and not self.acceptable(entry, wants):
+            entry = None
+        if entry:
+            current = self.is_current(entry)
+            if current and entry.age <= entry.ttl:
                 return entry, "hit"
-            if self.changes.connected_since:
+            # While nobody listens, only a failing database lets an older result stand in at once.
+            if current if self.changes.connected_since else self.database_fails:
                 self.refresh(plan)
                 return entry, "fwd=stale"
-        if entry and acceptable and self.database_fails and not self.changes.connected_since:
-            self.refresh(plan)
-            return entry, "fwd=stale"
         if wants.only_if_cached:
             return await self.only_cached(plan, wants), "hit; detail=shared"
         try:
-            return await self.run(plan, arrived, wants, receive)
+            return await self.run(plan, wants, receive)
         except (TimeoutError, *DATABASE_DOWN):
-            if entry and acceptable:
+            if entry:
                 return entry, "fwd=stale"
             raise
+
+    def acceptable(self, entry: Entry, wants: Directives) -> bool:
+        return wants.max_age > 0 and entry.age <= min(wants.max_age, entry.ttl + self.settings.cache_stale)
 
     async def only_cached(self, plan: Plan, wants: Directives) -> Entry:
         if (entry := await self.recall(plan)) and entry.age <= wants.max_age:
             return entry
         raise Problem(504, "Nothing is cached for only-if-cached; ask without it.")
 
-    async def run(self, plan: Plan, arrived: float, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
-        flight = self.flights.get(plan.key)
-        joined = flight is not None and self.joinable(flight, plan) and flight.began + wants.max_age >= arrived
-        if flight is None or not joined:
-            flight = self.take_off(plan, wants.max_age)
+    async def run(self, plan: Plan, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
+        flight, joined = self.board(plan, wants.max_age)
         entry = await flight.wait(receive)
-        if entry.shared:
+        if entry.began < 0:
             return entry, "hit; detail=shared"
         return entry, "fwd=miss; collapsed" if joined else "fwd=miss"
 
-    def joinable(self, flight: Flight, plan: Plan) -> bool:
-        """Whether a flight is not being cancelled, and no change was heard of since it began."""
-        return not flight.task.cancelling() and flight.epoch >= self.changes.last_epoch(plan.metric.tables)
-
     def refresh(self, plan: Plan) -> None:
-        """Run a metric for nobody in particular."""
+        """Run a metric for nobody in particular, whoever leaves."""
+        flight, _ = self.board(plan)
+        flight.refreshes = True
+
+    def board(self, plan: Plan, max_age: float = float("inf")) -> tuple[Flight, bool]:
+        """The flight under way, if it is not too old, no change was heard of since and it goes on; else a new one."""
         flight = self.flights.get(plan.key)
-        if flight is None or not self.joinable(flight, plan):
-            self.in_background(self.take_off(plan).wait(None))
+        if (
+            flight
+            and flight.began >= time.monotonic() - max_age
+            and flight.epoch >= self.changes.last_epoch(plan.metric.tables)
+            and not flight.task.cancelling()
+        ):
+            return flight, True
+        flight = Flight(self.create_task(self.fly(plan, max_age)), self.changes.epoch)
+        flight.task.add_done_callback(functools.partial(self.land, plan.key, flight))
+        self.flights[plan.key] = flight
+        return flight, False
 
-    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(work)
-        self.background.add(task)
-        task.add_done_callback(self.landed_in_background)
-
-    def landed_in_background(self, task: asyncio.Task[Any]) -> None:
-        self.background.discard(task)
-        if not task.cancelled() and (exc := task.exception()):
+    def land(self, key: str, flight: Flight, task: asyncio.Task[Entry]) -> None:
+        if self.flights.get(key) is flight:
+            del self.flights[key]
+        if not task.cancelled() and (exc := task.exception()) and flight.refreshes:
             warn("a run in the background failed", reason=repr(exc))
 
-    def take_off(self, plan: Plan, max_age: float = float("inf")) -> Flight:
-        flight = Flight(self.fly(plan, max_age), self.changes.epoch)
-        self.flights[plan.key] = flight
-
-        def landed(task: asyncio.Task[Entry]) -> None:
-            if self.flights.get(plan.key) is flight:
-                del self.flights[plan.key]
-            if not task.cancelled():
-                task.exception()
-
-        flight.task.add_done_callback(landed)
-        return flight
+    def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """The event loop alone would not keep a task from being collected."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
         if max_age > 0 and (entry := await self.await_others(plan)) and entry.age <= max_age:
@@ -3139,7 +3082,7 @@ class Results:
             return made
         finally:
             if self.shared.backend:
-                self.in_background(self.share(plan, made, release=max_age > 0))
+                self.create_task(self.share(plan, made, release=max_age > 0))
 
     async def make(self, plan: Plan) -> Entry:
         began, epoch = time.monotonic(), self.changes.epoch
@@ -3152,12 +3095,11 @@ class Results:
             raise
         if plan.metric.login == "reader":
             self.database_fails = False
-        entry = self.make_entry(plan, result, began)
-        entry.milliseconds = (time.monotonic() - began) * 1000
-        entry.began = epoch
-        self.instruments.count_run(plan.metric.id, result.row_count, time.monotonic() - began)
+        entry = self.make_entry(plan, result, began, epoch)
+        entry.milliseconds = entry.age * 1000
+        self.instruments.count_run(plan.metric.id, result.row_count, entry.age)
         if self.is_current(entry):
-            await self.keep(plan, entry)
+            self.keep(plan, entry)
         return entry
 
     async def run_up_to_date(self, plan: Plan) -> Result:
@@ -3166,10 +3108,11 @@ class Results:
         A replica may be behind: it is given POOL_TIMEOUT to catch up, then the primary is asked. Raises as run_metric
         does, and Problem 503 when no host is up to date.
         """
-        epoch, deadline, needed = self.changes.epoch, time.monotonic() + self.settings.pool_timeout, None
+        heard = self.changes.of(plan.metric.tables)
+        deadline, needed = time.monotonic() + self.settings.pool_timeout, None
         while True:
             result = await run_metric(self.catalog, plan.metric, plan.values)
-            if result.replayed is None or self.changes.cover(result, plan.metric.tables, epoch):
+            if result.replayed is None or self.changes.seen_by(result, heard):
                 return result
             needed = needed or await written(self.catalog.database)
             if needed and result.replayed >= needed:
@@ -3182,16 +3125,14 @@ class Results:
         except asyncpg.TargetServerAttributeNotMatched:
             raise Problem(503, "The replicas are behind; try again.") from None
 
-    def make_entry(self, plan: Plan, result: Result, made_at: float, shared: bool = False) -> Entry:
-        about = plan.metric.about
-        ttl = self.settings.cache_ttl if about.ttl is None else about.ttl
-        tables = tuple(plan.metric.tables)
-        return Entry(result, made_at, ttl, tables, -1, about, shared)
+    def make_entry(self, plan: Plan, result: Result, made_at: float, began: int = -1) -> Entry:
+        ttl = plan.metric.about.ttl
+        return Entry(plan.metric, result, made_at, self.settings.cache_ttl if ttl is None else ttl, began)
 
-    async def keep(self, plan: Plan, entry: Entry) -> None:
-        present = self.memory.peek(plan.key)
+    def keep(self, plan: Plan, entry: Entry) -> None:
+        present = self.memory.get(plan.key)
         if present is None or present.made_at <= entry.made_at:
-            await self.memory.set(plan.key, entry)
+            self.memory.put(plan.key, entry)
 
     def shared_key(self, plan: Plan) -> str:
         digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
@@ -3200,9 +3141,8 @@ class Results:
     async def share(self, plan: Plan, entry: Entry | None, release: bool) -> None:
         """Give the other instances what was made, if anything was, and end the claim to make it."""
         key = self.shared_key(plan)
-        left = entry.ttl - entry.age if entry and len(entry.result.rows) <= MAX_SHARED else 0
-        if entry and left > 0.001 and self.changes.connected_since and self.is_current(entry):
-            await self.shared.set(key, SharedEntry(entry.result, entry.ttl), left)
+        if entry and self.changes.connected_since and self.is_current(entry) and len(entry.result.rows) <= MAX_SHARED:
+            await self.shared.set(key, entry.result, entry.ttl, entry.ttl - entry.age)
         if release:
             await self.shared.release(key)
 
@@ -3227,31 +3167,30 @@ class Results:
 
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
-        if not self.shared.backend or not self.changes.connected_since:
-            return None
         found = await self.shared.get(self.shared_key(plan))
-        if found is None:
+        if found is None or not self.changes.connected_since:
             return None
         result, age = found
-        entry = self.make_entry(plan, result, time.monotonic() - age, True)
-        if entry.age > entry.ttl or not self.changes.connected_since or not self.is_current(entry):
+        entry = self.make_entry(plan, result, time.monotonic() - age)
+        if entry.age > entry.ttl or not self.is_current(entry):
             return None
-        await self.keep(plan, entry)
+        self.keep(plan, entry)
         return entry
 
-    async def answer(self, plan: Plan, entry: Entry, media: str, gzipped: bool) -> Answer:
-        """The body of an entry in one format, made once; title and layouts are the metric's as they are now."""
-        about = plan.metric.about
-        if entry.about is not about:
+    async def answer(self, plan: Plan, entry: Entry, gzipped: bool = False) -> Answer:
+        """The body of an entry in the plan's format, made once; title and layouts are the metric's as they are now."""
+        metric, media = plan.metric, plan.media
+        if entry.metric is not metric:
             entry.answers.clear()
-            entry.about = about
+            entry.metric = metric
         if (answer := entry.answers.get((media, gzipped))) is None:
             large = len(entry.result.rows) > 64 * 1024
-            make = functools.partial(make_answer, about, entry, media, gzipped, self.settings.cache_stale)
+            make = functools.partial(make_answer, metric.about, entry, media, gzipped, self.settings.cache_stale)
             answer = await asyncio.to_thread(make) if large and (gzipped or media == "csv") else make()
-            if entry.about is about:
+            if entry.metric is metric:
                 entry.answers[media, gzipped] = answer
-                self.memory.account(plan.key, entry)
+                if self.memory.get(plan.key) is entry:
+                    self.memory.put(plan.key, entry)
         return answer
 
 
@@ -3262,6 +3201,20 @@ HIT_LINE = (
     b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b'
     b',"status":%d,"duration_ms":%.3f%b}'
 )
+
+
+class Known(msgspec.Struct, eq=False, frozen=True):
+    """What a question came to when it was asked before, and what the log and the counts say of it each time."""
+
+    plan: Plan
+    form: tuple[str, bool]
+    line: bytes
+    counts: dict[int, tuple[list[float], list[int]]]
+
+
+# A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
+Question = tuple[Caller, str, bytes, bytes, bytes | None, bytes | None, Any]
+MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
 
 
 class Hits:
@@ -3300,11 +3253,11 @@ def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
     if (caller := verifier.recall(head.get(b"authorization"))) is None:
         return None
     scope["caller"] = caller
-    known = results.questions.get(question_of(scope))
+    known = state["questions"].get(question_of(scope))
     if known is None or results.catalog.metrics.get(known.plan.metric.id) is not known.plan.metric:
         return None
-    entry = results.memory.peek(known.plan.key)
-    if entry is None or entry.about is not known.plan.metric.about:
+    entry = results.memory.get(known.plan.key)
+    if entry is None or entry.metric is not known.plan.metric:
         return None
     answer, age = entry.answers.get(known.form), entry.age
     return (known, answer, age) if answer and age <= entry.ttl and results.is_current(entry) else None
@@ -3314,6 +3267,20 @@ def question_of(scope: Scope) -> Question:
     get = scope["head"].get
     asked = scope["method"], scope["raw_path"], scope["query_string"]
     return scope["caller"], *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
+
+
+def remember(scope: Scope, plan: Plan) -> None:
+    """Spare the next request in the same words the way to its plan."""
+    questions, requests = scope["state"]["questions"], scope["state"]["instruments"].requests
+    question = caller, method, path, query, accept, encoding, _ = question_of(scope)
+    if len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION:
+        return
+    if len(questions) >= MAX_QUESTIONS:
+        questions.clear()
+    about = {"metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
+    line = encode({"method": method, "path": unquote(path.decode()), **about})[1:-1]
+    counts = {status: requests.of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
+    questions[question] = Known(plan, (plan.media, accepts_gzip(encoding or b"")), line, counts)
 
 
 # ------------------------------------------------------------------------------------------------ bodies
@@ -3327,10 +3294,9 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
 
     Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientDisconnect.
     """
-    announced = request.headers.get("content-length", "")
-    expected, received = int(announced) if announced.isdecimal() else 0, 0
+    size, received = int(request.headers.get("content-length", 0)), 0
     request.scope["unread"] = True
-    while request.scope["unread"] and max(expected, received) <= limit:
+    while request.scope["unread"] and size <= limit:
         try:
             message = await asyncio.wait_for(request.receive(), SILENCE)
         except TimeoutError:
@@ -3339,9 +3305,10 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
             raise ClientDisconnect
         request.scope["unread"], chunk = message.get("more_body", False), message.get("body", b"")
         received += len(chunk)
-        if chunk and received <= limit:
+        size = max(size, received)
+        if chunk and size <= limit:
             yield chunk
-    if max(expected, received) > limit:
+    if size > limit:
         raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
 
 
@@ -3366,7 +3333,6 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
 def decode_json(body: bytes) -> Any:
     """Raises Problem 400."""
     try:
-        body.decode()
         value = decode_any(body)
     except UnicodeDecodeError:
         raise Problem(400, "The body is not UTF-8.") from None
@@ -3435,174 +3401,25 @@ MAX_ERRORS = 100
 FLAT_OBJECT = re.compile(rb"""\s*+(\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\})\s*+([,\]])""", re.DOTALL)
 decode_record = msgspec.json.Decoder(Record).decode
 
-# The place of a record in its body, and the record or what is wrong with it.
-Row = tuple[str, Record | InputError]
+# The values of a record in the order of its fields, or what is wrong with it.
+Row = tuple[Any, ...] | InputError
 
 
-def bad_row(place: str, exc: msgspec.ValidationError) -> Row:
-    path, detail = flaw(exc)
-    return place, InputError(f"{place}, {path}" if path else place, detail)
-
-
-def json_row(place: str, text: bytes) -> Row:
+def read_row(place: str, read: Callable[[Any], Record], given: bytes | list[str]) -> Row:
+    """Raises Problem 400 for what is no JSON."""
     try:
-        return place, decode_record(text)
+        return record_values(read(given))
     except msgspec.ValidationError as exc:
-        return bad_row(place, exc)
+        column, detail = flaw(exc)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Problem(400, f"{place} is not JSON: {exc}.", [InputError(place, "is not JSON")]) from None
-
-
-async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """Whole lines, with their ends, as they arrive; the last may have none.
-
-    Raises Problem 400 for a line that is too long to be held.
-    """
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield [line + b"\n" for line in lines]
-        if len(rest) > WHOLE:
-            raise Problem(400, f"A line is longer than {WHOLE} bytes.", headers={"Connection": "close"})
-    yield [rest] if rest else []
-
-
-async def ndjson_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
-    number = 0
-    async for lines in text_lines(chunks):
-        yield [json_row(f"line {i}", line) for i, line in enumerate(lines, number + 1) if line.strip()]
-        number += len(lines)
-
-
-async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
-    """One object or an array; a long array is taken apart as it arrives."""
-    start = b""
-    async for chunk in chunks:
-        start += chunk
-        if len(start) > WHOLE:
-            async for rows in array_rows(start, chunks):
-                yield rows
-            return
-    value = decode_json(start)
-    items = msgspec.json.decode(start, type=list[msgspec.Raw]) if isinstance(value, list) else [start]
-    for first in range(0, len(items), SLICE):
-        yield [json_row(f"row {i}", bytes(item)) for i, item in enumerate(items[first : first + SLICE], first + 1)]
-
-
-async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
-    """The flat objects of an array that is too long to be held.
-
-    Raises Problem 400.
-    """
-    if not buffer.lstrip().startswith(b"["):
-        raise Problem(400, f"A body over {WHOLE} bytes must be an array of records, NDJSON or CSV.")
-    position, number, delimiter = buffer.index(b"[") + 1, 0, b","
-    while True:
-        rows: list[Row] = []
-        while found := FLAT_OBJECT.match(buffer, position) if delimiter == b"," else None:
-            number, position, delimiter = number + 1, found.end(), found[2]
-            rows.append(json_row(f"row {number}", found[1]))
-            if len(rows) == SLICE:
-                yield rows
-                rows = []
-        yield rows
-        buffer, position = buffer[position:], 0
-        chunk = await anext(chunks, b"")
-        if not chunk and not buffer.strip() and delimiter == b"]":
-            return
-        if not chunk or len(buffer) > WHOLE or (delimiter == b"]" and chunk.strip()):
-            raise Problem(400, f"The body is no JSON array of flat records after row {number}.")
-        buffer += chunk
-
-
-async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Row]]:
-    """RFC 4180 with a header; a blank cell is NULL.
-
-    Raises Problem 400 or 422.
-    """
-    header: list[str] = []
-    pending: list[bytes] = []
-    number = 0
-    async for lines in text_lines(chunks):
-        pending += lines
-        ready = complete_lines(pending)
-        rows = read_csv(pending[:ready], number)
-        number, pending = number + ready, pending[ready:]
-        if sum(map(len, pending)) > WHOLE:
-            break
-        if not header and rows:
-            header = check_header(rows.pop(0)[1])
-        yield [csv_row(f"line {line}", header, cells) for line, cells in rows]
-    if pending:
-        raise Problem(400, f"The quotes that line {number + 1} opens are not closed.")
-
-
-def complete_lines(lines: Sequence[bytes]) -> int:
-    """How many lines there are up to the last that ends a record and does not break off within quotes."""
-    quotes = itertools.accumulate(line.count(b'"') for line in lines)
-    return max((i for i, count in enumerate(quotes, 1) if count % 2 == 0), default=0)
-
-
-def read_csv(lines: Sequence[bytes], before: int) -> list[tuple[int, list[str]]]:
-    """The cells of each record and the line it begins on; raises Problem 400."""
-    rows, begun = [], before + 1
-    reader = csv.reader(
-        (line.decode("utf-8-sig" if i == before == 0 else "utf-8") for i, line in enumerate(lines)), strict=True
-    )
-    try:
-        for cells in reader:
-            if cells:
-                rows.append((begun, cells))
-            begun = before + reader.line_num + 1
-    except UnicodeDecodeError:
-        raise Problem(400, f"Line {before + reader.line_num + 1} is not UTF-8.") from None
-    except csv.Error as exc:
-        raise Problem(400, f"Line {begun} is not CSV: {exc}.") from None
-    return rows
-
-
-def check_header(header: list[str]) -> list[str]:
-    columns = Record.__struct_fields__
-    if set(header).issubset(columns) and len(set(header)) == len(header):
-        return header
-    detail = f"must name each of its columns once, out of {', '.join(columns)}"
-    raise Problem(422, f"The header {detail}.", [InputError("line 1", detail)])
-
-
-def csv_row(place: str, header: list[str], cells: list[str]) -> Row:
-    if len(cells) != len(header):
-        return place, InputError(place, f"has {len(cells)} cells, the header has {len(header)}")
-    filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
-    try:
-        record = msgspec.convert(filled, Record, strict=False)
-    except msgspec.ValidationError as exc:
-        return bad_row(place, exc)
-    # To msgspec the word null is no value, too.
-    nulls = (name for name in filled if getattr(record, name) is None)
-    return place, next((InputError(f"{place}, {name}", "must be blank for no value") for name in nulls), record)
-
-
-async def slices(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
-    """The same rows, at least SLICE at a time except for the last."""
-    pending: list[Row] = []
-    async for rows in batches:
-        pending += rows
-        if len(pending) >= SLICE:
-            yield pending
-            pending = []
-    yield pending
-
-
-READERS = {
-    "application/json": json_rows,
-    "application/x-ndjson": ndjson_rows,
-    "application/ndjson": ndjson_rows,
-    "text/csv": csv_rows,
-}
+    except ValueError as exc:
+        column, detail = exc.args
+    return InputError(f"{place}, {column}" if column else place, detail)
 
 
 def record_values(record: Record) -> tuple[Any, ...]:
-    """The columns of one record; raises ValueError with the column and what is wrong."""
+    """Raises ValueError with the column and what is wrong."""
     for name, number in (("obsolescence_val", record.obsolescence_val), ("obsolescence", record.obsolescence)):
         if number is not None and not (number.is_finite() and abs(number.adjusted()) < 1000):
             raise ValueError(name, "must be a number below 10^1000")
@@ -3628,6 +3445,153 @@ def record_date(text: str) -> datetime:
         raise ValueError("date", "must be within the years 1 to 9999, not at their very ends")
     return moment
 
+
+async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Whole lines, with their ends, as they arrive; the last may have none.
+
+    Raises Problem 400 for a line that is too long to be held.
+    """
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield [line + b"\n" for line in lines]
+        if len(rest) > WHOLE:
+            raise Problem(400, f"A line is longer than {WHOLE} bytes.", headers={"Connection": "close"})
+    yield [rest] if rest else []
+
+
+async def ndjson_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
+    number = 0
+    async for lines in text_lines(chunks):
+        yield (read_row(f"line {i}", decode_record, line) for i, line in enumerate(lines, number + 1) if line.strip())
+        number += len(lines)
+
+
+async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
+    """One object or an array; a long array is taken apart as it arrives."""
+    start = b""
+    async for chunk in chunks:
+        start += chunk
+        if len(start) > WHOLE:
+            async for rows in array_rows(start, chunks):
+                yield rows
+            return
+    value = decode_json(start)
+    items = msgspec.json.decode(start, type=list[msgspec.Raw]) if isinstance(value, list) else [start]
+    yield (read_row(f"row {i}", decode_record, bytes(item)) for i, item in enumerate(items, 1))
+
+
+async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
+    """The flat objects of an array that is too long to be held.
+
+    Raises Problem 400.
+    """
+    if not buffer.lstrip().startswith(b"["):
+        raise Problem(400, f"A body over {WHOLE} bytes must be an array of records, NDJSON or CSV.")
+    position, number, delimiter = buffer.index(b"[") + 1, 0, b","
+
+    def complete_rows() -> Iterator[Row]:
+        nonlocal position, number, delimiter
+        while delimiter == b"," and (found := FLAT_OBJECT.match(buffer, position)):
+            position, number, delimiter = found.end(), number + 1, found[2]
+            yield read_row(f"row {number}", decode_record, found[1])
+
+    while True:
+        yield complete_rows()
+        buffer, position = buffer[position:], 0
+        chunk = await anext(chunks, b"")
+        if not chunk and not buffer.strip() and delimiter == b"]":
+            return
+        if not chunk or len(buffer) > WHOLE or (delimiter == b"]" and chunk.strip()):
+            raise Problem(400, f"The body is no JSON array of flat records after row {number}.")
+        buffer += chunk
+
+
+async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
+    """RFC 4180 with a header; a blank cell is NULL.
+
+    Raises Problem 400 or 422.
+    """
+    header: list[str] = []
+    pending: list[bytes] = []
+    number = 0
+    async for lines in text_lines(chunks):
+        pending += lines
+        ready = complete_lines(pending)
+        rows = read_csv(pending[:ready], number)
+        number, pending = number + ready, pending[ready:]
+        if sum(map(len, pending)) > WHOLE:
+            break
+        if not header and rows:
+            header = check_header(rows.pop(0)[1])
+        read = functools.partial(csv_record, header)
+        yield (read_row(f"line {line}", read, cells) for line, cells in rows)
+    if pending:
+        raise Problem(400, f"The quotes that line {number + 1} opens are not closed.")
+
+
+def complete_lines(lines: Sequence[bytes]) -> int:
+    """How many lines there are up to the last that ends a record and does not break off within quotes."""
+    quotes = itertools.accumulate(line.count(b'"') for line in lines)
+    return max((i for i, count in enumerate(quotes, 1) if count % 2 == 0), default=0)
+
+
+def read_csv(lines: Sequence[bytes], before: int) -> list[tuple[int, list[str]]]:
+    """The cells of each record and the line it begins on; raises Problem 400."""
+    rows, begun = [], before + 1
+    texts = (line.decode("utf-8-sig" if i == before == 0 else "utf-8") for i, line in enumerate(lines))
+    reader = csv.reader(texts, strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                rows.append((begun, cells))
+            begun = before + reader.line_num + 1
+    except UnicodeDecodeError:
+        raise Problem(400, f"Line {before + reader.line_num + 1} is not UTF-8.") from None
+    except csv.Error as exc:
+        raise Problem(400, f"Line {begun} is not CSV: {exc}.") from None
+    return rows
+
+
+def check_header(header: list[str]) -> list[str]:
+    columns = Record.__struct_fields__
+    if set(header).issubset(columns) and len(set(header)) == len(header):
+        return header
+    detail = f"must name each of its columns once, out of {', '.join(columns)}"
+    raise Problem(422, f"The header {detail}.", [InputError("line 1", detail)])
+
+
+def csv_record(header: list[str], cells: list[str]) -> Record:
+    """Raises ValueError with the column and what is wrong, or msgspec's."""
+    if len(cells) != len(header):
+        raise ValueError("", f"has {len(cells)} cells, the header has {len(header)}")
+    filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
+    record = msgspec.convert(filled, Record, strict=False)
+    for name in filled:
+        # To msgspec the word null is no value, too.
+        if getattr(record, name) is None:
+            raise ValueError(name, "must be blank for no value")
+    return record
+
+
+async def slices(batches: AsyncIterator[Iterable[Row]]) -> AsyncIterator[list[Row]]:
+    """The rows, read as they are wanted, SLICE at a time; the last slice has fewer."""
+    rows: list[Row] = []
+    async for batch in batches:
+        for row in batch:
+            rows.append(row)
+            if len(rows) == SLICE:
+                yield rows
+                rows = []
+    yield rows
+
+
+READERS = {
+    "application/json": json_rows,
+    "application/x-ndjson": ndjson_rows,
+    "application/ndjson": ndjson_rows,
+    "text/csv": csv_rows,
+}
 
 INSERT_RECORDS = """\
 INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
@@ -3657,28 +3621,17 @@ async def insert_records(
     total = inserted = 0
     errors: list[InputError] = []
     while rows:
-        values = [value for row in rows if (value := checked_values(row, errors))]
+        errors += [row for row in rows if isinstance(row, InputError)]
         if len(errors) >= MAX_ERRORS:
             break
-        if values and not errors:
-            done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*values, strict=True)))
-            total, inserted = total + len(values), inserted + int(done.rpartition(" ")[2])
+        if not errors:
+            done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*rows, strict=True)))
+            total, inserted = total + len(rows), inserted + int(done.rpartition(" ")[2])
         await asyncio.sleep(0)
         rows = await anext(batches, [])
     if errors:
         raise Problem(422, f"Nothing was written: {errors[0].name} {errors[0].detail}.", errors[:MAX_ERRORS])
     return Inserted(inserted, total - inserted)
-
-
-def checked_values(row: Row, errors: list[InputError]) -> tuple[Any, ...] | None:
-    place, record = row
-    if isinstance(record, Record):
-        try:
-            return record_values(record)
-        except ValueError as exc:
-            record = InputError(f"{place}, {exc.args[0]}", exc.args[1])
-    errors.append(record)
-    return None
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -3845,6 +3798,7 @@ class State(TypedDict):
     catalog: Catalog
     changes: Changes
     results: Results
+    questions: dict[Question, Known]
     broadcast: Broadcast
     probe: Probe
     owner_probe: Probe
@@ -3913,8 +3867,8 @@ async def read_metric(request: Request[State]) -> ASGIApp:
     plan = make_plan(metric, query_pairs(scope["query_string"]), scope["caller"], media)
     wants = parse_directives(scope["head"].get(b"cache-control", b"").decode("latin-1"))
     entry, status = await results.get(plan, wants, request.receive)
-    answer = await results.answer(plan, entry, media, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
-    results.remember(question_of(scope), plan)
+    answer = await results.answer(plan, entry, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
+    remember(scope, plan)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         scope["cache"] = status
@@ -4379,7 +4333,7 @@ class Topic:
         """A result, or what is the matter, and for how many seconds that will do."""
         try:
             entry, _ = await self.results.get(self.plan, Directives())
-            answer = await self.results.answer(self.plan, entry, "json", False)
+            answer = await self.results.answer(self.plan, entry)
         except Exception as exc:
             log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
             return exc, SOON
@@ -5262,6 +5216,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             catalog=catalog,
             changes=changes,
             results=results,
+            questions={},
             broadcast=broadcast,
             probe=probe,
             owner_probe=owner_probe,

@@ -2251,72 +2251,63 @@ async def mend(catalog: Catalog, metric: Metric) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
-INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
+INTEGERS = {
+    "int2": (-(2**15), 2**15 - 1),
+    "int4": (-(2**31), 2**31 - 1),
+    "int8": (-(2**63), 2**63 - 1),
+    "oid": (0, 2**32 - 1),
+}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
 DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
 DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
 UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
+BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
+BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
-def check_form(text: str, pattern: str, wanted: str) -> str:
+def matching(pattern: str, text: str) -> str:
     if not re.fullmatch(pattern, text, re.ASCII):
-        raise ValueError(f"must be {wanted}")
+        raise ValueError
     return text
 
 
-def parse_integer(text: str, bits: int) -> str:
-    number = int(check_form(text, r"[+-]?\d{1,30}", "a whole number"))
-    least = 0 if bits == 32 else -(2**bits)
-    if not least <= number < 2**bits:
-        raise ValueError(f"must be from {least} to {2**bits - 1}")
+def parse_integer(low: int, high: int, text: str) -> str:
+    number = int(matching(r"[+-]?\d{1,30}", text))
+    if not low <= number <= high:
+        raise ValueError
     return str(number)
-
-
-def parse_boolean(text: str) -> str:
-    if text.lower() in ("true", "t", "1", "yes", "on"):
-        return "true"
-    if text.lower() in ("false", "f", "0", "no", "off"):
-        return "false"
-    raise ValueError("must be true or false")
-
-
-def parse_time(text: str, read: Callable[[str], date | clock_time], example: str) -> str:
-    try:
-        return read(text).isoformat()
-    except (ValueError, OverflowError):
-        raise ValueError(f"must be ISO 8601, such as {example}") from None
 
 
 def parse_datetime(text: str) -> datetime:
     """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
     # Python takes any character between date and time.
-    moment = datetime.fromisoformat(check_form(text.upper(), DATETIME, "ISO 8601"))
+    moment = datetime.fromisoformat(matching(DATETIME, text.upper()))
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def parse_json(text: str) -> str:
-    try:
-        decode_any(text)
-    except (ValueError, RecursionError):
-        raise ValueError("must be JSON") from None
+    decode_any(text)
     return text
 
 
-PARSERS: dict[str, Callable[[str], str]] = {
-    **{name: functools.partial(parse_integer, bits=bits) for name, bits in INTEGERS.items()},
-    **dict.fromkeys(("numeric", "float4", "float8"), lambda text: check_form(text, DECIMAL, "a number such as 12.5")),
-    "bool": parse_boolean,
-    "date": lambda text: parse_time(text, date.fromisoformat, "2025-06-30"),
-    "timestamp": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00"),
-    "timestamptz": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00Z"),
-    "time": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00"),
-    "timetz": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00Z"),
-    "interval": lambda text: check_form(text, DURATION, "an ISO 8601 duration, such as P7D or PT12H"),
-    "uuid": lambda text: str(uuid.UUID(check_form(text, UUID, "a UUID"))),
-    "json": parse_json,
-    "jsonb": parse_json,
+# What makes the canonical text of a value, and what the value must be.
+PARSERS: dict[str, tuple[Callable[[str], str], str]] = {
+    **{
+        name: (functools.partial(parse_integer, low, high), f"a whole number from {low} to {high}")
+        for name, (low, high) in INTEGERS.items()
+    },
+    **dict.fromkeys(("numeric", "float4", "float8"), (functools.partial(matching, DECIMAL), "a number such as 12.5")),
+    "bool": (lambda text: BOOLEANS[text.lower()], "true or false"),
+    "date": (lambda text: date.fromisoformat(text).isoformat(), "ISO 8601, such as 2025-06-30"),
+    "timestamp": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00"),
+    "timestamptz": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00Z"),
+    "time": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00"),
+    "timetz": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00Z"),
+    "interval": (functools.partial(matching, DURATION), "an ISO 8601 duration, such as P7D or PT12H"),
+    "uuid": (lambda text: str(uuid.UUID(matching(UUID, text))), "a UUID"),
+    **dict.fromkeys(("json", "jsonb"), (parse_json, "JSON")),
 }
 
 
@@ -2329,7 +2320,11 @@ def parse_scalar(text: str, base: str) -> str | None:
         raise ValueError("must not contain a NUL character")
     if base in TEXTS:
         return text
-    return PARSERS.get(base, str)(text.strip()) if text.strip() else None
+    parse, wanted = PARSERS.get(base, (str, ""))
+    try:
+        return parse(text.strip()) if text.strip() else None
+    except (ValueError, LookupError, OverflowError, RecursionError):
+        raise ValueError(f"must be {wanted}") from None
 
 
 def parse_array(texts: Sequence[str], base: str) -> str | None:
@@ -2343,7 +2338,8 @@ def parse_array(texts: Sequence[str], base: str) -> str | None:
 
 
 def array_literal(values: Iterable[str | None]) -> str:
-    return "{" + ",".join("NULL" if value is None else quote_item(value) for value in values) + "}"
+    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
 
 
 def split_array(text: str) -> Iterator[str | None]:
@@ -2358,10 +2354,6 @@ def split_array(text: str) -> Iterator[str | None]:
             yield re.sub(r"\\(.)", r"\1", item[1], flags=re.DOTALL)
         else:
             yield None if item[2].strip().upper() == "NULL" else item[2].strip()
-
-
-def quote_item(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def parse_values(texts: Sequence[str], kind: Type) -> str | None:
@@ -4748,16 +4740,15 @@ ERROR_HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
 SPECIALS = ["NaN", "Infinity", "-Infinity"]
 
 
-def integer_schema(bits: int) -> Schema:
-    bounds = {"minimum": 0 if bits == 32 else -(2**bits), "maximum": 2**bits - 1}
-    return {"type": "integer", "format": "int32" if bits < 32 else "int64", **bounds}
+def integer_schema(low: int, high: int) -> Schema:
+    return {"type": "integer", "format": "int32" if high < 2**31 else "int64", "minimum": low, "maximum": high}
 
 
 TEXT, ANYTHING = Schema(type="string"), Schema()
 FLOATS = ("numeric", "float4", "float8")
 TIMES = {"date": "date", "time": "time-local", "timestamp": "date-time-local", "timestamptz": "date-time"}
 PARAMETER_SCHEMAS: dict[str, Schema] = {
-    **{name: integer_schema(bits) for name, bits in INTEGERS.items()},
+    **{name: integer_schema(*bounds) for name, bounds in INTEGERS.items()},
     **{name: TEXT | {"format": form} for name, form in TIMES.items()},
     "interval": TEXT | {"format": "duration"},
     "uuid": TEXT | {"format": "uuid"},

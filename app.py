@@ -1157,33 +1157,26 @@ class ShortErrors:
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self.protocol = protocol
-        self.held = b""
-        self.left = 0
-        self.cut = False
+        self.held = bytearray()
+        self.skip = 0  # bytes to come of an error that was cut
 
     def data_received(self, data: bytes) -> None:
         """PostgreSQL's messages are a letter, the length of what follows in four bytes, and the rest."""
-        data, position = self.held + data, 0
-        passed: list[bytes] = []
-        while position < len(data):
-            if not self.left:
-                size = 1 + int.from_bytes(data[position + 1 : position + 5])
-                self.cut = data[position] == ord("E") and size > MAX_ERROR
-                if len(data) - position < (MAX_ERROR if self.cut else 5):
-                    break
-                self.left = size
-                if self.cut:
-                    # Ends behind the last whole character, and its fields end with a zero byte each.
-                    text = data[position + 5 : position + MAX_ERROR].decode(errors="ignore").encode() + b"\0\0"
-                    passed.append(b"E" + (4 + len(text)).to_bytes(4) + text)
-            end = position + min(self.left, len(data) - position)
-            if not self.cut:
-                passed.append(data[position:end])
-            self.left -= end - position
-            position = end
-        self.held = data[position:]
-        if passed:
-            self.protocol.data_received(b"".join(passed))
+        self.held += data[self.skip :]
+        self.skip = max(self.skip - len(data), 0)
+        while len(self.held) >= 5:
+            size = 1 + int.from_bytes(self.held[1:5])
+            kept = MAX_ERROR if self.held[0] == ord("E") and size > MAX_ERROR else size
+            if len(self.held) < kept:
+                break
+            message = bytes(self.held[:kept])
+            if kept < size:
+                # Ends behind the last whole character, and its fields end with a zero byte each.
+                text = message[5:].decode(errors="ignore").encode() + b"\0\0"
+                message = b"E" + (4 + len(text)).to_bytes(4) + text
+            self.skip = max(size - len(self.held), 0)
+            del self.held[:size]
+            self.protocol.data_received(message)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.protocol, name)
@@ -1215,145 +1208,6 @@ async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connecti
             return await asyncpg.connect(dsn, **options | {"timeout": patience})
         dsn = parts._replace(netloc=login + at + others).geturl()
     return await asyncpg.connect(dsn, **options)
-
-
-GUEST_POOL_SIZE = 2
-MAX_WAITING = 1000  # for one pool
-# Uploads last as long as their senders like, and other writes must not wait for them.
-WRITERS = ("owner", "upload")
-STAND_IN = 5  # seconds
-
-
-class Database:
-    """A pool per login: the owner writes, the reader runs reviewed SQL, the guest runs everybody else's."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.logins = database_logins(settings)
-        self.pools = {name: self.create_pool(name) for name in self.logins}
-        self.waiting = dict.fromkeys(self.logins, 0)
-        self.stand_in_until = dict.fromkeys(self.logins, 0.0)
-
-    def create_pool(self, name: str) -> asyncpg.Pool:
-        primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
-        guest = name.startswith(("guest", "gate", "catalog"))
-        return asyncpg.create_pool(
-            **self.logins[name]._asdict(),
-            min_size=0,
-            max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
-            reset=keep_session if name.startswith("reader") else None,
-            connection_class=GuestSession if guest else Session,
-            server_settings=self.session(name),
-            connect=functools.partial(connect, patience=self.settings.pool_timeout / 2),
-            **primary,
-        )
-
-    def session(self, name: str) -> dict[str, str]:
-        session = {"application_name": f"metrics-api {name}", "timezone": "UTC"}
-        if name not in WRITERS:
-            milliseconds = str(int(self.settings.statement_timeout * 1000))
-            session |= {
-                "statement_timeout": milliseconds,
-                "idle_in_transaction_session_timeout": milliseconds,
-                "default_transaction_read_only": "on",
-                # Else a string might end elsewhere for PostgreSQL than for parse_statement.
-                "standard_conforming_strings": "on",
-                "jit": "off",
-            }
-        return session
-
-    async def __aenter__(self) -> Database:
-        for pool in self.pools.values():
-            await pool
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await asyncio.gather(*map(self.close_pool, self.pools.values()))
-
-    async def close_pool(self, pool: asyncpg.Pool) -> None:
-        """Whoever still holds a connection is waited for, but not for long."""
-        try:
-            await asyncio.wait_for(pool.close(), 2)
-        except (TimeoutError, *DATABASE_DOWN):
-            pool.terminate()
-
-    @asynccontextmanager
-    async def connection(self, name: str) -> AsyncIterator[asyncpg.Connection]:
-        """Lend a connection of one login.
-
-        A frozen server answers no cancellation, so whoever reads loses the connection after POOL_TIMEOUT and
-        STATEMENT_TIMEOUT together; who writes may take longer while the server answers others. Raises PoolBusy, or one
-        of DATABASE_DOWN.
-        """
-        pool, patience = self.pools[name], self.settings.pool_timeout
-        started = time.monotonic()
-        if self.waiting[name] >= MAX_WAITING:
-            raise PoolBusy
-        self.waiting[name] += 1
-        try:
-            conn = await pool.acquire(timeout=patience)
-        except TimeoutError:
-            if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
-                raise PoolBusy from None
-            raise ConnectionError("no connection within POOL_TIMEOUT") from None
-        finally:
-            self.waiting[name] -= 1
-        limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
-        ending: asyncio.Task[None] | asyncio.TimerHandle
-        if name in WRITERS:
-            ending = asyncio.create_task(self.end_when_frozen(conn, limit / 2))
-        else:
-            ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
-        try:
-            yield conn
-        except DATABASE_DOWN as exc:
-            # What a statement raises may look as if the database were down: it may name a database that is not there.
-            if getattr(exc, "severity_en", None) == "ERROR":
-                raise asyncpg.DataError(str(exc)) from exc
-            await self.renew(name in WRITERS)
-            raise
-        finally:
-            try:
-                await pool.release(conn)
-            finally:
-                ending.cancel()
-
-    async def answers(self) -> bool:
-        """Whether the server takes a statement at once."""
-        with suppress(TimeoutError, PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
-            async with asyncio.timeout(0.25), self.connection("owner") as conn:
-                await conn.execute("SELECT 1")
-                return True
-        return False
-
-    async def renew(self, writers: bool) -> None:
-        """Use no session of a server again: what ended one has likely ended the others."""
-        for name, pool in self.pools.items():
-            if (name in WRITERS) == writers:
-                await pool.expire_connections()
-
-    def has_others(self, name: str) -> bool:
-        """Whether a login's pool may turn to another host."""
-        return f"{name} on primary" in self.pools
-
-    async def return_to_replica(self, name: str) -> None:
-        """Let the primary's sessions go that stand in for a replica's: it may answer again."""
-        if self.has_others(name) and time.monotonic() > self.stand_in_until[name]:
-            self.stand_in_until[name] = time.monotonic() + STAND_IN
-            await self.pools[name].expire_connections()
-
-    async def end_when_frozen(self, conn: asyncpg.Connection, interval: float) -> None:
-        """End a connection as soon as the server does not take another one within an interval (seconds)."""
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                async with asyncio.timeout(interval) as limit:
-                    other = await asyncpg.connect(self.logins["owner"].dsn)
-                    other.terminate()
-            except (asyncpg.PostgresError, *DATABASE_DOWN):
-                if limit.expired():
-                    conn.terminate()
-                    return
 
 
 class Probe:
@@ -1390,7 +1244,132 @@ class Probe:
     def close(self) -> None:
         if self.conn:
             self.conn.terminate()
-        self.conn = None
+
+
+GUEST_POOL_SIZE = 2
+MAX_WAITING = 1000  # for one pool
+# Uploads last as long as their senders like, and other writes must not wait for them.
+WRITERS = ("owner", "upload")
+STAND_IN = 5  # seconds
+
+
+class Database:
+    """A pool per login: the owner writes, the reader runs reviewed SQL, the guest runs everybody else's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.logins = database_logins(settings)
+        self.pools = {name: self.create_pool(name) for name in self.logins}
+        self.probes = {name: Probe(self.logins[name], self.session(name)) for name in ("reader", "owner")}
+        self.waiting = dict.fromkeys(self.logins, 0)
+        self.stand_in_until = dict.fromkeys(self.logins, 0.0)
+
+    def create_pool(self, name: str) -> asyncpg.Pool:
+        guest = name.startswith(("guest", "gate", "catalog"))
+        return asyncpg.create_pool(
+            **self.logins[name]._asdict(),
+            target_session_attrs="primary" if name.endswith("on primary") else None,
+            min_size=0,
+            max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
+            reset=keep_session if name.startswith("reader") else None,
+            connection_class=GuestSession if guest else Session,
+            server_settings=self.session(name),
+            connect=functools.partial(connect, patience=self.settings.pool_timeout / 2),
+        )
+
+    def session(self, name: str) -> dict[str, str]:
+        session = {"application_name": f"metrics-api {name}", "timezone": "UTC"}
+        if name not in WRITERS:
+            milliseconds = str(int(self.settings.statement_timeout * 1000))
+            session |= {
+                "statement_timeout": milliseconds,
+                "idle_in_transaction_session_timeout": milliseconds,
+                "default_transaction_read_only": "on",
+                # Else a string might end elsewhere for PostgreSQL than for parse_statement.
+                "standard_conforming_strings": "on",
+                "jit": "off",
+            }
+        return session
+
+    async def __aenter__(self) -> Database:
+        for pool in self.pools.values():
+            await pool
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Whoever still holds a connection is waited for, but not for long."""
+        closing = asyncio.gather(*(pool.close() for pool in self.pools.values()), return_exceptions=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closing, 2)
+        for probe in self.probes.values():
+            probe.close()
+
+    @asynccontextmanager
+    async def connection(self, name: str) -> AsyncIterator[asyncpg.Connection]:
+        """Lend a connection of one login.
+
+        A frozen server answers no cancellation, so whoever reads loses the connection after POOL_TIMEOUT and
+        STATEMENT_TIMEOUT together; who writes may take longer while the server answers others. Raises PoolBusy, or one
+        of DATABASE_DOWN.
+        """
+        pool, patience = self.pools[name], self.settings.pool_timeout
+        started = time.monotonic()
+        if self.waiting[name] >= MAX_WAITING:
+            raise PoolBusy
+        self.waiting[name] += 1
+        try:
+            conn = await pool.acquire(timeout=patience)
+        except TimeoutError:
+            if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
+                raise PoolBusy from None
+            raise ConnectionError("no connection within POOL_TIMEOUT") from None
+        finally:
+            self.waiting[name] -= 1
+        limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
+        ending = asyncio.create_task(self.end(conn, limit, writes=name in WRITERS))
+        try:
+            yield conn
+        except DATABASE_DOWN as exc:
+            # What a statement raises may look as if the database were down: it may name a database that is not there.
+            if getattr(exc, "severity_en", None) == "ERROR":
+                raise asyncpg.DataError(str(exc)) from exc
+            # What ended this session has likely ended the server's others.
+            for other in self.pools.values():
+                await other.expire_connections()
+            raise
+        finally:
+            try:
+                await pool.release(conn)
+            finally:
+                ending.cancel()
+
+    def has_others(self, name: str) -> bool:
+        """Whether a login's pool may turn to another host."""
+        return f"{name} on primary" in self.pools
+
+    async def return_to_replica(self, name: str) -> None:
+        """Let the primary's sessions go that stand in for a replica's: it may answer again."""
+        if self.has_others(name) and time.monotonic() > self.stand_in_until[name]:
+            self.stand_in_until[name] = time.monotonic() + STAND_IN
+            await self.pools[name].expire_connections()
+
+    async def end(self, conn: asyncpg.Connection, limit: float, writes: bool) -> None:
+        """End a connection after its limit (seconds); one that writes once the server says nothing for half of it."""
+        while True:
+            await asyncio.sleep(limit / 2 if writes else limit)
+            if not (writes and await self.answers(limit / 2)):
+                conn.terminate()
+                return
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether the server takes another connection, or refuses it, within so many seconds."""
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                other = await asyncpg.connect(self.logins["owner"].dsn)
+                other.terminate()
+        except (asyncpg.PostgresError, *DATABASE_DOWN):
+            return not limit.expired()
+        return True
 
 
 # ------------------------------------------------------------------------------------------------ SQL files
@@ -1412,7 +1391,6 @@ TOKEN = re.compile(
     | ::|:=
     | (?<![\w\])"]):(?P<name>[^\W\d]\w*)
     | (?P<number>\$\d+)
-    | (?P<end>;)
     | \S
     """,
     re.VERBOSE | re.DOTALL,
@@ -1428,8 +1406,7 @@ class Statement(NamedTuple):
     names: tuple[str, ...]
 
     def numbered(self) -> str:
-        """With $1, $2, …"""
-        return self.fill(lambda number, _: f"${number}")
+        return self.fill("${}".format)
 
     def place(self, offset: int) -> tuple[int, int]:
         """The author's line and column of what lies at an offset of the numbered statement."""
@@ -1442,9 +1419,9 @@ class Statement(NamedTuple):
             offset += len(part) - length
         return line_and_column("".join(self.parts), offset)
 
-    def fill(self, write: Callable[[int, str], str]) -> str:
-        parts = enumerate(self.parts)
-        return "".join(write(self.holes[i] + 1, part) if i in self.holes else part for i, part in parts)
+    def fill(self, write: Callable[[int], str]) -> str:
+        """With what is written for the number of each parameter, from 1 on."""
+        return "".join(write(self.holes[i] + 1) if i in self.holes else part for i, part in enumerate(self.parts))
 
 
 def parse_statement(sql: str) -> Statement:
@@ -1455,32 +1432,30 @@ def parse_statement(sql: str) -> Statement:
     parts: list[str] = []
     holes: dict[int, int] = {}
     names: dict[str, int] = {}
-    ends: list[int] = []
     position = 0
-    while token := TOKEN.search(sql, position):
+    for token, end in tokens(sql):
         start = token.start()
         parts.append(sql[position:start])
-        position = comment_end(sql, start) if token["comment"] else token.end()
-        text = sql[start:position]
+        text, position = sql[start:end], end
         if token["number"]:
             raise BadStatement(f"{text} has no name; write :name for a parameter", *line_and_column(sql, start))
         if token["name"]:
             holes[len(parts)] = names.setdefault(token["name"], len(names))
-        if token["end"]:
-            ends.append(len(parts))
-        elif not text.startswith(("--", "/*")):
-            ends.clear()
         parts.append(text)
-    for index in ends:
-        parts[index] = " "
+    for i in reversed(range(len(parts))):
+        if parts[i] == ";":
+            parts[i] = " "
+        elif parts[i].strip() and not parts[i].startswith(("--", "/*")):
+            break
     return Statement((*parts, sql[position:]), holes, tuple(names))
 
 
-def opening_comments(sql: str) -> Iterator[str]:
+def tokens(sql: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Each token, and where it ends, which of a block comment is only found by counting."""
     position = 0
-    while (token := TOKEN.search(sql, position)) and token[0].startswith(("--", "/*")):
+    while token := TOKEN.search(sql, position):
         position = comment_end(sql, token.start()) if token["comment"] else token.end()
-        yield sql[token.start() : position]
+        yield token, position
 
 
 def comment_end(sql: str, start: int) -> int:
@@ -1503,7 +1478,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     source: Literal["file", "dataset", "api"]
     sql: str
-    title: str
+    title: str = ""
     description: str = ""
     unit: str = ""
     chart: str = ""
@@ -1541,8 +1516,10 @@ def read_file(path: Path) -> Definition:
         return msgspec.structs.replace(definition, fault="is empty")
     fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
-    for comment in opening_comments(sql):
-        if header := HEADER_LINE.match(comment):
+    for token, _ in tokens(sql):
+        if not token[0].startswith(("--", "/*")):
+            break
+        if header := HEADER_LINE.match(token[0]):
             warnings += read_header(fields, header[1], header[2].strip())
     return msgspec.structs.replace(definition, sql=sql, warnings=tuple(warnings), **fields)
 
@@ -1658,14 +1635,11 @@ SELECT
   c.reltuples,
   c.relname,
   c.oid::regclass::text AS name
-FROM pg_class AS c
+FROM relations
+JOIN pg_class AS c ON c.oid = relid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-AND c.oid IN (
-  SELECT relid
-  FROM relations
-)
 """
 TYPES = """\
 SELECT
@@ -1702,25 +1676,20 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             raise bad_statement(exc, statement) from exc
         unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
         relations = await conn.fetch(LOCKED_RELATIONS)
-        columns, types = prepared.get_attributes(), prepared.get_parameters()
-        used = {kind.oid for kind in (*types, *(column.type for column in columns))}
-        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, used)}
+        columns, parameters = prepared.get_attributes(), prepared.get_parameters()
         check_columns([column.name for column in columns])
+        used = {kind.oid for kind in (*parameters, *(column.type for column in columns))}
+        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, used)}
+        types = tuple(known[kind.oid] for kind in parameters)
         oids = tuple(sorted(row["oid"] for row in relations))
         shape = shape_sql(oids)
-        run = run_sql(statement, [known[kind.oid] for kind in types], shape, settings)
-        try:
-            await conn.prepare(run)
-        except asyncpg.QueryCanceledError:
-            raise
-        except STATEMENT_REFUSED as exc:
-            raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
+        run = run_sql(statement, types, shape, settings)
         plan = await explain(conn, run, len(types))
         large = {row["relname"]: row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
         return Metric(
             about=definition,
             names=statement.names,
-            types=tuple(known[kind.oid] for kind in types),
+            types=types,
             columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
             column_types=tuple(known[column.type.oid] for column in columns),
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
@@ -1753,17 +1722,10 @@ def unknown_names(definition: Definition, names: Sequence[str]) -> Iterator[str]
 
 # What says that the SQL is at fault, and not the database or the moment.
 STATEMENT_REFUSED = (
+    *FAILS_ON_DATA,
+    *RESULT_TOO_LARGE,
     asyncpg.SyntaxOrAccessError,
-    asyncpg.DataError,
-    asyncpg.FeatureNotSupportedError,
     asyncpg.InvalidTransactionStateError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-    asyncpg.ProgramLimitExceededError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.CardinalityViolationError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.PLPGSQLError,
-    asyncpg.QueryCanceledError,
     asyncpg.InternalServerError,
     asyncpg.UnsupportedClientFeatureError,
 )
@@ -1815,7 +1777,7 @@ FROM (
 
 def run_sql(statement: Statement, types: Sequence[Type], shape: str, settings: Settings) -> str:
     """Values are sent as text and cast to the type that PostgreSQL inferred, so that every type has one way in."""
-    sql = statement.fill(lambda number, _: f"(${number}::text::{types[number - 1].sql})")
+    sql = statement.fill(lambda number: f"(${number}::text::{types[number - 1].sql})")
     return RUN.format(sql=sql, shape=shape, max_bytes=settings.max_result_bytes, limit=settings.max_rows + 1)
 
 
@@ -1824,17 +1786,19 @@ async def explain(conn: asyncpg.Connection, run: str, parameters: int) -> dict[s
 
     A statement whose constants alone make the planner fail has none: that is the run's business. Raises BadStatement.
     """
-    await conn.execute(f"SET LOCAL plan_cache_mode = force_generic_plan; PREPARE metrics_api_plan AS {run}")
+    try:
+        prepared = await conn.prepare(run)
+    except STATEMENT_REFUSED as exc:
+        raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
+    await conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     try:
         async with conn.transaction():
             arguments = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
-            text = await conn.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE metrics_api_plan{arguments}")
+            text = await conn.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE {prepared.get_name()}{arguments}")
     except asyncpg.DataError:
         return {}
     except STATEMENT_REFUSED as exc:
         raise BadStatement(exc.message) from exc
-    finally:
-        await conn.execute("DEALLOCATE metrics_api_plan")
     return cast("dict[str, Any]", msgspec.json.decode(text)[0]["Plan"])
 
 
@@ -1845,20 +1809,16 @@ def scanned(node: dict[str, Any]) -> set[str]:
 
 
 async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
-    """Describe, anew when a connection turned out to be dead. Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
+    """Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
     login, started = "reader" if definition.source == "file" else guest, time.monotonic()
-    for attempt in itertools.count():
-        try:
-            async with database.connection(login) as conn:
-                return await describe(conn, definition, database.settings)
-        except DATABASE_DOWN as exc:
-            # It is parsed several times, each within the limit or heeding none.
-            if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
-                raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
-            if attempt or time.monotonic() - started > database.settings.pool_timeout:
-                raise
-            await database.pools[login].expire_connections()
-    raise AssertionError
+    try:
+        async with database.connection(login) as conn:
+            return await describe(conn, definition, database.settings)
+    except DATABASE_DOWN as exc:
+        # It is parsed several times, each within the limit or heeding none.
+        if time.monotonic() - started > database.settings.statement_timeout and await database.answers(0.25):
+            raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
+        raise
 
 
 # What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
@@ -1867,6 +1827,15 @@ MORE_THAN_READING = (
     r"|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)|loread|lowrite"
     r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
 )
+# Those of PostgreSQL's own functions that everybody may still call.
+UNREVOKED = f"""\
+SELECT proname::text AS name, oid::regprocedure::text AS signature
+FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace
+AND proname ~ '^({MORE_THAN_READING})$'
+AND HAS_FUNCTION_PRIVILEGE('public', oid, 'EXECUTE')
+ORDER BY 1
+"""
 
 
 def check_names(statement: Statement) -> None:
@@ -1911,56 +1880,7 @@ def compiled(metric: Metric) -> Metric:
     if not metric.fault:
         return metric
     subject = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"The metric {metric.id}"
-    reason = BadStatement(metric.fault)
-    raise Problem(500, f"{subject} does not compile; `python app.py check` says why.") from reason
-
-
-DEFINITIONS = """\
-SELECT
-  c.id,
-  c.source,
-  c.query_id,
-  q.query,
-  c.title,
-  c.is_editable,
-  c.version,
-  COALESCE(JSON_AGG(l ORDER BY l.breakpoint) FILTER (WHERE l.item_id IS NOT NULL), '[]') AS layouts
-FROM metric_configurations AS c
-JOIN queries AS q ON q.id = c.query_id
-LEFT JOIN layout_items AS l ON l.item_id = c.id
-GROUP BY c.id, q.id
-"""
-# A table is watched when each of its partitions, and of those that inherit from it, is.
-WATCHED = """\
-WITH RECURSIVE watched AS (
-  SELECT tgrelid
-  FROM pg_trigger
-  WHERE tgname = 'metrics_api_watch'
-  AND tgenabled <> 'D'
-),
-family (root, relid) AS (
-  SELECT tgrelid, tgrelid
-  FROM watched
-  UNION
-  SELECT root, inhrelid
-  FROM family
-  JOIN pg_inherits ON inhparent = relid
-)
-SELECT tgrelid
-FROM watched
-EXCEPT
-SELECT root
-FROM family
-WHERE relid NOT IN (SELECT tgrelid FROM watched)
-"""
-
-UNREVOKED = """\
-SELECT STRING_AGG(DISTINCT proname, ', ' ORDER BY proname)
-FROM pg_proc
-WHERE pronamespace = 'pg_catalog'::regnamespace
-AND proname ~ $1
-AND HAS_FUNCTION_PRIVILEGE('public', oid, 'EXECUTE')
-"""
+    raise Problem(500, f"{subject} does not compile; `python app.py check` says why.") from BadStatement(metric.fault)
 
 
 class Catalog:
@@ -1970,12 +1890,11 @@ class Catalog:
         self.settings, self.database = settings, database
         self.metrics: dict[str, Metric] = {}
         self.watched: frozenset[int] = frozenset()
-        self.unrevoked: str | None = None
+        self.unrevoked: tuple[str, ...] = ()
         self.stray_files: tuple[str, ...] = ()
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
-        self.complete = False
-        self.fault = "not read yet"
+        self.fault: str | None = "not read yet"
         self.outdated = asyncio.Event()
         self.reloaded_by: list[Callable[[], None]] = []
         self.lock = asyncio.Lock()
@@ -1988,7 +1907,7 @@ class Catalog:
             return metric if broken else compiled(metric)
         if not METRIC_ID.fullmatch(metric_id):
             raise Problem(422, "A metric id is a letter or digit, then up to 63 letters, digits, - and _.")
-        if not self.complete:
+        if self.fault:
             raise Problem(503, "The database has not been reached yet; try again.")
         raise Problem(404, f"There is no metric {metric_id}; GET /metrics lists them.")
 
@@ -2023,26 +1942,33 @@ class Catalog:
             self.outdated.clear()
             files = await asyncio.to_thread(self.read_files)
             async with self.database.connection("owner") as conn:
+                stored = [read_definition(row[0]) for row in await conn.fetch(DEFINITIONS)]
                 if files != self.mirrored:
-                    await mirror(conn, files.values())
-                rows = await conn.fetch(DEFINITIONS)
-                self.watched = frozenset(row["tgrelid"] for row in await conn.fetch(WATCHED))
-                self.unrevoked = await conn.fetchval(UNREVOKED, f"^({MORE_THAN_READING})$")
+                    await mirror(conn, files.values(), stored)
+                self.watched = frozenset(row["oid"] for row in await conn.fetch("SELECT oid FROM watched_tables"))
+                self.unrevoked = tuple(dict.fromkeys(row["name"] for row in await conn.fetch(UNREVOKED)))
             metrics: dict[str, Metric] = {}
-            for about in merge(files, rows).values():
+            for about in merge(files, stored).values():
                 began = time.monotonic()
                 metrics[about.id] = await self.described(about, patience)
                 if patience and time.monotonic() - began >= patience:
                     patience = max(patience / 2, 0.05)
-            self.metrics, self.mirrored, self.complete = metrics, files, True
+            self.metrics, self.mirrored, self.fault = metrics, files, None
         self.tell()
 
-    async def outdated_metrics(self) -> list[Metric]:
-        """Those that did not compile, and those whose relations are not what they were or bear other names."""
+    async def mend(self) -> None:
+        """Describe again what does not compile, for what it lacks may have come, and what reads relations that changed.
+
+        Neither tells anybody, and what a metric reads decides which changes it hears of.
+        """
         metrics = list(self.metrics.values())
         async with self.database.connection("owner") as conn:
             shapes = {oids: await conn.fetchval(f"SELECT {shape_sql(oids)}") for oids in {m.relations for m in metrics}}
-        return [metric for metric in metrics if metric.fault or shapes[metric.relations] != metric.shape]
+        for metric in metrics:
+            if metric.fault or shapes[metric.relations] != metric.shape:
+                with suppress(TimeoutError, asyncpg.PostgresError):
+                    # A file may take its time, for somebody looked at it.
+                    await asyncio.wait_for(self.refresh(metric), 1 if metric.login == "guest" else None)
 
     def tell(self) -> None:
         for tell in self.reloaded_by:
@@ -2096,49 +2022,34 @@ class Catalog:
         return fresh
 
 
-decode_layouts = msgspec.json.Decoder(tuple[Layout, ...]).decode
+# The view's columns are a definition's fields.
+DEFINITIONS = "SELECT JSON_STRIP_NULLS(ROW_TO_JSON(d))::text FROM metric_definitions AS d"
 
 
-def merge(files: Mapping[str, Definition], rows: Iterable[asyncpg.Record]) -> dict[str, Definition]:
+def read_definition(text: str) -> Definition:
+    """A metric of the database's, or what it knows of a file's."""
+    definition = msgspec.json.decode(text, type=Definition)
+    return msgspec.structs.replace(definition, title=definition.title or title_of(definition.id))
+
+
+def merge(files: Mapping[str, Definition], stored: Iterable[Definition]) -> dict[str, Definition]:
     """A file goes before a metric of the same id in the database, which knows where the file's tile stands."""
     definitions = dict(files)
-    for row in rows:
-        layouts = decode_layouts(row["layouts"])
-        if file := files.get(row["id"]):
-            definitions[row["id"]] = msgspec.structs.replace(file, layouts=layouts)
-        elif row["source"] != "file":
-            definitions[row["id"]] = Definition(
-                id=row["id"],
-                source=row["source"],
-                sql=row["query"],
-                series=row["query_id"],
-                title=row["title"] or title_of(row["id"]),
-                is_editable=row["is_editable"],
-                version=row["version"],
-                layouts=layouts,
-            )
+    for definition in stored:
+        if file := files.get(definition.id):
+            definitions[file.id] = msgspec.structs.replace(file, layouts=definition.layouts)
+        elif definition.source != "file":
+            definitions[definition.id] = definition
     return definitions
 
 
-MIRRORED = """\
-SELECT c.id, q.query, c.title
-FROM metric_configurations AS c
-JOIN queries AS q ON q.id = c.query_id
-WHERE c.source = 'file'
-"""
 # A series that a data set brought under the same id keeps its query.
 MIRROR_QUERY = """\
 INSERT INTO queries (id, query)
 SELECT $1::text, $2::text
-WHERE NOT EXISTS (
-  SELECT
-  FROM metric_configurations
-  WHERE query_id = $1::text
-  AND source <> 'file'
-)
+WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = $1::text AND source <> 'file')
 ON CONFLICT (id) DO UPDATE
 SET query = excluded.query
-WHERE queries.query <> excluded.query
 """
 MIRROR_CONFIGURATION = """\
 INSERT INTO metric_configurations (id, query_id, source, title, is_editable)
@@ -2146,18 +2057,16 @@ VALUES ($1, $1, 'file', $2, false)
 ON CONFLICT (id) DO UPDATE
 SET title = excluded.title
 WHERE metric_configurations.source = 'file'
-AND metric_configurations.title IS DISTINCT FROM excluded.title
 """
 
 
-async def mirror(conn: asyncpg.Connection, files: Iterable[Definition]) -> None:
+async def mirror(conn: asyncpg.Connection, files: Iterable[Definition], stored: Iterable[Definition]) -> None:
     """Give every file the rows that its records and layouts refer to; only what differs is written."""
-    rows = [(file.id, file.sql, file.title) for file in files if not file.fault]
+    known = {(about.id, about.sql, about.title) for about in stored if about.source == "file"}
+    changed = [file for file in files if not file.fault and (file.id, file.sql, file.title) not in known]
     async with conn.transaction():
-        known = {tuple(row) for row in await conn.fetch(MIRRORED)}
-        changed = [row for row in rows if row not in known]
-        await conn.executemany(MIRROR_QUERY, [row[:2] for row in changed])
-        await conn.executemany(MIRROR_CONFIGURATION, [(row[0], row[2]) for row in changed])
+        await conn.executemany(MIRROR_QUERY, [(file.id, file.sql) for file in changed])
+        await conn.executemany(MIRROR_CONFIGURATION, [(file.id, file.title) for file in changed])
 
 
 async def watch_catalog(catalog: Catalog) -> None:
@@ -2177,94 +2086,73 @@ async def watch_catalog(catalog: Catalog) -> None:
 
 
 async def mend_catalog(catalog: Catalog) -> None:
-    """Describe again what does not compile, for what it lacks may have come, and what reads tables that were replaced.
-
-    Neither tells anybody, and what a metric reads decides which changes it hears of.
-    """
     while True:
         await asyncio.sleep(1)
         with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
-            for metric in await catalog.outdated_metrics():
-                await mend(catalog, metric)
-
-
-async def mend(catalog: Catalog, metric: Metric) -> None:
-    with suppress(TimeoutError, asyncpg.PostgresError):
-        # A file may take its time, for somebody looked at it.
-        async with asyncio.timeout(1 if metric.login == "guest" else None):
-            await catalog.refresh(metric)
+            await catalog.mend()
 
 
 # ------------------------------------------------------------------------------------------------ parameters
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
-INTEGERS = {"int2": 15, "int4": 31, "int8": 63, "oid": 32}
+INTEGERS = {
+    "int2": (-(2**15), 2**15 - 1),
+    "int4": (-(2**31), 2**31 - 1),
+    "int8": (-(2**63), 2**63 - 1),
+    "oid": (0, 2**32 - 1),
+}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
 DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
 DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
 UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
+BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
+BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
-def check_form(text: str, pattern: str, wanted: str) -> str:
+def matching(pattern: str, text: str) -> str:
     if not re.fullmatch(pattern, text, re.ASCII):
-        raise ValueError(f"must be {wanted}")
+        raise ValueError
     return text
 
 
-def parse_integer(text: str, bits: int) -> str:
-    number = int(check_form(text, r"[+-]?\d{1,30}", "a whole number"))
-    least = 0 if bits == 32 else -(2**bits)
-    if not least <= number < 2**bits:
-        raise ValueError(f"must be from {least} to {2**bits - 1}")
+def parse_integer(low: int, high: int, text: str) -> str:
+    number = int(matching(r"[+-]?\d{1,30}", text))
+    if not low <= number <= high:
+        raise ValueError
     return str(number)
-
-
-def parse_boolean(text: str) -> str:
-    if text.lower() in ("true", "t", "1", "yes", "on"):
-        return "true"
-    if text.lower() in ("false", "f", "0", "no", "off"):
-        return "false"
-    raise ValueError("must be true or false")
-
-
-def parse_time(text: str, read: Callable[[str], date | clock_time], example: str) -> str:
-    try:
-        return read(text).isoformat()
-    except (ValueError, OverflowError):
-        raise ValueError(f"must be ISO 8601, such as {example}") from None
 
 
 def parse_datetime(text: str) -> datetime:
     """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
     # Python takes any character between date and time.
-    moment = datetime.fromisoformat(check_form(text.upper(), DATETIME, "ISO 8601"))
+    moment = datetime.fromisoformat(matching(DATETIME, text.upper()))
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def parse_json(text: str) -> str:
-    try:
-        decode_any(text)
-    except (ValueError, RecursionError):
-        raise ValueError("must be JSON") from None
+    decode_any(text)
     return text
 
 
-PARSERS: dict[str, Callable[[str], str]] = {
-    **{name: functools.partial(parse_integer, bits=bits) for name, bits in INTEGERS.items()},
-    **dict.fromkeys(("numeric", "float4", "float8"), lambda text: check_form(text, DECIMAL, "a number such as 12.5")),
-    "bool": parse_boolean,
-    "date": lambda text: parse_time(text, date.fromisoformat, "2025-06-30"),
-    "timestamp": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00"),
-    "timestamptz": lambda text: parse_time(text, parse_datetime, "2025-06-30T12:00:00Z"),
-    "time": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00"),
-    "timetz": lambda text: parse_time(text, clock_time.fromisoformat, "12:00:00Z"),
-    "interval": lambda text: check_form(text, DURATION, "an ISO 8601 duration, such as P7D or PT12H"),
-    "uuid": lambda text: str(uuid.UUID(check_form(text, UUID, "a UUID"))),
-    "json": parse_json,
-    "jsonb": parse_json,
+# What makes the canonical text of a value, and what the value must be.
+PARSERS: dict[str, tuple[Callable[[str], str], str]] = {
+    **{
+        name: (functools.partial(parse_integer, low, high), f"a whole number from {low} to {high}")
+        for name, (low, high) in INTEGERS.items()
+    },
+    **dict.fromkeys(("numeric", "float4", "float8"), (functools.partial(matching, DECIMAL), "a number such as 12.5")),
+    "bool": (lambda text: BOOLEANS[text.lower()], "true or false"),
+    "date": (lambda text: date.fromisoformat(text).isoformat(), "ISO 8601, such as 2025-06-30"),
+    "timestamp": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00"),
+    "timestamptz": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00Z"),
+    "time": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00"),
+    "timetz": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00Z"),
+    "interval": (functools.partial(matching, DURATION), "an ISO 8601 duration, such as P7D or PT12H"),
+    "uuid": (lambda text: str(uuid.UUID(matching(UUID, text))), "a UUID"),
+    **dict.fromkeys(("json", "jsonb"), (parse_json, "JSON")),
 }
 
 
@@ -2277,7 +2165,11 @@ def parse_scalar(text: str, base: str) -> str | None:
         raise ValueError("must not contain a NUL character")
     if base in TEXTS:
         return text
-    return PARSERS.get(base, str)(text.strip()) if text.strip() else None
+    parse, wanted = PARSERS.get(base, (str, ""))
+    try:
+        return parse(text.strip()) if text.strip() else None
+    except (ValueError, LookupError, OverflowError, RecursionError):
+        raise ValueError(f"must be {wanted}") from None
 
 
 def parse_array(texts: Sequence[str], base: str) -> str | None:
@@ -2291,7 +2183,8 @@ def parse_array(texts: Sequence[str], base: str) -> str | None:
 
 
 def array_literal(values: Iterable[str | None]) -> str:
-    return "{" + ",".join("NULL" if value is None else quote_item(value) for value in values) + "}"
+    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
 
 
 def split_array(text: str) -> Iterator[str | None]:
@@ -2306,10 +2199,6 @@ def split_array(text: str) -> Iterator[str | None]:
             yield re.sub(r"\\(.)", r"\1", item[1], flags=re.DOTALL)
         else:
             yield None if item[2].strip().upper() == "NULL" else item[2].strip()
-
-
-def quote_item(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def parse_values(texts: Sequence[str], kind: Type) -> str | None:
@@ -2469,18 +2358,14 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
             row, replayed = await run_once(catalog.database, metric, values, primary)
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
             fresh = compiled(await catalog.refresh(metric))
-            unchanged = attempt > 1 and fresh.shape == metric.shape
-            # A value may name what is not there, such as a regclass.
-            if unchanged and metric.names:
+            if attempt > 1 and fresh.shape == metric.shape:
+                # A value may name what is not there, such as a regclass.
                 raise await data_problem(catalog.database, metric, values) from exc
-            if unchanged:
-                raise
             metric = fresh
             continue
         except (asyncpg.SerializationError, *DATABASE_DOWN):
             # A replica cancels what stands in the way of replaying, and may end while it takes the second attempt.
-            retries = 2 if catalog.database.has_others(metric.login) else 1
-            if attempt >= retries or time.monotonic() - started > catalog.settings.pool_timeout:
+            if attempt > 1 or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
             continue
         except FAILS_ON_DATA as exc:
@@ -3800,8 +3685,6 @@ class State(TypedDict):
     results: Results
     questions: dict[Question, Known]
     broadcast: Broadcast
-    probe: Probe
-    owner_probe: Probe
     documents: Documents
 
 
@@ -3851,7 +3734,7 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 async def list_metrics(request: Request[State]) -> Response:
     """The metrics that the caller may see."""
     catalog = request.state["catalog"]
-    if not catalog.complete:
+    if catalog.fault:
         raise Problem(503, "The database has not been reached yet; try again.")
     caller: Caller = request.scope["caller"]
     metrics = [summary(catalog, metric) for metric in catalog.visible(caller)]
@@ -4043,8 +3926,7 @@ async def change_metric(request: Request[State]) -> Response:
         await conn.execute(UPDATE_METRIC, metric.id, title, query_id, prompt_of(body))
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
-        rows = await conn.fetch(f"SELECT * FROM ({DEFINITIONS}) AS d WHERE id = $1", metric.id)
-    about = merge({}, rows)[metric.id]
+        about = read_definition(await conn.fetchval(f"{DEFINITIONS} WHERE id = $1", metric.id))
     if about.sql != metric.about.sql:
         metric = await state["catalog"].describe(about)
     metric = msgspec.structs.replace(metric, about=about)
@@ -4152,7 +4034,7 @@ async def dashboard(request: Request[State]) -> Response:
 
 async def health(request: Request[State]) -> Response:
     """Whether the database answers."""
-    database = await request.state["probe"].ask() is not None
+    database = await request.state["database"].probes["reader"].ask() is not None
     return json_response(Health(True, database), 200 if database else 503)
 
 
@@ -4172,10 +4054,10 @@ async def health_ready(request: Request[State]) -> Response:
 async def ready_checks(state: State) -> dict[str, list[Check]]:
     """What requests depend on; only what makes them fail is a failure, so a busy pool is none."""
     catalog, database, verifier = state["catalog"], state["database"], state["verifier"]
-    latencies = await asyncio.gather(state["probe"].ask(), state["owner_probe"].ask())
+    reader, owner = await asyncio.gather(*(probe.ask() for probe in database.probes.values()))
     checks = {
-        "reader:responseTime": [latency_check(latencies[0], "fail")],
-        "owner:responseTime": [latency_check(latencies[1], "warn")],
+        "reader:responseTime": [latency_check(reader, "fail")],
+        "owner:responseTime": [latency_check(owner, "warn")],
         "database:migrations": [migrations_check(catalog)],
         "database:privileges": [privileges_check(state)],
         "metrics:files": file_checks(catalog),
@@ -4206,7 +4088,7 @@ def listener_check(changes: Changes) -> Check:
 
 
 def migrations_check(catalog: Catalog) -> Check:
-    if not catalog.complete:
+    if catalog.fault:
         return Check("fail", "datastore", output=catalog.fault)
     return Check("pass", "datastore", 0, "pending")
 
@@ -4249,7 +4131,7 @@ def privileges_check(state: State) -> Check:
         return Check("pass", "datastore")
     hardened = state["settings"].harden_database == "on"
     reason = "could not be revoked" if hardened else "not revoked, as HARDEN_DATABASE is off"
-    return Check("warn" if hardened else "pass", "datastore", output=f"{reason}: {unrevoked}")
+    return Check("warn" if hardened else "pass", "datastore", output=f"{reason}: {', '.join(unrevoked)}")
 
 
 def file_checks(catalog: Catalog) -> list[Check]:
@@ -4630,16 +4512,15 @@ ERROR_HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
 SPECIALS = ["NaN", "Infinity", "-Infinity"]
 
 
-def integer_schema(bits: int) -> Schema:
-    bounds = {"minimum": 0 if bits == 32 else -(2**bits), "maximum": 2**bits - 1}
-    return {"type": "integer", "format": "int32" if bits < 32 else "int64", **bounds}
+def integer_schema(low: int, high: int) -> Schema:
+    return {"type": "integer", "format": "int32" if high < 2**31 else "int64", "minimum": low, "maximum": high}
 
 
 TEXT, ANYTHING = Schema(type="string"), Schema()
 FLOATS = ("numeric", "float4", "float8")
 TIMES = {"date": "date", "time": "time-local", "timestamp": "date-time-local", "timestamptz": "date-time"}
 PARAMETER_SCHEMAS: dict[str, Schema] = {
-    **{name: integer_schema(bits) for name, bits in INTEGERS.items()},
+    **{name: integer_schema(*bounds) for name, bounds in INTEGERS.items()},
     **{name: TEXT | {"format": form} for name, form in TIMES.items()},
     "interval": TEXT | {"format": "duration"},
     "uuid": TEXT | {"format": "uuid"},
@@ -4991,6 +4872,12 @@ LOGIN_SETTINGS = (
     "metrics_guest SET temp_file_limit = '1GB'",
     "metrics_guest SET log_min_messages = 'fatal'",
 )
+# A derived login looks for tables where the owner does, be it in a schema of his name.
+SEARCH_PATH = """\
+SELECT FORMAT('IN DATABASE %I SET search_path = %s', CURRENT_DATABASE(), STRING_AGG(QUOTE_IDENT(name), ', '))
+FROM UNNEST(CURRENT_SCHEMAS(false)) AS name
+HAVING ARRAY_AGG(name) <> '{public}'
+"""
 
 
 def migrate(settings: Settings) -> list[str]:
@@ -5016,12 +4903,11 @@ def migrate(settings: Settings) -> list[str]:
             backend.connection.close()
         if settings.harden_database == "on":
             harden(conn)
-        for setting in LOGIN_SETTINGS:
+        logins = {login for login in database_logins(settings).values() if login.user}
+        paths = [f"{login.user} {path}" for (path,) in conn.execute(SEARCH_PATH) for login in logins]
+        for setting in (*LOGIN_SETTINGS, *paths):
             with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
                 conn.execute(f"ALTER ROLE {setting}")
-        logins = {login for login in database_logins(settings).values() if login.user}
-        for login in logins:
-            show_schemas(conn, login)
         return [fault for login in logins if (fault := open_login(conn, url, login))]
 
 
@@ -5034,55 +4920,32 @@ def connect_owner(url: str) -> psycopg.Connection:
 
 def harden(conn: psycopg.Connection) -> None:
     """Take from PUBLIC what lets a SELECT do more than read; who does not own the functions is only warned."""
-    row = conn.execute(REVOCABLE, [f"^({MORE_THAN_READING})$"]).fetchone()
-    if row and row[0]:
-        conn.execute(f"REVOKE EXECUTE ON FUNCTION {row[0]} FROM PUBLIC")
+    if functions := [signature for _, signature in conn.execute(UNREVOKED)]:
+        conn.execute(f"REVOKE EXECUTE ON FUNCTION {', '.join(functions)} FROM PUBLIC")
     database = sql.Identifier(conn.info.dbname)
     conn.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
     conn.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
 
 
-REVOCABLE = """\
-SELECT STRING_AGG(oid::regprocedure::text, ', ')
-FROM pg_proc
-WHERE pronamespace = 'pg_catalog'::regnamespace
-AND proname ~ %s
-AND HAS_FUNCTION_PRIVILEGE('public', oid, 'EXECUTE')
-"""
-
-
 def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
     """Set the password of a derived login that cannot log in; return why it still cannot."""
-    target: dict[str, Any] = {"user": login.user} | ({"password": login.password} if login.password else {})
-
-    def attempt() -> str | None:
-        try:
-            psycopg.connect(url, **target, connect_timeout=5).close()
-        except psycopg.OperationalError as exc:
-            return str(exc).strip()
-        return None
-
-    if not attempt():
-        return None
+    fault = refusal(url, login)
+    if not (fault and login.user and login.password):
+        return fault
     try:
-        if login.user and login.password:
-            verifier = conn.pgconn.encrypt_password(login.password.encode(), login.user.encode(), b"scram-sha-256")
-            conn.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), verifier.decode()))
+        verifier = conn.pgconn.encrypt_password(login.password.encode(), login.user.encode(), b"scram-sha-256")
+        conn.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), verifier.decode()))
     except psycopg.Error as exc:
         return f"the password of {login.user} cannot be set: {exc}"
-    return attempt()
+    return refusal(url, login)
 
 
-def show_schemas(conn: psycopg.Connection, login: Login) -> None:
-    """Let a derived login look for tables where the owner does, be it in a schema of his name."""
-    row = conn.execute("SELECT CURRENT_SCHEMAS(false)").fetchone()
-    schemas = row[0] if row else []
-    if schemas == ["public"]:
-        return
-    path = sql.SQL(", ").join(map(sql.Identifier, schemas))
-    role, database = sql.Identifier(login.user or ""), sql.Identifier(conn.info.dbname)
-    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
-        conn.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}").format(role, database, path))
+def refusal(url: str, login: Login) -> str | None:
+    try:
+        psycopg.connect(url, user=login.user, password=login.password, connect_timeout=5).close()
+    except psycopg.OperationalError as exc:
+        return str(exc).strip()
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ assembly
@@ -5135,11 +4998,7 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
 # What mirrors the files does not count: other commands write it, too.
 IS_EMPTY = """\
 SELECT NOT EXISTS (SELECT FROM metrics)
-AND NOT EXISTS (
-  SELECT
-  FROM queries AS q
-  WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id AND source = 'file')
-)
+AND NOT EXISTS (SELECT id FROM queries EXCEPT SELECT query_id FROM metric_configurations WHERE source = 'file')
 """
 
 
@@ -5198,9 +5057,6 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             print(exc, file=sys.stderr, flush=True)
             os._exit(1)
         database = await stack.enter_async_context(Database(settings))
-        probe, owner_probe = (Probe(database.logins[name], database.session(name)) for name in ("reader", "owner"))
-        stack.callback(probe.close)
-        stack.callback(owner_probe.close)
         catalog, changes = Catalog(settings, database), Changes()
         instruments = Instruments()
         results = Results(settings, catalog, changes, instruments)
@@ -5218,8 +5074,6 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             results=results,
             questions={},
             broadcast=broadcast,
-            probe=probe,
-            owner_probe=owner_probe,
             documents=Documents(ROUTES, catalog),
         )
         add_gauges(instruments, state)

@@ -1,0 +1,2 @@
+DROP VIEW watched_tables;
+DROP VIEW metric_definitions;

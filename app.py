@@ -1376,7 +1376,7 @@ class Database:
 
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CHARTS = ("number", "line", "bar", "table")
-HEADER_LINE = re.compile(r"--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
+HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 # What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments. As for
 # PostgreSQL, what is not ASCII is a letter, a carriage return ends a comment, and a string may go on in the next line.
 TOKEN = re.compile(
@@ -1520,7 +1520,7 @@ def read_file(path: Path) -> Definition:
         if not token[0].startswith(("--", "/*")):
             break
         if header := HEADER_LINE.match(token[0]):
-            warnings += read_header(fields, header[1], header[2].strip())
+            warnings += read_header(fields, header[1].lower(), header[2].strip())
     return msgspec.structs.replace(definition, sql=sql, warnings=tuple(warnings), **fields)
 
 

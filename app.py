@@ -121,7 +121,7 @@ decode_any = msgspec.json.Decoder(float_hook=Decimal).decode
 
 # ------------------------------------------------------------------------------------------------ settings
 
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000, description="a number of seconds above 0")]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000, description="a number of seconds, not below 0")]
 Timeout = Annotated[float, msgspec.Meta(ge=0.001, le=86_400, description="a number of seconds from 0.001 to 86400")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=2**40, description="a number of bytes, 1024 at least")]
@@ -236,12 +236,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
-    if settings.sql_model_url and not settings.sql_model:
-        yield "SQL_MODEL must name the model that SQL_MODEL_URL serves"
-    for name in ("jwt_issuer", "jwks_url"):
-        url = split_url(getattr(settings, name) or "https://issuer")
-        if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
-            yield f"{name.upper()} must be an https URL (http on loopback only)"
+    # The issuer is compared with, not fetched from, where JWKS_URL says what is.
+    url = split_url(settings.jwks_url or settings.jwt_issuer or "https://issuer")
+    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
+        yield f"{'JWKS_URL' if settings.jwks_url else 'JWT_ISSUER'} must be an https URL (http on loopback only)"
     in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
     if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
@@ -3812,7 +3810,8 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
     headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
-    payload = {"model": settings.sql_model, "messages": messages, "temperature": 0}
+    model = {"model": settings.sql_model} if settings.sql_model else {}
+    payload = {**model, "messages": messages, "temperature": 0}
     try:
         async with client.stream("POST", url, json=payload, headers=headers) as response:
             body = await read_completion(response)

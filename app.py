@@ -1533,6 +1533,14 @@ def opening_comments(sql: str) -> Iterator[str]:
         yield sql[token.start() : position]
 
 
+def first_line(sql: str) -> int:
+    """Where the statement begins, after its header."""
+    end = 0
+    for comment in opening_comments(sql):
+        end = sql.index(comment, end) + len(comment)
+    return line_and_column(sql, len(sql) - len(sql[end:].lstrip()))[0]
+
+
 def comment_end(sql: str, start: int) -> int:
     """Block comments nest in PostgreSQL."""
     depth = 0
@@ -5551,10 +5559,13 @@ async def check_command(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
-    """file:line:column: error, as compilers write it, or what PostgreSQL says of the metric."""
+    """file:line:column: error, as compilers write it, or what PostgreSQL says of the metric.
+
+    Where PostgreSQL gives no position, it is the statement as a whole.
+    """
     name = f"queries/{metric.id}.sql"
     if metric.fault:
-        yield f"{name}{metric.place}: error: {metric.fault}"
+        yield f"{name}{metric.place or f':{first_line(metric.about.sql)}'}: error: {metric.fault}"
         return
     yield name
     yield f"  parameters: {', '.join(f'{p.name} {p.type}' for p in parameters_of(metric)) or 'none'}"

@@ -330,14 +330,14 @@ class MetricPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class MetricDefinition(msgspec.Struct, frozen=True):
+class MetricDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """A stored definition; a dry run has no id."""
 
+    id: str | msgspec.UnsetType = msgspec.UNSET
     query: str
     version: int
     parameters: list[Parameter]
     columns: list[Column]
-    id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -4018,9 +4018,13 @@ def single_parameter(request: Request[State], name: str, allowed: re.Pattern[str
 
 
 def definition_of(metric: Metric, dry_run: bool = False) -> MetricDefinition:
-    about = metric.about
-    parameters, columns = parameters_of(metric), list(metric.columns)
-    return MetricDefinition(about.sql, about.version, parameters, columns, msgspec.UNSET if dry_run else about.id)
+    return MetricDefinition(
+        id=msgspec.UNSET if dry_run else metric.id,
+        query=metric.about.sql,
+        version=metric.about.version,
+        parameters=parameters_of(metric),
+        columns=list(metric.columns),
+    )
 
 
 async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> Metric:

@@ -122,7 +122,7 @@ decode_any = msgspec.json.Decoder(float_hook=Decimal).decode
 
 # ------------------------------------------------------------------------------------------------ settings
 
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000, description="a number of seconds above 0")]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000, description="a number of seconds, not below 0")]
 Timeout = Annotated[float, msgspec.Meta(ge=0.001, le=86_400, description="a number of seconds from 0.001 to 86400")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1000, description="a whole number from 1 to 1000")]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=2**40, description="a number of bytes, 1024 at least")]
@@ -229,12 +229,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
             yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
-    if settings.sql_model_url and not settings.sql_model:
-        yield "SQL_MODEL must name the model that SQL_MODEL_URL serves"
-    for name in ("jwt_issuer", "jwks_url"):
-        url = split_url(getattr(settings, name) or "https://issuer")
-        if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
-            yield f"{name.upper()} must be an https URL (http on loopback only)"
+    # The issuer is compared with, not fetched from, where JWKS_URL says what is.
+    url = split_url(settings.jwks_url or settings.jwt_issuer or "https://issuer")
+    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
+        yield f"{'JWKS_URL' if settings.jwks_url else 'JWT_ISSUER'} must be an https URL (http on loopback only)"
     in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
     if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
@@ -325,14 +323,14 @@ class MetricPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class MetricDefinition(msgspec.Struct, frozen=True):
+class MetricDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """A stored definition; a dry run has no id."""
 
+    id: str | msgspec.UnsetType = msgspec.UNSET
     query: str
     version: int
     parameters: list[Parameter]
     columns: list[Column]
-    id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -1456,6 +1454,12 @@ def tokens(sql: str) -> Iterator[tuple[re.Match[str], int]]:
     while token := TOKEN.search(sql, position):
         position = comment_end(sql, token.start()) if token["comment"] else token.end()
         yield token, position
+
+
+def first_line(sql: str) -> int:
+    """Where the statement begins, after its header."""
+    start = next((token.start() for token, _ in tokens(sql) if not token[0].startswith(("--", "/*"))), 0)
+    return line_and_column(sql, start)[0]
 
 
 def comment_end(sql: str, start: int) -> int:
@@ -3586,7 +3590,8 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
     headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
-    payload = {"model": settings.sql_model, "messages": messages, "temperature": 0}
+    model = {"model": settings.sql_model} if settings.sql_model else {}
+    payload = {**model, "messages": messages, "temperature": 0}
     body = b""
     try:
         async with client.stream("POST", url, json=payload, headers=headers) as response:
@@ -3788,9 +3793,13 @@ def single_parameter(request: Request[State], name: str, allowed: str, expected:
 
 
 def definition_of(metric: Metric, dry_run: bool = False) -> MetricDefinition:
-    about = metric.about
-    parameters, columns = parameters_of(metric), list(metric.columns)
-    return MetricDefinition(about.sql, about.version, parameters, columns, msgspec.UNSET if dry_run else about.id)
+    return MetricDefinition(
+        id=msgspec.UNSET if dry_run else metric.id,
+        query=metric.about.sql,
+        version=metric.about.version,
+        parameters=parameters_of(metric),
+        columns=list(metric.columns),
+    )
 
 
 async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> Metric:
@@ -5277,10 +5286,13 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
 
 
 def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
-    """file:line:column: error, as compilers write it, or what PostgreSQL says of the metric."""
+    """file:line:column: error, as compilers write it, or what PostgreSQL says of the metric.
+
+    Where PostgreSQL gives no position, it is the statement as a whole.
+    """
     name = f"queries/{metric.id}.sql"
     if metric.fault:
-        yield f"{name}{metric.place}: error: {metric.fault}"
+        yield f"{name}{metric.place or f':{first_line(metric.about.sql)}'}: error: {metric.fault}"
         return
     yield name
     yield f"  parameters: {', '.join(f'{p.name} {p.type}' for p in parameters_of(metric)) or 'none'}"

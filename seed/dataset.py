@@ -140,6 +140,14 @@ def key(row: dict[str, Any], column: str) -> str:
     return text(row[column], column).strip()
 
 
+def short_key(row: dict[str, Any], column: str) -> str:
+    """A key that an index has room for, whatever its characters."""
+    name = key(row, column)
+    if len(name) > 255:
+        raise Rejected(column, f"{shown(name)} is longer than 255 characters")
+    return name
+
+
 def decimal(value: object, column: str) -> Decimal:
     if not isinstance(value, str) or not DECIMAL.fullmatch(value.strip()):
         raise Rejected(column, f"{shown(value)} is not a number")
@@ -399,7 +407,7 @@ async def read_queries(rows: Rows, accept: Accept, report: Report) -> dict[str, 
     queries: dict[str, Query | None] = {}
     for place, row in rows:
         with report.rejecting(place):
-            query_id = key(row, "id")
+            query_id = short_key(row, "id")
             if taken := queries.get(query_id):
                 raise Rejected("id", f"{shown(query_id)} is taken by {taken.place}")
             queries[query_id] = None
@@ -468,18 +476,24 @@ class Item(msgspec.Struct):
 Tile = tuple[str, str, int, int, int, int, bool]  # a row of layout_items
 
 
-def parse_metrics(content: str) -> tuple[list[Any], dict[str, list[Any]]]:
+def parse_metrics(content: str) -> tuple[Any, dict[str, Any]]:
     try:
         found = DECODER.decode(content)
     except (ValueError, RecursionError) as error:
         raise Rejected("", f"this is no JSON: {error}; nothing of this file was loaded") from None
-    if isinstance(found, dict):
-        items, layouts = found.get("items", []), found.get("layouts", {})
-        arrays = [items, *layouts.values()] if isinstance(layouts, dict) else [None]
-        if all(isinstance(array, list) for array in arrays):
-            return items, layouts
-    form = '{"items": [...], "layouts": {"lg": [...]}}'
-    raise Rejected("", f"this is not of the form {form}; nothing of this file was loaded")
+    layouts = (found.get("layouts") or {}) if isinstance(found, dict) else None
+    if not isinstance(layouts, dict):
+        form = '{"items": [...], "layouts": {"lg": [...]}}'
+        raise Rejected("", f"this is not of the form {form}; nothing of this file was loaded")
+    return found.get("items"), layouts
+
+
+def elements(array: Any, name: str, report: Report) -> list[Any]:
+    with report.rejecting(Place("metrics.json", 1)):
+        if not isinstance(array, list | None):
+            raise Rejected(name, f"{shown(array)} is not an array")
+        return array or []
+    return []
 
 
 def parse_item(item: Any, place: Place, series: dict[str, str], report: Report) -> Item:
@@ -540,8 +554,8 @@ def parse_tile(tile: Any, breakpoint: str, metrics: set[str]) -> Tile:
     if item_id not in metrics:
         raise Rejected("i", f"unknown metric {shown(item_id)}")
     sides = (side(tile, "x", 0), side(tile, "y", 0), side(tile, "w", 1), side(tile, "h", 1))
-    static = tile.get("static")
-    return item_id, text(breakpoint, "i"), *sides, static is not None and boolean(static, "static")
+    static = tile.get("static") is not None and boolean(tile["static"], "static")
+    return item_id, short_key({"breakpoint": breakpoint}, "breakpoint"), *sides, static
 
 
 def texts_of(rows: Iterable[Any], column: str) -> set[str]:
@@ -551,11 +565,16 @@ def texts_of(rows: Iterable[Any], column: str) -> set[str]:
 async def store_metrics(
     conn: asyncpg.Connection, content: str, series: dict[str, str], metrics: Metrics, report: Report
 ) -> None:
-    items: list[Any] = []
-    layouts: dict[str, list[Any]] = {}
+    array: Any = None
+    layouts: dict[str, Any] = {}
     with report.rejecting(Place("metrics.json", 1)):
-        items, layouts = parse_metrics(content)
-    tiles = [(name, index, tile) for name, array in layouts.items() for index, tile in enumerate(array)]
+        array, layouts = parse_metrics(content)
+    items = elements(array, "items", report)
+    tiles = [
+        (name, index, tile)
+        for name, array in layouts.items()
+        for index, tile in enumerate(elements(array, f"layouts.{name}", report))
+    ]
     ids = texts_of(items, "id")
     orphans = texts_of((tile for *_, tile in tiles), "i") - ids
     taken: dict[str, Place] = {}

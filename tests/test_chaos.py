@@ -13,6 +13,7 @@ HERE = (
     chaos.late,
     chaos.frozen,
     chaos.exhausted,
+    chaos.queued,
     chaos.ddl,
     chaos.terminated,
     chaos.interrupted_twice,

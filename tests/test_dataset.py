@@ -282,6 +282,27 @@ async def test_a_second_item_is_rejected_when_two_ids_could_be_its_own(
     ]
 
 
+async def test_arrays_that_are_none_and_names_that_no_index_holds_cost_nothing_else(
+    tmp_path: Path, conn: Any, accept: Accept
+) -> None:
+    tile = {"i": "a", "x": 0, "y": 0, "w": 1, "h": 1}
+    layouts = {"lg": [tile], "md": 7, "sm": None, "": [tile], "x" * 9000: [tile]}
+    directory = write(
+        tmp_path,
+        queries=sql_csv(QUERY, f"SELECT 1 AS one -- {'y' * 9000}") + f"{'x' * 9000},SELECT 1 AS one\n",
+        metrics={"items": [{"id": "a", "queryId": "q1", "isEditable": True}], "layouts": layouts},
+    )
+    report = await load(directory, conn, accept)
+    assert (report.queries, report.metrics, report.layouts) == (2, 1, 1)
+    found = [re.sub("x{9,}(?:[.]{3})?", "…", line) for line in lines(report)]
+    assert found == [
+        "queries.csv:4: id: rejected: '… is longer than 255 characters",
+        "metrics.json:1: layouts.md: rejected: 7 is not an array",
+        "metrics.json: layouts.[0]: breakpoint: rejected: is missing",
+        "metrics.json: layouts.…[0]: breakpoint: rejected: '… is longer than 255 characters",
+    ]
+
+
 DIRTY = b"""\xef\xbb\xbfid, date,obsolescence_val,obsolescence,parts_flagged,alert_type,alert_category,note
 q1,2025-06-01
 q1,2025-06-01T10:00:00+02:00,120.50, NaN ,10.0,Critical,"Need
@@ -508,8 +529,8 @@ async def test_dates_move_together_so_that_the_newest_is_the_day_asked_for(
         ({"metrics": ""}, "metrics.json:1: rejected: this is no JSON"),
         ({"metrics": "[" * 100_000}, "metrics.json:1: rejected: this is no JSON"),
         ({"metrics": []}, "metrics.json:1: rejected: this is not of the form"),
-        ({"metrics": {"items": {}}}, "metrics.json:1: rejected: this is not of the form"),
-        ({"metrics": {"layouts": {"lg": {}}}}, "metrics.json:1: rejected: this is not of the form"),
+        ({"metrics": {"layouts": [1]}}, "metrics.json:1: rejected: this is not of the form"),
+        ({"metrics": {"items": {}}}, "metrics.json:1: items: rejected: an object is not an array"),
         ({"metrics": "{}".encode("utf-16")}, "metrics.json:1: rejected: is UTF-16: save it as UTF-8"),
         ({"json": {"records": []}}, "metric_records.json: [0]: rejected: this is no JSON array of records"),
         ({"json": ""}, "metric_records.json: [0]: rejected: this is no JSON array of records"),

@@ -108,7 +108,7 @@ REFUSED: dict[str, str | bytes] = {
     "closing-comment": "SELECT 1 AS a) AS t /*",
     "several": "SELECT 1 AS a; SELECT 2 AS a",
     "several-hidden": "SELECT 1 AS a; /* SELECT */ COMMIT;",
-    "duplicate-columns": "SELECT 1 AS a, 2 AS b, 3 AS a",
+    "duplicate-columns": "-- title: Twice\n\nSELECT 1 AS a, 2 AS b, 3 AS a",
     "unnamed-columns": "SELECT 1, 2",
     "star-join": "SELECT * FROM metrics AS a JOIN metrics AS b USING (metric_id)",
     "no-columns": "SELECT FROM metrics",
@@ -305,7 +305,8 @@ def test_check_names_file_and_line_of_each_that_does_not_compile(
     assert (done.returncode, done.stderr) == (1, "")
     for line in (
         'queries/no-column.sql:1:8: error: column "secret_column" does not exist',
-        "queries/forbidden.sql: error: permission denied for table queries",
+        "queries/forbidden.sql:1: error: permission denied for table queries",
+        "queries/duplicate-columns.sql:3: error: two columns are named 'a'",
     ):
         assert line in done.stdout
     refused = {

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from conftest import ROOT, Serve, Service, wait_until
 
+import app
+
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`python app.py …` in an environment of these variables alone; DATABASE_URL leads nowhere unless given."""
@@ -57,8 +59,23 @@ BAD = [
     {"DATABASE_URL": "postgresql://u:hunter2@h:99999/db", "READER_DATABASE_URL": "postgresql://u:hunter2@h:port/db"},
     {"DATABASE_URL": "postgresql://u:hunter2%zz@h/db", "READER_DATABASE_URL": "postgresql://u:hunter2 x@h/db"},
     {"DATABASE_URL": "postgresql://u:hunter2@h/db?no_option=1", "QUERIES_DIR": "x" * 300},
-    {"JWT_ISSUER": "http://u:hunter2@example.com", "JWKS_URL": "https://", "CACHE_URL": "redis://:hunter2@h:6379/one"},
+    {"JWKS_URL": "https://", "CACHE_URL": "redis://:hunter2@h:6379/one", "CACHE_STALE": "-0.1", "CACHE_TTL": "nan"},
+    {"JWT_ISSUER": "http://u:hunter2@example.com"},
 ]
+
+
+def test_values_at_the_edge_are_taken() -> None:
+    """The issuer is a name where JWKS_URL is given; a server of one model needs no name of it."""
+    settings = app.load_settings(
+        {
+            "CACHE_TTL": "0",
+            "CACHE_STALE": "0",
+            "JWT_ISSUER": "http://issuer.internal",
+            "JWKS_URL": "https://keys.internal/jwks",
+            "SQL_MODEL_URL": "http://model.internal/v1",
+        }
+    )
+    assert (settings.cache_ttl, settings.cache_stale, settings.sql_model) == (0, 0, None)
 
 
 @pytest.mark.parametrize("bad", BAD)

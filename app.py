@@ -1585,6 +1585,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Column, ...] = ()
     column_types: tuple[Type, ...] = ()
     tables: dict[int, str] = {}
+    unwatchable: frozenset[str] = frozenset()
     relations: tuple[int, ...] = ()
     shape: int | None = None
     cost: float = 0
@@ -1697,6 +1698,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
             column_types=tuple(known[column.type.oid] for column in columns),
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
+            unwatchable=frozenset(row["name"] for row in relations if row["relkind"] in (b"m", b"f")),
             relations=oids,
             shape=await conn.fetchval(f"SELECT {shape}"),
             cost=plan.get("Total Cost", 0),
@@ -5303,7 +5305,9 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
     for table in metric.scans:
         yield f"  warning: it would read {table} from end to end; an index on what it filters by would help"
     for oid, table in metric.tables.items():
-        if oid not in catalog.watched:
+        if table in metric.unwatchable:
+            yield f"  warning: {table} cannot be watched, so its changes show when a result's time is up"
+        elif oid not in catalog.watched:
             command = f"python app.py watch {shlex.quote(table)}"
             yield f"  warning: {table} is not watched; `{command}` makes the metric exact"
 

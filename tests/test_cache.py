@@ -807,7 +807,7 @@ async def test_ddl_under_traffic_gives_no_error_and_columns_agree_with_records(
         for cache in ("no-cache", "no-cache", ""):
             group.create_task(ask(cache))
         for statements in DDL:
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.25)
             await owner.execute(f"BEGIN; {statements}; COMMIT")
         await asyncio.sleep(0.3)
         finished.set()

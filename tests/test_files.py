@@ -424,6 +424,53 @@ CREATE FUNCTION sold() RETURNS int4 LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN 
 """
 
 
+STORES = """
+CREATE TABLE stores (n int);
+CREATE VIEW all_stores AS SELECT * FROM stores;
+CREATE MATERIALIZED VIEW counted_stores AS SELECT COUNT(*) AS n FROM stores;
+GRANT SELECT ON stores, counted_stores TO metrics_reader
+"""
+
+
+def test_a_table_is_put_under_watch_and_taken_out_of_it(
+    living: tuple[httpx.Client, Service], database: psycopg.Connection[Any], cluster: str
+) -> None:
+    """A running service knows within two seconds; all tables that are named, or none."""
+    http, service = living
+    database.execute(STORES)
+    (service.queries / "stores.sql").write_text("SELECT COUNT(*) AS n FROM stores")
+    (service.queries / "counted.sql").write_text("SELECT n FROM counted_stores")
+    within_two_seconds(http, "/metrics/stores", 200, [{"n": 0}])
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": os.environ["PATH"], "DATABASE_URL": cluster, "QUERIES_DIR": str(service.queries)}
+        return subprocess.run(
+            [sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True
+        )
+
+    def live() -> bool:
+        return next(bool(m["live"]) for m in http.get("/metrics").json()["metrics"] if m["id"] == "stores")
+
+    checked = run("check").stdout
+    assert "stores is not watched; `python app.py watch stores` makes the metric exact" in checked
+    assert "counted_stores cannot be watched" in checked
+    for refused in ("all_stores", "counted_stores", "nowhere", "no.such.thing.ever"):
+        done = run("watch", "stores", refused)
+        assert (done.returncode, done.stderr.startswith(refused), done.stderr.count("\n")) == (1, True, 1)
+    assert not live()
+    assert run("watch", "stores").stdout == "Watched: stores\n"
+    wait_until(live, 2)
+    database.execute("INSERT INTO stores VALUES (1)")
+    within_two_seconds(http, "/metrics/stores", 200, [{"n": 1}])
+    database.execute("TRUNCATE stores")
+    within_two_seconds(http, "/metrics/stores", 200, [{"n": 0}])
+    assert run("unwatch", "stores").stdout == "Not watched any more: stores\n"
+    wait_until(lambda: not live(), 2)
+    (service.queries / "stores.sql").unlink()
+    (service.queries / "counted.sql").unlink()
+    database.execute("DROP TABLE stores CASCADE")
+
+
 def test_files_are_mirrored_into_the_tables(
     living: tuple[httpx.Client, Service], database: psycopg.Connection[Any]
 ) -> None:

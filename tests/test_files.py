@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,11 +298,15 @@ def test_a_file_whose_name_is_no_id_is_no_metric(http: httpx.Client, listed: dic
     assert http.get("/metrics/no%20id").status_code == 422
 
 
+def command(database: str, queries: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database, "QUERIES_DIR": str(queries), **env}
+    return subprocess.run([sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True)
+
+
 def test_check_names_file_and_line_of_each_that_does_not_compile(
     cluster: str, http: httpx.Client, queries: Path
 ) -> None:
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": cluster, "QUERIES_DIR": str(queries), "STATEMENT_TIMEOUT": "0.5"}
-    done = subprocess.run([sys.executable, str(ROOT / "app.py"), "check"], env=env, capture_output=True, text=True)
+    done = command(cluster, queries, "check", STATEMENT_TIMEOUT="0.5")
     assert (done.returncode, done.stderr) == (1, "")
     for line in (
         'queries/no-column.sql:1:8: error: column "secret_column" does not exist',
@@ -410,8 +415,7 @@ def test_a_header_names_the_tables_that_a_function_reads(
     assert [metric["live"] for metric in http.get("/metrics").json()["metrics"] if metric["id"] == "sold"] == [False]
     warned = [check["output"] for check in checks(http) if "sold" in check["output"]]
     assert [name in warning for name, warning in zip(("nowhere", "no.such"), warned, strict=True)] == [True, True]
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": cluster, "QUERIES_DIR": str(service.queries)}
-    done = subprocess.run([sys.executable, str(ROOT / "app.py"), "check"], env=env, capture_output=True, text=True)
+    done = command(cluster, service.queries, "check")
     assert """app.py watch '"Sold things"'`""" in done.stdout
     (service.queries / "sold.sql").unlink()
     database.execute('DROP FUNCTION sold(); DROP TABLE "Sold things" CASCADE')
@@ -442,11 +446,7 @@ def test_a_table_is_put_under_watch_and_taken_out_of_it(
     (service.queries / "counted.sql").write_text("SELECT n FROM counted_stores")
     within_two_seconds(http, "/metrics/stores", 200, [{"n": 0}])
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {"PATH": os.environ["PATH"], "DATABASE_URL": cluster, "QUERIES_DIR": str(service.queries)}
-        return subprocess.run(
-            [sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True
-        )
+    run = partial(command, cluster, service.queries)
 
     def live() -> bool:
         return next(bool(m["live"]) for m in http.get("/metrics").json()["metrics"] if m["id"] == "stores")

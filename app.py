@@ -1176,8 +1176,8 @@ def as_dsn(url: str) -> str:
     head, _, query = url.partition("?")
     options = dict(parse_qsl(query.replace("+", "%2B")))
     # Sessions that read only would count as a server that does.
-    if options.get("target_session_attrs") == "read-write":
-        options["target_session_attrs"] = "primary"
+    if wanted := {"read-write": "primary", "read-only": "standby"}.get(options.get("target_session_attrs", "")):
+        options["target_session_attrs"] = wanted
     known = {name: value for name, value in options.items() if not LIBPQ_ONLY.fullmatch(name)}
     # To asyncpg, no name after the slash is one, which goes before the option dbname.
     head = re.sub(r"(?<!:/)/$", "", head)
@@ -1258,14 +1258,27 @@ class GuestSession(Session):
 
 
 async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
-    """Connect as libpq would, but leave out a first host of several that says nothing for so many seconds."""
-    parts = urlsplit(dsn)
-    login, at, hosts = parts.netloc.rpartition("@")
-    _, comma, others = hosts.partition(",")
-    if comma:
-        with suppress(TimeoutError):
-            return await asyncpg.connect(dsn, **options | {"timeout": patience})
-        dsn = parts._replace(netloc=login + at + others).geturl()
+    """Connect as libpq would, but leave out those of several hosts that say nothing for so many seconds."""
+    named = conninfo_to_dict(dsn)
+    hosts, ports = (str(named.get(part) or "").split(",") for part in ("host", "port"))
+    if len(hosts) == 1:
+        return await asyncpg.connect(dsn, **options)
+    with suppress(TimeoutError):
+        return await asyncpg.connect(dsn, **options | {"timeout": patience})
+
+    async def speaks(host: str, port: str) -> bool:
+        alone = {"host": host, "port": int(port or 5432), "target_session_attrs": "any", "timeout": patience / 2}
+        with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
+            (await asyncpg.connect(dsn, **options | alone)).terminate()
+            return True
+        return False
+
+    places = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
+    answers = await asyncio.gather(*itertools.starmap(speaks, places))
+    speaking = list(itertools.compress(places, answers))
+    if not speaking:
+        raise ConnectionError("no host says anything")
+    options |= {"host": [host for host, _ in speaking], "port": [int(port or 5432) for _, port in speaking]}
     return await asyncpg.connect(dsn, **options)
 
 

@@ -2861,6 +2861,8 @@ class SharedEntry(msgspec.Struct, array_like=True):
 
 
 MAX_SHARED = 2**20
+CLAIM = 0.5  # seconds without a word from an instance that makes an entry, after which another one does
+IN_VAIN = {b"timeout": asyncpg.QueryCanceledError, b"down": ConnectionError}
 
 
 class SharedCache:
@@ -2899,13 +2901,21 @@ class SharedCache:
         """Keep an entry for what is left of its TTL."""
         await self.call("set", key, self.encode(entry), ttl=left)
 
-    async def claim(self, key: str, seconds: float) -> bool:
-        """Whether this instance is to make an entry: another one may be making it, and has so many seconds."""
+    async def claim(self, key: str) -> bool:
+        """Whether this instance is to make an entry: another one may be making it.
+
+        Raises what that one has waited for in vain.
+        """
         try:
-            await self.call("add", f"{key}:claim", b"", ttl=max(seconds, 0.1))
+            await self.call("add", f"{key}:claim", b"", ttl=CLAIM)
         except ValueError:
+            if failure := await self.call("get", f"{key}:claim"):
+                raise IN_VAIN[failure]("as another instance found out") from None
             return False
         return True
+
+    async def hold(self, key: str, state: bytes = b"") -> None:
+        await self.call("set", f"{key}:claim", state, ttl=CLAIM)
 
     async def release(self, key: str) -> None:
         await self.call("delete", f"{key}:claim")
@@ -3196,20 +3206,35 @@ class Results:
         return flight
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
+        started, made, in_vain = time.monotonic(), None, b""
+        if not self.shared.backend:
+            return await self.make(plan, started)
         if max_age > 0 and (entry := await self.await_others(plan)) and entry.age <= max_age:
             return entry
-        made = None
+        holding = asyncio.create_task(self.hold(plan))
         try:
-            made = await self.make(plan)
+            made = await self.make(plan, started)
             return made
+        except (asyncpg.QueryCanceledError, *DATABASE_DOWN) as exc:
+            if time.monotonic() - started > self.settings.pool_timeout:
+                in_vain = b"timeout" if isinstance(exc, asyncpg.QueryCanceledError) else b"down"
+            raise
         finally:
-            if self.shared.backend:
-                self.in_background(self.share(plan, made, release=max_age > 0))
+            holding.cancel()
+            self.in_background(self.share(plan, made, in_vain))
 
-    async def make(self, plan: Plan) -> Entry:
+    async def hold(self, plan: Plan) -> None:
+        """Say that this instance makes a result, until a change is heard of that it may not show."""
+        epoch, key = self.changes.epoch, self.shared_key(plan)
+        while epoch >= self.changes.last_epoch(plan.metric.tables):
+            await asyncio.sleep(CLAIM / 5)
+            await self.shared.hold(key)
+        await self.shared.release(key)
+
+    async def make(self, plan: Plan, asked: float) -> Entry:
         began, epoch = time.monotonic(), self.changes.epoch
         try:
-            result = await self.run_up_to_date(plan)
+            result = await self.run_up_to_date(plan, asked)
         except Exception as exc:
             # A connection of the guest's may well have been lost to its own query.
             if plan.metric.login == "reader":
@@ -3225,13 +3250,13 @@ class Results:
             await self.keep(plan, entry)
         return entry
 
-    async def run_up_to_date(self, plan: Plan) -> Result:
+    async def run_up_to_date(self, plan: Plan, asked: float) -> Result:
         """Run a metric so that it sees all that had been heard of before.
 
-        A replica may be behind: it is given POOL_TIMEOUT to catch up, then the primary is asked. Raises as run_metric
-        does, and Problem 503 when no host is up to date.
+        A replica may be behind: it has POOL_TIMEOUT since it was asked for to catch up, then the primary is taken.
+        Raises as run_metric does, and Problem 503 when no host is up to date.
         """
-        epoch, deadline, needed = self.changes.epoch, time.monotonic() + self.settings.pool_timeout, None
+        epoch, deadline, needed = self.changes.epoch, asked + self.settings.pool_timeout, None
         while True:
             result = await run_metric(self.catalog, plan.metric, plan.values)
             if result.replayed is None or self.changes.cover(result, plan.metric.tables, epoch):
@@ -3262,33 +3287,26 @@ class Results:
         digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
         return f"metrics-api:{digest}"
 
-    async def share(self, plan: Plan, entry: Entry | None, release: bool) -> None:
-        """Give the other instances what was made, if anything was, and end the claim to make it."""
+    async def share(self, plan: Plan, entry: Entry | None, in_vain: bytes) -> None:
+        """Give the other instances what was made, or say what was waited for in vain; end the claim to make it."""
         key = self.shared_key(plan)
         left = entry.ttl - entry.age if entry and len(entry.result.rows) <= MAX_SHARED else 0
         if entry and left > 0.001 and self.changes.connected_since and self.is_current(entry):
             await self.shared.set(key, SharedEntry(entry.result, entry.ttl), left)
-        if release:
-            await self.shared.release(key)
+        await (self.shared.hold(key, in_vain) if in_vain else self.shared.release(key))
 
     async def await_others(self, plan: Plan) -> Entry | None:
-        """What another instance has made or is making just now; None when this one is to run the metric.
-
-        One that is making it is waited for as long as half of POOL_TIMEOUT, or until it fails.
-        """
-        patience, claimed = self.settings.pool_timeout / 2, False
-        give_up = time.monotonic() + patience
+        """What another instance has made or is making just now; None when this one is to run the metric."""
+        claimed, pause = not self.changes.connected_since, 0.02
         key = self.shared_key(plan)
-        while self.shared.backend and self.changes.connected_since:
-            entry = await self.recall(plan)
-            if entry and claimed:
-                await self.shared.release(key)
-            if entry or claimed or time.monotonic() > give_up:
-                return entry
+        while not (entry := await self.recall(plan)) and not claimed:
             # What another one made between the two is looked for once more.
-            if not (claimed := await self.shared.claim(key, patience)):
-                await asyncio.sleep(0.02)
-        return None
+            if not (claimed := await self.shared.claim(key)):
+                await asyncio.sleep(pause)
+                pause = min(1.2 * pause, CLAIM / 5)
+        if entry and claimed:
+            await self.shared.release(key)
+        return entry
 
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""

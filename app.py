@@ -1122,8 +1122,8 @@ def as_dsn(url: str) -> str:
     head, _, query = url.partition("?")
     options = dict(parse_qsl(query.replace("+", "%2B")))
     # Sessions that read only would count as a server that does.
-    if options.get("target_session_attrs") == "read-write":
-        options["target_session_attrs"] = "primary"
+    if wanted := {"read-write": "primary", "read-only": "standby"}.get(options.get("target_session_attrs", "")):
+        options["target_session_attrs"] = wanted
     known = {name: value for name, value in options.items() if not LIBPQ_ONLY.fullmatch(name)}
     # To asyncpg, no name after the slash is one, which goes before the option dbname.
     head = re.sub(r"(?<!:/)/$", "", head)
@@ -1197,14 +1197,27 @@ class GuestSession(Session):
 
 
 async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
-    """Connect as libpq would, but leave out a first host of several that says nothing for so many seconds."""
-    parts = urlsplit(dsn)
-    login, at, hosts = parts.netloc.rpartition("@")
-    _, comma, others = hosts.partition(",")
-    if comma:
-        with suppress(TimeoutError):
-            return await asyncpg.connect(dsn, **options | {"timeout": patience})
-        dsn = parts._replace(netloc=login + at + others).geturl()
+    """Connect as libpq would, but leave out those of several hosts that say nothing for so many seconds."""
+    named = conninfo_to_dict(dsn)
+    hosts, ports = (str(named.get(part) or "").split(",") for part in ("host", "port"))
+    if len(hosts) == 1:
+        return await asyncpg.connect(dsn, **options)
+    with suppress(TimeoutError):
+        return await asyncpg.connect(dsn, **options | {"timeout": patience})
+
+    async def speaks(host: str, port: str) -> bool:
+        alone = {"host": host, "port": int(port or 5432), "target_session_attrs": "any", "timeout": patience / 2}
+        with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
+            (await asyncpg.connect(dsn, **options | alone)).terminate()
+            return True
+        return False
+
+    places = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
+    answers = await asyncio.gather(*itertools.starmap(speaks, places))
+    speaking = list(itertools.compress(places, answers))
+    if not speaking:
+        raise ConnectionError("no host says anything")
+    options |= {"host": [host for host, _ in speaking], "port": [int(port or 5432) for _, port in speaking]}
     return await asyncpg.connect(dsn, **options)
 
 
@@ -2645,6 +2658,8 @@ class MemoryCache:
 
 
 MAX_SHARED = 2**20  # bytes of a result
+CLAIM = 0.5  # seconds without a word from an instance that makes a result, after which another one does
+IN_VAIN = {b"timeout": asyncpg.QueryCanceledError, b"down": ConnectionError}
 encode_shared = msgspec.msgpack.Encoder().encode
 decode_shared = msgspec.msgpack.Decoder(tuple[Result, float]).decode
 
@@ -2684,13 +2699,21 @@ class SharedCache:
         if left > 0.001:
             await self.call("set", key, encode_shared((result, ttl)), ttl=left)
 
-    async def claim(self, key: str, seconds: float) -> bool:
-        """Whether this instance is to make an entry: another one may be making it, and has so many seconds."""
+    async def claim(self, key: str) -> bool:
+        """Whether this instance is to make an entry: another one may be making it.
+
+        Raises what that one has waited for in vain.
+        """
         try:
-            await self.call("add", f"{key}:claim", b"", ttl=max(seconds, 0.1))
+            await self.call("add", f"{key}:claim", b"", ttl=CLAIM)
         except ValueError:
+            if failure := await self.call("get", f"{key}:claim"):
+                raise IN_VAIN[failure]("as another instance found out") from None
             return False
         return True
+
+    async def hold(self, key: str, state: bytes = b"") -> None:
+        await self.call("set", f"{key}:claim", state, ttl=CLAIM)
 
     async def release(self, key: str) -> None:
         await self.call("delete", f"{key}:claim")
@@ -2965,20 +2988,35 @@ class Results:
         return task
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
+        started, made, in_vain = time.monotonic(), None, b""
+        if not self.shared.backend:
+            return await self.make(plan, started)
         if max_age > 0 and (entry := await self.await_others(plan)) and entry.age <= max_age:
             return entry
-        made = None
+        holding = asyncio.create_task(self.hold(plan))
         try:
-            made = await self.make(plan)
+            made = await self.make(plan, started)
             return made
+        except (asyncpg.QueryCanceledError, *DATABASE_DOWN) as exc:
+            if time.monotonic() - started > self.settings.pool_timeout:
+                in_vain = b"timeout" if isinstance(exc, asyncpg.QueryCanceledError) else b"down"
+            raise
         finally:
-            if self.shared.backend:
-                self.create_task(self.share(plan, made, release=max_age > 0))
+            holding.cancel()
+            self.create_task(self.share(plan, made, in_vain))
 
-    async def make(self, plan: Plan) -> Entry:
+    async def hold(self, plan: Plan) -> None:
+        """Say that this instance makes a result, until a change is heard of that it may not show."""
+        epoch, key = self.changes.epoch, self.shared_key(plan)
+        while epoch >= self.changes.last_epoch(plan.metric.tables):
+            await asyncio.sleep(CLAIM / 5)
+            await self.shared.hold(key)
+        await self.shared.release(key)
+
+    async def make(self, plan: Plan, asked: float) -> Entry:
         began, epoch = time.monotonic(), self.changes.epoch
         try:
-            result = await self.run_up_to_date(plan)
+            result = await self.run_up_to_date(plan, asked)
         except Exception as exc:
             # A connection of the guest's may well have been lost to its own query.
             if plan.metric.login == "reader":
@@ -2993,14 +3031,14 @@ class Results:
             self.keep(plan, entry)
         return entry
 
-    async def run_up_to_date(self, plan: Plan) -> Result:
+    async def run_up_to_date(self, plan: Plan, asked: float) -> Result:
         """Run a metric so that it sees all that had been heard of before.
 
-        A replica may be behind: it is given POOL_TIMEOUT to catch up, then the primary is asked. Raises as run_metric
-        does, and Problem 503 when no host is up to date.
+        A replica may be behind: it has POOL_TIMEOUT since it was asked for to catch up, then the primary is taken.
+        Raises as run_metric does, and Problem 503 when no host is up to date.
         """
         heard = self.changes.of(plan.metric.tables)
-        deadline, needed = time.monotonic() + self.settings.pool_timeout, None
+        deadline, needed = asked + self.settings.pool_timeout, None
         while True:
             result = await run_metric(self.catalog, plan.metric, plan.values)
             if result.replayed is None or self.changes.seen_by(result, heard):
@@ -3029,32 +3067,25 @@ class Results:
         digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
         return f"metrics-api:{digest}"
 
-    async def share(self, plan: Plan, entry: Entry | None, release: bool) -> None:
-        """Give the other instances what was made, if anything was, and end the claim to make it."""
+    async def share(self, plan: Plan, entry: Entry | None, in_vain: bytes) -> None:
+        """Give the other instances what was made, or say what was waited for in vain; end the claim to make it."""
         key = self.shared_key(plan)
         if entry and self.changes.connected_since and self.is_current(entry) and len(entry.result.rows) <= MAX_SHARED:
             await self.shared.set(key, entry.result, entry.ttl, entry.ttl - entry.age)
-        if release:
-            await self.shared.release(key)
+        await (self.shared.hold(key, in_vain) if in_vain else self.shared.release(key))
 
     async def await_others(self, plan: Plan) -> Entry | None:
-        """What another instance has made or is making just now; None when this one is to run the metric.
-
-        One that is making it is waited for as long as half of POOL_TIMEOUT, or until it fails.
-        """
-        patience, claimed = self.settings.pool_timeout / 2, False
-        give_up = time.monotonic() + patience
+        """What another instance has made or is making just now; None when this one is to run the metric."""
+        claimed, pause = not self.changes.connected_since, 0.02
         key = self.shared_key(plan)
-        while self.shared.backend and self.changes.connected_since:
-            entry = await self.recall(plan)
-            if entry and claimed:
-                await self.shared.release(key)
-            if entry or claimed or time.monotonic() > give_up:
-                return entry
+        while not (entry := await self.recall(plan)) and not claimed:
             # What another one made between the two is looked for once more.
-            if not (claimed := await self.shared.claim(key, patience)):
-                await asyncio.sleep(0.02)
-        return None
+            if not (claimed := await self.shared.claim(key)):
+                await asyncio.sleep(pause)
+                pause = min(1.2 * pause, CLAIM / 5)
+        if entry and claimed:
+            await self.shared.release(key)
+        return entry
 
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""

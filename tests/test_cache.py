@@ -1147,21 +1147,21 @@ async def test_instances_share_results_through_redis(
     assert await runs.count("shared") == 1
 
 
+@pytest.mark.parametrize("seconds", [0.2, 1.5])
 async def test_instances_that_miss_at_once_run_one_query_and_one_more_for_a_change(
-    near: httpx.AsyncClient, far: httpx.AsyncClient, owner: asyncpg.Connection, runs: Runs
+    seconds: float, near: httpx.AsyncClient, far: httpx.AsyncClient, owner: asyncpg.Connection, runs: Runs
 ) -> None:
+    tag = f"at once {seconds}"
     for count in (1, 2):
-        answers = await asyncio.gather(
-            *(get(client, "slow", tag="at once", seconds=0.2) for client in (near, far) * 10)
-        )
+        answers = await asyncio.gather(*(get(client, "slow", tag=tag, seconds=seconds) for client in (near, far) * 10))
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.headers["etag"] for answer in answers}) == 1
-        assert await runs.count("at once") == count
+        assert await runs.count(tag) == count
         await owner.execute("INSERT INTO readings DEFAULT VALUES")
         await asyncio.sleep(NOTICE)
 
 
-async def test_a_run_that_fails_or_takes_long_in_one_instance_is_run_by_the_other(
+async def test_a_run_that_is_given_up_in_one_instance_is_run_by_the_other(
     near: httpx.AsyncClient, far: httpx.AsyncClient, shared: Redis
 ) -> None:
     first = asyncio.create_task(get(near, "slow", tag="given up", seconds=3))
@@ -1174,6 +1174,44 @@ async def test_a_run_that_fails_or_takes_long_in_one_instance_is_run_by_the_othe
     assert time.monotonic() - began < 3.7
     await asyncio.sleep(0.1)
     assert not list(shared.client.scan_iter("*:claim"))
+
+
+async def test_an_instance_that_stops_in_the_middle_of_a_run_holds_up_no_other(
+    near: httpx.AsyncClient, far: httpx.AsyncClient, sharers: list[Service]
+) -> None:
+    first = asyncio.create_task(get(near, "slow", tag="stopped", seconds=2))
+    await asyncio.sleep(0.2)
+    sharers[0].process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        assert (await get(far, "slow", tag="stopped", seconds=1)).status_code == 200
+        assert (await get(far, "slow", tag="stopped", seconds=2)).status_code == 200
+        assert time.monotonic() - began < 4.5
+    finally:
+        sharers[0].process.send_signal(signal.SIGCONT)
+    assert (await first).status_code == 200
+
+
+async def test_a_run_that_a_change_has_overtaken_is_not_waited_for(
+    near: httpx.AsyncClient, far: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    first = asyncio.create_task(get(near, "slow", tag="overtaken", seconds=3))
+    await asyncio.sleep(0.3)
+    await owner.execute("INSERT INTO readings DEFAULT VALUES")
+    await asyncio.sleep(NOTICE)
+    began = time.monotonic()
+    second = await get(far, "slow", tag="overtaken", seconds=3)
+    assert time.monotonic() - began < 3.9
+    assert record(second)["n"] == record(await first)["n"] + 1
+
+
+async def test_what_one_instance_has_waited_for_in_vain_no_other_waits_for_again(start: Start, shared: Redis) -> None:
+    services = await start(2, CACHE_URL=shared.url, STATEMENT_TIMEOUT="2")
+    async with connect(services[0]) as one, connect(services[1]) as other:
+        began = time.monotonic()
+        answers = await asyncio.gather(*(get(client, "slow", tag="in vain", seconds=9) for client in (one, other)))
+        assert [answer.status_code for answer in answers] == [504, 504]
+        assert time.monotonic() - began < 3.5
 
 
 async def test_redis_is_enough_for_only_if_cached_and_not_for_no_cache(

@@ -5260,13 +5260,21 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     )
     configure_logging(settings.log_level)
     if options.workers > 1:
-        asyncio.run(run_workers(settings, Multiprocess(config, sockets=[listener])))
+        asyncio.run(run_workers(settings, Workers(config, sockets=[listener])))
         listener.close()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-async def run_workers(settings: Settings, workers: Multiprocess) -> None:
+class Workers(Multiprocess):
+    def keep_subprocess_alive(self) -> None:
+        """Leave the workers' ends of the pipes to them alone, so that one that dies ends its health check at once."""
+        for process in self.processes:
+            process.child_conn.close()
+        super().keep_subprocess_alive()
+
+
+async def run_workers(settings: Settings, workers: Workers) -> None:
     """The embedded database is the parent's: a worker would stop it under the requests of the others."""
     async with with_database(settings, say):
         await asyncio.to_thread(workers.run)

@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -264,6 +265,28 @@ async def test_workers_end_with_a_parent_that_is_killed() -> None:
         service = await lab.serve("--workers", "2")
         service.process.kill()
         await eventually(lambda: refuses(service))
+
+
+async def test_a_worker_that_is_killed_while_it_says_nothing_is_replaced_at_once() -> None:
+    async with laboratory(Lab) as lab:
+        service = await lab.serve("--workers", "2")
+        await eventually(lambda: started_workers(service, 2), 10)
+        worker = next(pid for pid in children(service) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(worker, signal.SIGSTOP)
+        await asyncio.sleep(1)
+        os.kill(worker, signal.SIGKILL)
+        await eventually(lambda: started_workers(service, 3), 10)
+        service.process.terminate()
+        assert service.process.wait(10) == 0
+
+
+async def started_workers(service: Service, count: int) -> bool:
+    return sum("startup complete" in line for line in log_lines(service)) == count
+
+
+def children(service: Service) -> list[int]:
+    pid = service.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def refuses(service: Service) -> bool:

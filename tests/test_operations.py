@@ -285,8 +285,9 @@ async def started_workers(service: Service, count: int) -> bool:
 
 
 def children(service: Service) -> list[int]:
-    pid = service.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Each thread has its own."""
+    threads = Path(f"/proc/{service.process.pid}/task").glob("*/children")
+    return [int(child) for children in threads for child in children.read_text().split()]
 
 
 async def refuses(service: Service) -> bool:

@@ -2671,14 +2671,15 @@ class SharedCache:
         self.backend = None if url == "memory://" else Cache.from_url(url)
         if self.backend:
             self.backend.serializer = NullSerializer(encoding=None)  # bytes stay bytes
-            self.backend.timeout = 0.1
+            self.backend.timeout = 0  # its own may swallow a cancellation
         self.retry_at = 0.0
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self.backend is None or time.monotonic() < self.retry_at:
             return None
         try:
-            return await getattr(self.backend, method)(*args, **kwargs)
+            async with asyncio.timeout(0.1):
+                return await getattr(self.backend, method)(*args, **kwargs)
         except (TimeoutError, OSError, RedisError) as exc:
             self.retry_at = time.monotonic() + 5
             warn("the shared cache is left alone for 5 s", reason=repr(exc))

@@ -1176,6 +1176,19 @@ async def test_a_run_that_is_given_up_in_one_instance_is_run_by_the_other(
     assert not list(shared.client.scan_iter("*:claim"))
 
 
+async def test_whoever_gives_up_at_whatever_moment_leaves_no_claim_behind(
+    near: httpx.AsyncClient, far: httpx.AsyncClient, shared: Redis
+) -> None:
+    for number in range(200):
+        client = (near, far)[number % 2]
+        asked = asyncio.create_task(get(client, "slow", tag=f"left {number // 2}", seconds=0.003))
+        await asyncio.sleep(number % 20 * 0.0006)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    await asyncio.sleep(0.7)
+    assert not list(shared.client.scan_iter("*:claim"))
+
+
 async def test_an_instance_that_stops_in_the_middle_of_a_run_holds_up_no_other(
     near: httpx.AsyncClient, far: httpx.AsyncClient, sharers: list[Service]
 ) -> None:

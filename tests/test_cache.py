@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -1291,6 +1292,7 @@ async def test_ages_in_redis_do_not_depend_on_clocks_that_agree(
     )
     [instance] = await start(CACHE_URL=shared.url, PYTHONPATH=str(tmp_path))
     async with connect(instance) as far:
+        await eventually(partial(sharing, near, far), 15)
         tag = f"clock {seconds}"
         await get(near, "readings", tag=tag)
         await asyncio.sleep(1.1)

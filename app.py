@@ -1262,6 +1262,7 @@ MAX_WAITING = 1000  # for one pool
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
 STAND_IN = 5  # seconds
+ANSWERS_WITHIN = 0.25  # seconds
 
 
 class Database:
@@ -1336,7 +1337,9 @@ class Database:
             raise ConnectionError("no connection within POOL_TIMEOUT") from None
         finally:
             self.waiting[name] -= 1
-        limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - 0.05
+        # Whoever describes asks afterwards whether the server answers others.
+        margin = ANSWERS_WITHIN + 0.05 if name in ("gate", "catalog") else 0.05
+        limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - margin
         ending = asyncio.create_task(self.end(conn, limit, writes=name in WRITERS))
         try:
             yield conn
@@ -1835,7 +1838,7 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
             return await describe(conn, definition, database.settings)
     except DATABASE_DOWN as exc:
         # It is parsed several times, each within the limit or heeding none.
-        if time.monotonic() - started > database.settings.statement_timeout and await database.answers(0.25):
+        if time.monotonic() - started > database.settings.statement_timeout and await database.answers(ANSWERS_WITHIN):
             raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
         raise
 

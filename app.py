@@ -1339,7 +1339,8 @@ class Database:
             self.waiting[name] -= 1
         # Whoever describes asks afterwards whether the server answers others.
         margin = ANSWERS_WITHIN + 0.05 if name in ("gate", "catalog") else 0.05
-        limit = self.settings.statement_timeout + patience - (time.monotonic() - started) - margin
+        left = patience - (time.monotonic() - started) - margin
+        limit = self.settings.statement_timeout + max(left, 0)
         ending = asyncio.create_task(self.end(conn, limit, writes=name in WRITERS))
         try:
             yield conn

@@ -514,18 +514,18 @@ class LogStream(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: deque[bytes] = deque(maxlen=100_000)
-        self.second, self.second_text = 0, b""
+        self.millisecond, self.time = 0, b""
         self.closed = threading.Event()
         self.writer = threading.Thread(target=self.run, name="log", daemon=True)
         self.writer.start()
 
     def clock(self) -> bytes:
-        """The time in ISO 8601, of which only the milliseconds are written anew for each line of a second."""
-        now = time.time()
-        if int(now) != self.second:
-            self.second = int(now)
-            self.second_text = datetime.fromtimestamp(self.second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
-        return b"%b.%03d+00:00" % (self.second_text, int(now % 1 * 1000))
+        """The time in ISO 8601, written once for all lines of a millisecond."""
+        now = int(time.time() * 1000)
+        if now != self.millisecond:
+            self.millisecond = now
+            self.time = datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds").encode()
+        return self.time
 
     def emit(self, record: logging.LogRecord) -> None:
         self.put(encode(log_line(record)))
@@ -847,8 +847,8 @@ class Errors:
             self.under_way -= 1
 
 
-def oversized(head: Mapping[bytes, bytes]) -> bool:
-    return len(b"".join(head)) + len(b"".join(head.values())) > MAX_HEAD
+def oversized(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return len(b"".join(itertools.chain.from_iterable(headers))) > MAX_HEAD
 
 
 def check_head(scope: Scope) -> None:
@@ -867,7 +867,7 @@ def check_head(scope: Scope) -> None:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    if oversized(head):
+    if oversized(scope["headers"]):
         raise Problem(431, "The headers are larger than 64 KB.")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise Problem(414, "The URL is longer than 64 KB.")
@@ -3157,9 +3157,10 @@ class Hits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.otherwise(scope, receive, send)
-        scope["started"] = started = time.perf_counter()
+        started = time.perf_counter()
         scope["head"] = dict(scope["headers"])
         if (hit := known_answer(scope)) is None:
+            scope["started"] = started
             return await self.app(scope, receive, send)
         known, answer, age = hit
         named = name_request(scope)
@@ -3173,15 +3174,13 @@ class Hits:
 
 def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
     """The answer to a question that was answered before, and its age, if nothing has changed since."""
-    head, state = scope["head"], scope["state"]
-    if b"cache-control" in head or b"origin" in head or len(head) != len(scope["headers"]) or oversized(head):
+    head, headers, state = scope["head"], scope["headers"], scope["state"]
+    if b"cache-control" in head or b"origin" in head or len(head) != len(headers) or oversized(headers):
         return None
     verifier, results = state["verifier"], state["results"]
     if (caller := verifier.recall(head.get(b"authorization"))) is None:
         return None
-    scope["caller"] = caller
-    known = state["questions"].get(question_of(scope))
-    if known is None or results.catalog.metrics.get(known.plan.metric.id) is not known.plan.metric:
+    if (known := state["questions"].get(question_of(scope, caller))) is None:
         return None
     entry = results.memory.get(known.plan.key)
     if entry is None or entry.metric is not known.plan.metric:
@@ -3190,17 +3189,19 @@ def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
     return (known, answer, age) if answer and age <= entry.ttl and results.is_current(entry) else None
 
 
-def question_of(scope: Scope) -> Question:
+def question_of(scope: Scope, caller: Caller) -> Question:
     get = scope["head"].get
-    asked = scope["method"], scope["raw_path"], scope["query_string"]
-    return scope["caller"], *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
+    asked = caller, scope["method"], scope["raw_path"], scope["query_string"]
+    return *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
 
 
 def remember(scope: Scope, plan: Plan) -> None:
-    """Spare the next request in the same words the way to its plan."""
-    questions, requests = scope["state"]["questions"], scope["state"]["instruments"].requests
-    question = caller, method, path, query, accept, encoding, _ = question_of(scope)
-    if len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION:
+    """Spare the next request in the same words the way to its plan, until some metric changes."""
+    state = scope["state"]
+    questions, requests = state["questions"], state["instruments"].requests
+    question = caller, method, path, query, accept, encoding, _ = question_of(scope, scope["caller"])
+    too_long = len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION
+    if too_long or state["catalog"].metrics.get(plan.metric.id) is not plan.metric:
         return
     if len(questions) >= MAX_QUESTIONS:
         questions.clear()
@@ -5108,6 +5109,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         instruments = Instruments()
         results = Results(settings, catalog, changes, instruments)
         stack.push_async_callback(results.shared.close)
+        questions: dict[Question, Known] = {}
+        catalog.reloaded_by.append(questions.clear)
         broadcast = Broadcast(catalog, changes, results)
         state = State(
             settings=settings,
@@ -5119,7 +5122,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             catalog=catalog,
             changes=changes,
             results=results,
-            questions={},
+            questions=questions,
             broadcast=broadcast,
             documents=Documents(ROUTES, catalog),
         )
@@ -5173,35 +5176,28 @@ def say(text: str) -> None:
 class Connection(HttpToolsProtocol):
     """uvicorn's, which would wait for ever for a head and hold one of any size; what is no request gets a problem."""
 
-    head: int | None = 0  # bytes of a head that has not come to its end
+    head = 0  # bytes of a head that has not come to its end
     silence: asyncio.TimerHandle | None = None
+    refused = False
     url = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.silence = self.loop.call_later(SILENCE, transport.close)
 
-    def on_message_begin(self) -> None:
-        self.head = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self.head = None
-        if self.silence:
-            self.silence.cancel()
-            self.silence = None
-        super().on_headers_complete()
-
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
         super().data_received(data)
-        if self.head is None or self.transport.is_closing():
-            return
-        self.head += len(data)
-        self.silence = self.silence or self.loop.call_later(SILENCE, self.transport.close)
-        if self.head > 2 * MAX_HEAD:
-            self.refuse(Problem(431, "The headers are larger than 64 KB."))
+        # Each request has a scope of its own, which its cycle gets at the end of the head.
+        if (self.cycle and self.cycle.scope is self.scope) or self.transport.get_protocol() is not self:
+            self.head = 0
+            if self.silence:
+                self.silence.cancel()
+                self.silence = None
+        elif not self.refused:
+            self.head += len(data)
+            self.silence = self.silence or self.loop.call_later(SILENCE, self.transport.close)
+            if self.head > 2 * MAX_HEAD:
+                self.refuse(Problem(431, "The headers are larger than 64 KB."))
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(Problem(400, "The request is not HTTP/1.1."))
@@ -5210,7 +5206,7 @@ class Connection(HttpToolsProtocol):
         """Answer and stop reading; the close has to wait, for with bytes unread it would take the answer back."""
         if len(self.url) > MAX_HEAD:
             problem = Problem(414, "The URL is longer than 64 KB.")
-        self.head = None
+        self.refused = True
         self.flow.pause_reading()
         self.loop.call_later(1, self.transport.close)
         if self.cycle and not self.cycle.response_complete:

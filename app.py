@@ -196,6 +196,7 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -1341,7 +1342,11 @@ class Database:
         margin = ANSWERS_WITHIN + 0.05 if name in ("gate", "catalog") else 0.05
         left = patience - (time.monotonic() - started) - margin
         limit = self.settings.statement_timeout + max(left, 0)
-        ending = asyncio.create_task(self.end(conn, limit, writes=name in WRITERS))
+        ending: asyncio.Task[None] | asyncio.TimerHandle
+        if name in WRITERS:
+            ending = asyncio.create_task(self.end_when_silent(conn, limit / 2))
+        else:
+            ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
         try:
             yield conn
         except DATABASE_DOWN as exc:
@@ -1368,11 +1373,11 @@ class Database:
             self.stand_in_until[name] = time.monotonic() + STAND_IN
             await self.pools[name].expire_connections()
 
-    async def end(self, conn: asyncpg.Connection, limit: float, writes: bool) -> None:
-        """End a connection after its limit (seconds); one that writes once the server says nothing for half of it."""
+    async def end_when_silent(self, conn: asyncpg.Connection, interval: float) -> None:
+        """End a connection as soon as the server says nothing to another one within an interval (seconds)."""
         while True:
-            await asyncio.sleep(limit / 2 if writes else limit)
-            if not (writes and await self.answers(limit / 2)):
+            await asyncio.sleep(interval)
+            if not await self.answers(interval):
                 conn.terminate()
                 return
 
@@ -4861,13 +4866,6 @@ PATCH = {"application/merge-patch+json": MetricPatch, JSON: MetricPatch}
 UPLOAD = {JSON: Record | list[Record], **RECORDS}
 VERSION = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
 ROUTES = [
-    Route("GET", "/", "public", dashboard, {200: HTML}),
-    Route("GET", "/docs", "public", docs, {200: HTML}),
-    Route("GET", "/openapi.json", "public", openapi, {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
-    Route("GET", "/health", "public", health, {200: {JSON: Health}, 503: {JSON: Health}}),
-    Route("GET", "/health/live", "public", health_live, {200: {HEALTH: Check}}),
-    Route("GET", "/health/ready", "public", health_ready, {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}}),
-    Route("GET", "/prometheus", "public", prometheus, {200: {"text/plain": str}}),
     Route("GET", "/metrics", "read", list_metrics, {200: {JSON: MetricList}}),
     Route(
         "POST",
@@ -4892,6 +4890,13 @@ ROUTES = [
     Route("DELETE", "/metrics/{id}", "write", delete_metric, {204: {}}, query={"version": VERSION}),
     Route("PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: list[Layout]}}, body={JSON: list[Layout]}),
     Route("POST", "/metrics/{id}/metric-records", "write", create_records, {201: {JSON: Inserted}}, body=UPLOAD),
+    Route("GET", "/", "public", dashboard, {200: HTML}),
+    Route("GET", "/docs", "public", docs, {200: HTML}),
+    Route("GET", "/openapi.json", "public", openapi, {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
+    Route("GET", "/health", "public", health, {200: {JSON: Health}, 503: {JSON: Health}}),
+    Route("GET", "/health/live", "public", health_live, {200: {HEALTH: Check}}),
+    Route("GET", "/health/ready", "public", health_ready, {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}}),
+    Route("GET", "/prometheus", "public", prometheus, {200: {"text/plain": str}}),
 ]
 PUBLIC = DOCS_FILES.union(route.path for route in ROUTES if route.access == "public")
 

@@ -5181,7 +5181,8 @@ def say(text: str) -> None:
 class Connection(HttpToolsProtocol):
     """uvicorn's, which would wait for ever for a head and hold one of any size; what is no request gets a problem."""
 
-    head = 0  # bytes of a head that has not come to its end
+    head = 0  # bytes that have come of a head, after the piece in which it began
+    begun: object = None  # the scope of that head
     silence: asyncio.TimerHandle | None = None
     refused = False
     url = b""
@@ -5194,12 +5195,13 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         # Each request has a scope of its own, which its cycle gets at the end of the head.
         if (self.cycle and self.cycle.scope is self.scope) or self.transport.get_protocol() is not self:
-            self.head = 0
             if self.silence:
                 self.silence.cancel()
                 self.silence = None
         elif not self.refused:
-            self.head += len(data)
+            # The piece in which a head begins may hold other requests, too.
+            self.head = self.head + len(data) if self.scope is self.begun else 0
+            self.begun = self.scope
             self.silence = self.silence or self.loop.call_later(SILENCE, self.transport.close)
             if self.head > 2 * MAX_HEAD:
                 self.refuse(Problem(431, "The headers are larger than 64 KB."))

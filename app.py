@@ -41,7 +41,6 @@ import asyncio
 import base64
 import csv
 import functools
-import gc
 import gzip
 import hashlib
 import hmac
@@ -5136,8 +5135,6 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         running = asyncio.create_task(run(state, embedded, started), name="database")
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
-        # What is here now stays, so that collecting garbage need not look at it again and again.
-        gc.freeze()
         try:
             # A second Ctrl-C cancels what waits for the end, which has come.
             with suppress(asyncio.CancelledError):

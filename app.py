@@ -915,6 +915,18 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     return keys
 
 
+async def read_answer(response: httpx.Response, limit: int) -> bytes:
+    """The body of a 200; raises ValueError for another status, or for more bytes than limit."""
+    if response.status_code != 200:
+        raise ValueError(f"it answered with status {response.status_code}")
+    body = b""
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > limit:
+            raise ValueError(f"its answer is larger than {limit} bytes")
+    return body
+
+
 class KeySet:
     """The issuer's keys, fetched when an unknown one is asked for and kept for a day while the endpoint fails.
 
@@ -969,17 +981,10 @@ class KeySet:
             self.fetching = None
 
     async def download(self) -> bytes:
-        body = b""
         # Reading the certificates takes 50 ms.
         client = await asyncio.to_thread(httpx.AsyncClient)
         async with client, client.stream("GET", self.url) as response:
-            if response.status_code != 200:
-                raise ValueError(f"the answer is {response.status_code}")
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > 256 * 1024:
-                    raise ValueError("the answer is larger than 256 KiB")
-        return body
+            return await read_answer(response, 256 * 1024)
 
 
 class Verifier:
@@ -998,6 +1003,10 @@ class Verifier:
             return OPEN
         caller = self.remembered.get(header) if header else None
         return caller if caller and caller.expires > time.time() else None
+
+    async def identify(self, header: bytes | None) -> Caller:
+        """Raises InvalidToken, or Problem 503."""
+        return self.recall(header) or await self.verify(header)
 
     async def verify(self, header: bytes | None) -> Caller:
         """Raises InvalidToken, or Problem 503."""
@@ -1061,7 +1070,7 @@ async def authenticate(scope: Scope, header: bytes | None, method: str) -> Calle
     Raises InvalidToken, or Problem 403 or 503.
     """
     verifier: Verifier = scope["state"]["verifier"]
-    scope["caller"] = caller = verifier.recall(header) or await verifier.verify(header)
+    scope["caller"] = caller = await verifier.identify(header)
     if verifier.open:
         check_loopback(scope, verifier.settings)
     else:
@@ -3635,18 +3644,15 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
     model = {"model": settings.sql_model} if settings.sql_model else {}
     payload = {**model, "messages": messages, "temperature": 0}
-    body = b""
     try:
         async with client.stream("POST", url, json=payload, headers=headers) as response:
-            if response.status_code != 200:
-                raise ModelFailed(f"it answered with status {response.status_code}")
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_MODEL_ANSWER:
-                    raise ModelFailed(f"its answer is larger than {MAX_MODEL_ANSWER} bytes")
-        content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
+            body = await read_answer(response, MAX_MODEL_ANSWER)
     except httpx.HTTPError as exc:
         raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
+    except ValueError as exc:
+        raise ModelFailed(str(exc)) from exc
+    try:
+        content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError) as exc:
         raise ModelFailed("its answer is no chat completion") from exc
     if not isinstance(content, str):
@@ -4819,7 +4825,7 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
         return OPEN
     if header is None:
         return STRANGER
-    caller = verifier.recall(header) or await verifier.verify(header)
+    caller = await verifier.identify(header)
     return caller if verifier.settings.jwt_read_scope in caller.scopes else STRANGER
 
 

@@ -4,34 +4,8 @@
     python app.py --help      the other commands
     uvicorn app:app           the same application under a server of your choice
 
-The sections, in the order in which a request meets things:
-
-    settings        what the environment says
-    messages        what comes in and goes out as JSON
-    errors          what can go wrong, and the status that says so
-    logging         JSON lines, written by a thread of their own
-    figures         what /prometheus tells
-    requests        an id, a log line, limits and problems for every request
-    authentication  tokens, keys and scopes
-    database        a pool for each login
-    SQL files       statements with :names, and their headers
-    descriptions    what PostgreSQL says of a statement: types, columns, tables, costs
-    catalog         every metric, kept up with files, definitions and tables
-    parameters      values from texts and from claims
-    runs            a metric's result from the database
-    changes         which transaction changed which tables
-    cache           results in memory, and in Redis for all instances
-    answers         results as bodies and headers
-    results         from a cache, or from one run for all who ask meanwhile
-    hits            questions that were asked before, answered in front of everything
-    bodies          what callers send
-    records         uploads, checked and written as they arrive
-    model           SQL from prompts
-    reading, writing, pages and health          the endpoints
-    live updates    one socket for a dashboard
-    OpenAPI         the document, typed for each metric
-    routes, migrations, assembly                what there is, and what it stands on
-    server, commands                            uvicorn, and the command line
+It reads downwards: each section uses only what stands above it, in the order in which a request meets them, but for
+the server's end of a connection and the commands, which stand last.
 """
 
 from __future__ import annotations
@@ -59,7 +33,6 @@ import threading
 import time
 import traceback
 import uuid
-from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
@@ -72,13 +45,13 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from contextvars import ContextVar
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 from decimal import Decimal
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
+from random import getrandbits
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -92,19 +65,17 @@ import yoyo
 from aiocache import Cache
 from aiocache.serializers import NullSerializer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric as PrometheusMetric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from redis.exceptions import RedisError
-from starlette import routing
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -401,8 +372,15 @@ class Problem(Exception):
         self.headers = {"Retry-After": "1"} if status == 503 else dict(headers or {})
 
 
+MAX_TEXT, MAX_ERRORS = 400, 100  # characters of any text that goes into an answer or a log line; errors of an answer
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text)} characters)"
+
+
 def input_problem(errors: Sequence[InputError]) -> Problem:
-    return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors), errors)
+    return Problem(422, "; ".join(f"{error.name} {error.detail}" for error in errors[:MAX_ERRORS]), errors)
 
 
 class InvalidToken(Exception):
@@ -490,48 +468,55 @@ def as_problem(exc: Exception) -> Problem:
 
 def problem_response(exc: Exception, scope: Scope) -> Response:
     problem = as_problem(exc)
+    errors = [InputError(shortened(error.name), shortened(error.detail)) for error in problem.errors[:MAX_ERRORS]]
     details = ProblemDetails(
         type="about:blank",
         title=HTTPStatus(problem.status).phrase,
         status=problem.status,
-        detail=problem.detail,
-        instance=scope["path"],
+        detail=shortened(problem.detail),
+        instance=shortened(scope["path"]),
         request_id=scope["request_id"],
-        errors=problem.errors or msgspec.UNSET,
+        errors=errors or msgspec.UNSET,
     )
     return Response(encode(details), problem.status, problem.headers, "application/problem+json")
 
 
 # ------------------------------------------------------------------------------------------------ logging
 
+MAX_UNREAD = 8 * 2**20  # bytes of lines that wait for a reader of standard output
+
 
 class LogStream(logging.Handler):
-    """JSON lines for standard output, written by a thread of their own: a slow reader stops nobody.
+    """JSON lines for standard output, written by a thread of their own twenty times a second.
 
-    What a stuck reader does not take is bounded in lines. After close() lines are written at once.
+    A reader who is slow stops nobody: he loses what does not fit into MAX_UNREAD bytes. The library's QueueListener
+    wakes its thread for each line, which costs as much as the rest of an answer from the cache.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: deque[bytes] = deque(maxlen=100_000)
-        self.millisecond, self.time = 0, b""
+        self.lines: deque[bytes] = deque()
+        self.bytes = 0
+        self.clock_at, self.clock_text = 0, b""
         self.closed = threading.Event()
         self.writer = threading.Thread(target=self.run, name="log", daemon=True)
         self.writer.start()
 
     def clock(self) -> bytes:
-        """The time in ISO 8601, written once for all lines of a millisecond."""
+        """The time in ISO 8601, made once for all lines of a millisecond."""
         now = int(time.time() * 1000)
-        if now != self.millisecond:
-            self.millisecond = now
-            self.time = datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds").encode()
-        return self.time
+        if now != self.clock_at:
+            self.clock_at = now
+            self.clock_text = datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds").encode()
+        return self.clock_text
 
     def emit(self, record: logging.LogRecord) -> None:
         self.put(encode(log_line(record)))
 
     def put(self, line: bytes) -> None:
-        self.lines.append(line)
+        if self.bytes < MAX_UNREAD:
+            self.lines.append(line)
+            self.bytes += len(line)
         if self.closed.is_set():
             self.write()
 
@@ -542,6 +527,7 @@ class LogStream(logging.Handler):
         with suppress(OSError, ValueError):
             while text:
                 text = text[os.write(sys.stdout.fileno(), text) :]
+        self.bytes = sum(map(len, self.lines.copy()))
 
     def run(self) -> None:
         while not self.closed.wait(0.05):
@@ -581,15 +567,16 @@ class Repeats(logging.Filter):
 
 
 def log_line(record: logging.LogRecord) -> dict[str, Any]:
+    fields = getattr(record, "fields", {})
     line = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
         "logger": record.name,
         "message": record.getMessage(),
-        **getattr(record, "fields", {}),
+        **{name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()},
     }
     if record.exc_info:
-        line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        line["traceback"] = "".join(traceback.format_exception(*record.exc_info))[-16 * 1024 :]
     return line
 
 
@@ -617,50 +604,7 @@ def warn(message: str, **fields: Any) -> None:
 # ------------------------------------------------------------------------------------------------ figures
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-# A histogram's buckets with the sum behind them, and one counter.
-Counts = tuple[list[float], list[int]]
-
-
-def tally(counts: Counts, seconds: float) -> None:
-    durations, results = counts
-    durations[bisect_left(BUCKETS, seconds)] += 1
-    durations[-1] += seconds
-    results[0] += 1
-
-
-class RequestCounts(Collector):
-    """Requests by labels and results by where they came from, as lists that tally() adds to."""
-
-    def __init__(self) -> None:
-        self.durations: dict[tuple[str, str, str], list[float]] = {}
-        self.results: dict[tuple[str, str], list[int]] = {}
-
-    def of(self, method: str, route: str | None, status: int, metric_id: str | None, cache: str | None) -> Counts:
-        """What tally() counts in; keeping it spares the look-ups."""
-        known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
-        durations = self.durations.setdefault((known, route or "none", str(status)), [0.0] * (len(BUCKETS) + 2))
-        outcome = (metric_id, cache.partition("; ")[0]) if metric_id and cache else None
-        return durations, self.results.setdefault(outcome, [0]) if outcome else [0]
-
-    def hit_ratio(self) -> float:
-        asked = sum(count for (count,) in self.results.values())
-        hits = sum(count for (_, cache), (count,) in self.results.items() if cache == "hit")
-        return round(hits / asked, 3) if asked else 0.0
-
-    def collect(self) -> Iterator[PrometheusMetric]:
-        requests = HistogramMetricFamily(
-            "http_request_duration_seconds", "Requests", labels=["method", "route", "status"]
-        )
-        edges = [*map(floatToGoString, BUCKETS), "+Inf"]
-        for labels, (*counts, total) in self.durations.items():
-            cumulative = zip(edges, itertools.accumulate(counts), strict=True)
-            requests.add_metric(labels, buckets=list(cumulative), sum_value=total)
-        results = CounterMetricFamily(
-            "metric_results", "Results by where they came from", labels=["metric_id", "cache"]
-        )
-        for outcome, (count,) in self.results.items():
-            results.add_metric(outcome, count)
-        yield from (requests, results)
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Instruments:
@@ -669,17 +613,44 @@ class Instruments:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = RequestCounts()
-        registry.register(self.requests)
+        self.requests = Histogram(
+            "http_request_duration_seconds",
+            "Requests",
+            ["method", "route", "status"],
+            registry=registry,
+            buckets=BUCKETS,
+        )
+        self.results = Counter(
+            "metric_results", "Results by where they came from", ["metric_id", "cache"], registry=registry
+        )
         self.runs = Histogram(
             "metric_run_seconds", "Runs of metrics", ["metric_id"], registry=registry, buckets=BUCKETS
         )
         self.rows = Counter("metric_rows", "Rows that runs gave", ["metric_id"], registry=registry)
         self.gauges: dict[str, Gauge] = {}
 
+    def request(self, method: str, route: str, status: int) -> Histogram:
+        """What observes the seconds of such requests."""
+        return self.requests.labels(method if method in METHODS else "other", route, str(status))
+
+    def result(self, metric_id: str, cache: str) -> Counter:
+        """What counts the results of a metric that came from there, a Cache-Status without its details."""
+        return self.results.labels(metric_id, cache.partition("; ")[0])
+
     def count_run(self, metric_id: str, rows: int, seconds: float) -> None:
         self.runs.labels(metric_id).observe(seconds)
         self.rows.labels(metric_id).inc(rows)
+
+    def forget(self, metric_id: str) -> None:
+        """A metric that is gone leaves no figures behind."""
+        for figures in (self.results, self.runs, self.rows):
+            figures.remove_by_labels({"metric_id": metric_id})
+
+    def hit_ratio(self) -> float:
+        (family,) = self.results.collect()
+        counts = {tuple(s.labels.values()): s.value for s in family.samples if s.name.endswith("_total")}
+        hits = sum(count for (_, cache), count in counts.items() if cache == "hit")
+        return round(hits / (sum(counts.values()) or 1), 3)
 
     def gauge(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
         """A value by label; the first call for a name names its labels."""
@@ -688,194 +659,16 @@ class Instruments:
         (gauge.labels(**labels) if labels else gauge).set_function(read)
 
 
-# ------------------------------------------------------------------------------------------------ requests
-
-MAX_HEAD = 64 * 1024
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-# What a log line of the database says of the request that caused it.
-REQUEST = ContextVar("request", default="")
-MAX_CONCURRENT = 2000
-
-
-def request_ids() -> Iterator[bytes]:
-    prefix = uuid.uuid4().hex[:16].encode()
-    return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
-
-
-def name_request(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers that give back a request's id, the client's or one of ours, and its trace with a span of our own.
-
-    A malformed traceparent (W3C Trace Context) is ignored.
-    """
-    head = scope["head"]
-    given = head.get(b"x-request-id")
-    request_id = given if given and REQUEST_ID.fullmatch(given) else next(scope["state"]["request_ids"])
-    named = [(b"x-request-id", request_id)]
-    if b"traceparent" in head and (parent := TRACEPARENT.fullmatch(head[b"traceparent"])):
-        scope["trace_id"] = parent[1].decode()
-        named.append((b"traceparent", b"00-%b-%b-%b" % (parent[1], os.urandom(8).hex().encode(), parent[2])))
-    return named
-
-
-def finish(scope: Scope) -> None:
-    """Count a request and write its line; 499 is one whose client left without an answer."""
-    seconds = time.perf_counter() - scope["started"]
-    metric_id, status, cache = scope.get("metric_id"), scope.get("status", 499), scope.get("cache")
-    requests: RequestCounts = scope["state"]["instruments"].requests
-    tally(requests.of(scope["method"], scope.get("template"), status, metric_id, cache), seconds)
-    if not (stream := scope["state"]["log"]):
-        return
-    line = {
-        "time": stream.clock().decode(),
-        "level": "info",
-        "logger": "metrics_api",
-        "message": "request",
-        "request_id": scope["request_id"],
-        "method": scope["method"],
-        "path": scope["path"],
-        "metric_id": metric_id,
-        "status": status,
-        "duration_ms": round(seconds * 1000, 3),
-        "cache": cache,
-        "subject": scope["caller"].subject if "caller" in scope else None,
-        **{name: scope[name] for name in ("trace_id", "reason") if name in scope},
-    }
-    stream.put(encode(line))
-
-
-class RequestLog:
-    """Gives every request an id, notes its status as soon as there is one and writes one line about its answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        named = name_request(scope)
-        scope["request_id"] = named[0][1].decode()
-        REQUEST.set(f"{scope['trace_id']} {scope['request_id']}" if "trace_id" in scope else scope["request_id"])
-
-        async def send_named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                scope["status"] = message["status"]
-                message["headers"] = [*message["headers"], *named]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_named)
-        finally:
-            finish(scope)
-
-
-class Cors:
-    """Starlette's CORS headers, on errors too, for the origins in CORS_ORIGINS."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if b"origin" not in scope["head"]:
-            return await self.app(scope, receive, send)
-        origins = scope["state"]["settings"].cors_origins
-        layer = CORSMiddleware(
-            self.app,
-            allow_origins=sorted(origins),
-            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Cache-Control", "If-None-Match", "X-Request-ID", "traceparent"],
-            expose_headers=["ETag", "Age", "Cache-Status", "Location", "X-Request-ID"],
-        )
-        if scope["method"] == "OPTIONS" and b"access-control-request-method" in scope["head"]:
-            return await preflight_response(layer, scope)(scope, receive, send)
-        await layer(scope, receive, send)
-
-
-def preflight_response(layer: CORSMiddleware, scope: Scope) -> Response:
-    """Starlette's answer, as a problem where it grants nothing."""
-    response = layer.preflight_response(Headers(scope=scope))
-    if response.status_code != 400:
-        return response
-    headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-    return problem_response(Problem(400, f"{bytes(response.body).decode()}.", headers=headers), scope)
-
-
-async def answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Let a client who is still sending have the answer: a close with bytes unread would take it back."""
-    if not scope.get("unread"):
-        return await response(scope, receive, send)
-    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            while (await receive()).get("more_body"):
-                pass
-    await send({"type": "http.response.body"})
-
-
-class Errors:
-    """Refuses a malformed head and too many requests at once, and answers whatever is raised with a problem."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.under_way = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.under_way += 1
-        # Starlette's router raises its 404 and 405 only where it finds an application around it.
-        scope["app"] = self
-        try:
-            check_head(scope)
-            if self.under_way > MAX_CONCURRENT:
-                raise Problem(503, "Too many requests are under way; try again.")
-            await self.app(scope, receive, send)
-        except ClientDisconnect:
-            return
-        except asyncio.CancelledError:
-            # The server cancels what is still under way ten seconds after it was told to stop.
-            if "status" in scope:
-                raise
-            stopping = Problem(503, "The service is stopping; try again.")
-            await problem_response(stopping, scope)(scope, receive, send)
-        except Exception as exc:
-            scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
-            begun = "status" in scope
-            if begun or as_problem(exc).status == 500:
-                log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
-            if begun:
-                raise
-            await answer_early(problem_response(exc, scope), scope, receive, send)
-        finally:
-            self.under_way -= 1
-
-
-def oversized(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return len(b"".join(itertools.chain.from_iterable(headers))) > MAX_HEAD
-
-
-def check_head(scope: Scope) -> None:
-    """Join headers that are repeated and drop a trailing slash, unless it is an encoded one and so part of an id.
-
-    Raises Problem 400, 414 or 431.
-    """
-    head: dict[bytes, bytes] = scope["head"]
-    if len(head) < len(scope["headers"]):
-        head.clear()
-        for name, value in scope["headers"]:
-            if name == b"authorization" and name in head:
-                raise Problem(400, "There are two Authorization headers; send one.")
-            head[name] = head[name] + b", " + value if name in head else value
-    try:
-        unquote(scope["query_string"].decode(), errors="strict")
-    except UnicodeDecodeError:
-        raise Problem(400, "The query string is not UTF-8.") from None
-    if oversized(scope["headers"]):
-        raise Problem(431, "The headers are larger than 64 KB.")
-    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
-        raise Problem(414, "The URL is longer than 64 KB.")
-    if scope["raw_path"].endswith(b"/"):
-        scope["path"] = scope["path"].removesuffix("/") or "/"
-
-
 # ------------------------------------------------------------------------------------------------ authentication
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """What a request says under a name, of several lines joined (RFC 9110, 5.3); empty when it says nothing."""
+    return b", ".join([value for key, value in scope["headers"] if key == name])
+
+
+def header_text(scope: Scope, name: bytes) -> str:
+    return header(scope, name).decode("latin-1")
 
 
 class Caller(msgspec.Struct, frozen=True, eq=False):
@@ -887,14 +680,18 @@ class Caller(msgspec.Struct, frozen=True, eq=False):
     claims: dict[str, Any] = {}
     expires: float = float("inf")
 
+    def lasting_claims(self) -> dict[str, Any]:
+        return {name: value for name, value in self.claims.items() if name not in EACH_TOKENS_OWN}
+
     def has_any(self, roles: frozenset[str]) -> bool:
         return not roles or self.roles is None or not roles.isdisjoint(self.roles)
 
 
 ALGORITHMS = ("RS256", "ES256")
+EACH_TOKENS_OWN = frozenset({"exp", "iat", "nbf", "jti", "auth_time", "origin_jti", "event_id"})
 LEEWAY = 30
 MAX_REMEMBERED = 4096
-KEYS_REFRESH, KEYS_KEPT = 600, 24 * 3600
+KEYS_REFRESH, KEYS_KEPT = 60, 24 * 3600  # seconds
 
 
 class JWKS(msgspec.Struct):
@@ -928,7 +725,8 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
 
 
 class KeySet:
-    """The issuer's keys, fetched when an unknown one is asked for and kept for a day while the endpoint fails.
+    """The issuer's keys, fetched when an unknown one is asked for, by a clock after that, and kept for a day while the
+    endpoint fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
@@ -943,18 +741,24 @@ class KeySet:
 
     async def find(self, kid: str) -> jwt.PyJWK:
         """Raises InvalidToken, or Problem 503 while there is no key at all."""
-        age = time.monotonic() - self.fetched_at
-        if age > KEYS_KEPT:
-            self.keys = {}
         if kid not in self.keys and (fetching := self.fetch()):
             await asyncio.shield(fetching)
-        elif age > KEYS_REFRESH:
-            self.fetch()
         if not self.keys:
             raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
         if kid not in self.keys:
             raise InvalidToken("its key is not the issuer's")
         return self.keys[kid]
+
+    async def keep_fresh(self) -> None:
+        """Fetch known keys again, for ever, so that what the issuer withdraws is let in for a minute more at most."""
+        while True:
+            await asyncio.sleep(1)
+            age = time.monotonic() - self.fetched_at
+            if self.keys and age > KEYS_KEPT:
+                self.keys, self.body = {}, b""
+                self.changed()
+            elif self.keys and age > KEYS_REFRESH:
+                self.fetch()
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The fetch under way or a new one; None while it is too early for another."""
@@ -972,11 +776,12 @@ class KeySet:
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
             warn("keys cannot be fetched", reason=repr(exc))
         else:
-            if body != self.body:
-                self.changed()
+            changed = body != self.body
             self.keys, self.body, self.failures = keys, body, 0
             self.fetched_at = time.monotonic()
             self.next_fetch = self.fetched_at + 10
+            if changed:
+                self.changed()
         finally:
             self.fetching = None
 
@@ -994,46 +799,55 @@ class Verifier:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
         self.remembered: dict[bytes, Caller] = {}
+        self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
         url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-        self.keys = KeySet(url, changed=self.remembered.clear)
+        self.keys = KeySet(url, changed=self.forget)
 
-    def recall(self, header: bytes | None) -> Caller | None:
-        """The caller of a header that was verified before, by keys that are still the issuer's."""
+    def forget(self) -> None:
+        """Whoever was let in by keys that were the issuer's has to be looked at again."""
+        for forget in self.forgotten_by:
+            forget()
+
+    async def identify(self, header: bytes) -> Caller:
+        """Raises InvalidToken, or Problem 503."""
         if self.open:
             return OPEN
-        caller = self.remembered.get(header) if header else None
-        return caller if caller and caller.expires > time.time() else None
+        token = bearer_token(header)
+        caller = self.remembered.get(token)
+        if caller is None or caller.expires <= time.time():
+            caller = await self.verify(token)
+            if len(self.remembered) >= MAX_REMEMBERED:
+                del self.remembered[next(iter(self.remembered))]
+            self.remembered[token] = caller
+        return caller
 
-    async def identify(self, header: bytes | None) -> Caller:
+    async def verify(self, token: bytes) -> Caller:
         """Raises InvalidToken, or Problem 503."""
-        return self.recall(header) or await self.verify(header)
-
-    async def verify(self, header: bytes | None) -> Caller:
-        """Raises InvalidToken, or Problem 503."""
-        scheme, _, token = (header or b"").partition(b" ")
-        token = token.strip()
-        if scheme.lower() != b"bearer" or not token:
-            raise InvalidToken("there is no bearer token", missing=True)
-        if len(token) > 8 * 1024:
-            raise InvalidToken("it is longer than 8 KB")
         try:
-            header_claims = jwt.get_unverified_header(token)
-            if header_claims.get("alg") not in ALGORITHMS:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") not in ALGORITHMS:
                 raise InvalidToken("its algorithm is not RS256 or ES256")
-            key = await self.keys.find(header_claims["kid"])
+            key = await self.keys.find(header["kid"])
             options = {"require": ["exp", "iss"], "verify_aud": False, "enforce_minimum_key_length": True}
             issuer = self.settings.jwt_issuer
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
             encode(claims)  # refuses half a character (a lone surrogate), which neither log nor database could take
-            caller = as_caller(claims, self.settings.jwt_client_ids)
+            return as_caller(claims, self.settings.jwt_client_ids)
         except KeyError:
             raise InvalidToken("it names no key") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
-        if len(self.remembered) >= MAX_REMEMBERED:
-            del self.remembered[next(iter(self.remembered))]
-        self.remembered[header or b""] = caller
-        return caller
+
+
+def bearer_token(header: bytes) -> bytes:
+    """The token of an Authorization header (RFC 6750); raises InvalidToken."""
+    scheme, _, token = header.partition(b" ")
+    token = token.strip()
+    if scheme.lower() != b"bearer" or not token:
+        raise InvalidToken("there is no bearer token", missing=True)
+    if len(token) > 8 * 1024:
+        raise InvalidToken("it is longer than 8 KB")
+    return token
 
 
 OPEN = Caller()
@@ -1043,8 +857,9 @@ def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
     """Check what is Cognito's own: the kind of the token and the client. Raises InvalidToken."""
     if claims.get("token_use", "access") != "access":
         raise InvalidToken("it is no access token")
-    clients = next((claims[name] for name in ("client_id", "azp", "aud") if name in claims), None)
-    if client_ids and client_ids.isdisjoint(words(clients)):
+    named = next((name for name in ("client_id", "azp", "aud") if name in claims), "aud")
+    clients = words(claims.get(named)) if named == "aud" or isinstance(claims[named], str) else []
+    if client_ids and client_ids.isdisjoint(clients):
         raise InvalidToken("its client is not in JWT_CLIENT_IDS")
     if float(claims["exp"]) > 253_402_300_799:  # the last second of the year 9999
         raise InvalidToken("its exp is no date")
@@ -1064,25 +879,16 @@ def words(value: Any) -> list[str]:
     return [item for item in as_list(value) if isinstance(item, str)]
 
 
-async def authenticate(scope: Scope, header: bytes | None, method: str) -> Caller:
+async def authenticate(scope: Scope, header: bytes) -> Caller:
     """Who asks: the token holds and has the read scope, and for what changes anything the write scope too.
 
     Raises InvalidToken, or Problem 403 or 503.
     """
     verifier: Verifier = scope["state"]["verifier"]
     scope["caller"] = caller = await verifier.identify(header)
-    if verifier.open:
-        check_loopback(scope, verifier.settings)
-    else:
-        check_scopes(caller, method, verifier.settings)
+    if not verifier.open:
+        check_scopes(caller, scope.get("method", "GET"), verifier.settings)
     return caller
-
-
-def check_loopback(scope: Scope, settings: Settings) -> None:
-    """Whoever started the server may have chosen another address than this module's own command allows."""
-    host = (scope.get("server") or ("localhost", 0))[0]
-    if settings.auth == "on" and not is_loopback(host) and not host.startswith("/"):
-        raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
 
 
 def check_scopes(caller: Caller, method: str, settings: Settings) -> None:
@@ -1092,6 +898,203 @@ def check_scopes(caller: Caller, method: str, settings: Settings) -> None:
     if not caller.scopes.issuperset(wanted):
         challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'}
         raise Problem(403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers=challenge)
+
+
+def check_loopback(scope: Scope, settings: Settings) -> None:
+    """Keep the world, and the pages that a browser has open, out of a service that lets everybody in.
+
+    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
+    mean this machine (DNS rebinding). Raises Problem 403 or 421.
+    """
+    if settings.jwt_issuer or settings.auth == "off":
+        return
+    server = (scope.get("server") or ("localhost", 0))[0]
+    if not is_loopback(server) and not server.startswith("/"):
+        raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
+    host, origin = header_text(scope, b"host"), header_text(scope, b"origin")
+    allowed = {split_url(url).netloc for url in settings.cors_origins}
+    if host and host not in allowed and not is_loopback(split_url(f"//{host}").hostname or ""):
+        raise Problem(421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS.")
+    own = origin in settings.cors_origins or split_url(origin).netloc == host
+    cross_site = header_text(scope, b"sec-fetch-site") == "cross-site" and not own
+    if (origin and not own) or (cross_site and not origin):
+        raise Problem(403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in.")
+
+
+# ------------------------------------------------------------------------------------------------ middleware
+
+MAX_HEAD = 64 * 1024  # bytes
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+PUBLIC = re.compile(r"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus")
+
+
+def request_ids() -> Iterator[bytes]:
+    prefix = uuid.uuid4().hex[:16].encode()
+    return (b"%b-%x" % (prefix, number) for number in itertools.count(1))
+
+
+def name_request(ids: Iterator[bytes], given: bytes, parent: bytes) -> tuple[bytes, bytes]:
+    """A request's id, the client's or one of ours, and its traceparent with a span of our own.
+
+    A malformed traceparent (W3C Trace Context) is ignored.
+    """
+    request_id = given if REQUEST_ID.fullmatch(given) else next(ids)
+    trace = TRACEPARENT.fullmatch(parent)
+    return request_id, b"00-%b-%016x-%b" % (trace[1], getrandbits(63) + 1, trace[2]) if trace else b""
+
+
+def finish(scope: Scope, started: float) -> None:
+    """Count a request and write its line; 499 is one whose client left without an answer."""
+    seconds, state = time.perf_counter() - started, scope["state"]
+    metric_id, status, cache = scope.get("metric_id"), scope.get("status", 499), scope.get("cache")
+    template = scope["route"].path if "route" in scope and status != 405 else "none"
+    state["instruments"].request(scope["method"], template, status).observe(seconds)
+    if metric_id and cache:
+        state["instruments"].result(metric_id, cache).inc()
+    if not (stream := state["log"]):
+        return
+    line = {
+        "time": stream.clock().decode(),
+        "level": "info",
+        "logger": "metrics_api",
+        "message": "request",
+        "request_id": scope["request_id"],
+        "method": scope["method"],
+        "path": shortened(scope["path"]),
+        "metric_id": metric_id,
+        "status": status,
+        "duration_ms": round(seconds * 1000, 3),
+        "cache": cache,
+        "subject": scope["caller"].subject if "caller" in scope else None,
+        **({"trace_id": scope["trace_id"]} if "trace_id" in scope else {}),
+        **({"reason": shortened(scope["reason"])} if "reason" in scope else {}),
+    }
+    stream.put(encode(line))
+
+
+class RequestLog:
+    """Gives every request an id, notes its status as soon as there is one and writes one line about its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = time.perf_counter()
+        given = header(scope, b"x-request-id"), header(scope, b"traceparent")
+        request_id, trace = name_request(scope["state"]["request_ids"], *given)
+        scope["request_id"] = request_id.decode()
+        said = [(b"x-request-id", request_id)]
+        if trace:
+            scope["trace_id"] = trace[3:35].decode()
+            said.append((b"traceparent", trace))
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope["status"], scope["answer_headers"] = message["status"], message["headers"]
+                message["headers"] = [*message["headers"], *said]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_named)
+        except asyncio.CancelledError:
+            # The server cancels what is still under way ten seconds after it was told to stop.
+            if "status" in scope:
+                raise
+            stopping = Problem(503, "The service is stopping; try again.")
+            await problem_response(stopping, scope)(scope, receive, send_named)
+        except Exception:
+            scope.setdefault("status", 500)
+            raise
+        finally:
+            finish(scope, started)
+
+
+class Access:
+    """Refuses a malformed head, and whoever may not ask, before any route is looked for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                check_head(scope)
+                check_loopback(scope, scope["state"]["settings"])
+                if not PUBLIC.fullmatch(scope["path"]):
+                    await authenticate(scope, header(scope, b"authorization"))
+                # The router would take an encoded slash for a plain one, and no route has one.
+                if b"%2f" in scope["raw_path"].lower():
+                    raise Problem(404, "Not Found")
+            except (Problem, InvalidToken) as exc:
+                return await (await answer_error(Request(scope), exc))(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def check_head(scope: Scope) -> None:
+    """Raises Problem 400, 414 or 431, and drops a trailing slash unless it is an encoded one and so part of an id."""
+    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+        raise Problem(400, "There are two Authorization headers; send one.")
+    try:
+        unquote(scope["query_string"].decode(), errors="strict")
+    except UnicodeDecodeError:
+        raise Problem(400, "The query string is not UTF-8.") from None
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+        raise Problem(431, "The headers are larger than 64 KB.")
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
+        raise Problem(414, "The URL is longer than 64 KB.")
+    if scope["raw_path"].endswith(b"/"):
+        scope["path"] = scope["path"].removesuffix("/") or "/"
+
+
+async def answer_error(request: Request[Any], exc: Exception) -> Response:
+    """The problem that an exception comes to; the reason goes into the request's line, a 500 with its traceback."""
+    scope = request.scope
+    scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
+    if as_problem(exc).status == 500:
+        log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
+    return problem_response(exc, scope)
+
+
+async def answer_not_allowed(request: Request[Any], exc: Exception) -> Response:
+    """405 with everything that the path allows, whichever route it came from."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = set().union(*(route.methods for route in routes))
+    return problem_response(
+        Problem(405, "Method Not Allowed", headers={"Allow": ", ".join(sorted(methods))}), request.scope
+    )
+
+
+async def answer_failure(request: Request[Any], exc: Exception) -> Response:
+    """What nobody foresaw is answered in front of all middleware; the server writes its traceback."""
+    response = problem_response(exc, request.scope)
+    response.headers["X-Request-ID"] = request.scope["request_id"]
+    return response
+
+
+async def answer_left(request: Request[Any], exc: Exception) -> Response:
+    """Nobody is there to be told; the log line says 499, as nginx writes it."""
+    return Response(status_code=499)
+
+
+FORESEEN = (
+    Problem,
+    HTTPException,
+    InvalidToken,
+    BadStatement,
+    ModelFailed,
+    PoolBusy,
+    TimeoutError,
+    asyncpg.PostgresError,
+)
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    405: answer_not_allowed,
+    ClientDisconnect: answer_left,
+    **dict.fromkeys((*FORESEEN, *DATABASE_DOWN), answer_error),
+    Exception: answer_failure,
+}
 
 
 # ------------------------------------------------------------------------------------------------ database
@@ -1153,7 +1156,7 @@ def derived_login(owner: str, url: str, hosts: str, user: str) -> Login:
 
 
 async def keep_session(conn: asyncpg.Connection) -> None:
-    """Run nothing when a connection comes back: what reviewed SQL does not need, it does not pay for."""
+    """Run nothing when a connection comes back: reviewed SQL needs nothing, a guest's run ends with what it needs."""
 
 
 MAX_ERROR = 2**19  # bytes, more than any quote from MAX_SQL characters
@@ -1270,6 +1273,7 @@ GUEST_POOL_SIZE = 2
 MAX_WAITING = 1000  # for one pool
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
+MAX_UPLOAD_TIME = 600  # seconds
 STAND_IN = 5  # seconds
 ANSWERS_WITHIN = 0.25  # seconds
 
@@ -1292,7 +1296,7 @@ class Database:
             target_session_attrs="primary" if name.endswith("on primary") else None,
             min_size=0,
             max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
-            reset=keep_session if name.startswith("reader") else None,
+            reset=keep_session if name.startswith(("reader", "guest")) else None,
             connection_class=GuestSession if guest else Session,
             server_settings=self.session(name),
             connect=functools.partial(connect, patience=self.settings.pool_timeout / 2),
@@ -1300,8 +1304,10 @@ class Database:
 
     def session(self, name: str) -> dict[str, str]:
         session = {"application_name": f"metrics-api {name}", "timezone": "UTC"}
-        if name not in WRITERS:
-            milliseconds = str(int(self.settings.statement_timeout * 1000))
+        milliseconds = str(int(self.settings.statement_timeout * 1000))
+        if name in WRITERS:
+            session["lock_timeout"] = milliseconds
+        else:
             session |= {
                 "statement_timeout": milliseconds,
                 "idle_in_transaction_session_timeout": milliseconds,
@@ -1329,9 +1335,8 @@ class Database:
     async def connection(self, name: str) -> AsyncIterator[asyncpg.Connection]:
         """Lend a connection of one login.
 
-        A frozen server answers no cancellation, so whoever reads loses the connection after POOL_TIMEOUT and
-        STATEMENT_TIMEOUT together; who writes may take longer while the server answers others. Raises PoolBusy, or one
-        of DATABASE_DOWN.
+        A frozen server answers no cancellation, so whoever has it loses it after POOL_TIMEOUT and STATEMENT_TIMEOUT
+        together, an upload after MAX_UPLOAD_TIME. Raises PoolBusy, or one of DATABASE_DOWN.
         """
         pool, patience = self.pools[name], self.settings.pool_timeout
         started = time.monotonic()
@@ -1339,7 +1344,9 @@ class Database:
             raise PoolBusy
         self.waiting[name] += 1
         try:
-            conn = await pool.acquire(timeout=patience)
+            # With a timeout of its own, acquire would make a task of it.
+            async with asyncio.timeout(patience):
+                conn = await pool.acquire()
         except TimeoutError:
             if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
                 raise PoolBusy from None
@@ -1349,12 +1356,8 @@ class Database:
         # Whoever describes asks afterwards whether the server answers others.
         margin = ANSWERS_WITHIN + 0.05 if name in ("gate", "catalog") else 0.05
         left = patience - (time.monotonic() - started) - margin
-        limit = self.settings.statement_timeout + max(left, 0)
-        ending: asyncio.Task[None] | asyncio.TimerHandle
-        if name in WRITERS:
-            ending = asyncio.create_task(self.end_when_silent(conn, limit / 2))
-        else:
-            ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
+        limit = MAX_UPLOAD_TIME if name == "upload" else self.settings.statement_timeout + max(left, 0)
+        ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
         try:
             yield conn
         except DATABASE_DOWN as exc:
@@ -1380,14 +1383,6 @@ class Database:
         if self.has_others(name) and time.monotonic() > self.stand_in_until[name]:
             self.stand_in_until[name] = time.monotonic() + STAND_IN
             await self.pools[name].expire_connections()
-
-    async def end_when_silent(self, conn: asyncpg.Connection, interval: float) -> None:
-        """End a connection as soon as the server says nothing to another one within an interval (seconds)."""
-        while True:
-            await asyncio.sleep(interval)
-            if not await self.answers(interval):
-                conn.terminate()
-                return
 
     async def answers(self, seconds: float) -> bool:
         """Whether the server takes another connection, or refuses it, within so many seconds."""
@@ -2338,17 +2333,17 @@ class Result(NamedTuple):
     replayed: int | None
 
 
-PREPARE_RUN = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8 FROM SET_CONFIG('application_name', $1, false)"
+REPLAYED = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8"
 
 
-async def run_as(metric: Metric, values: Sequence[str | None], conn: asyncpg.Connection) -> asyncpg.Record:
-    """Reviewed SQL runs as it is; other SQL in a transaction that is read-only and rolled back."""
-    async with AsyncExitStack() as stack:
-        if metric.login == "guest":
-            transaction = conn.transaction(readonly=True)
-            await transaction.start()
-            stack.push_async_callback(transaction.rollback)
-        return (await conn.fetch(metric.run, *values))[0]
+async def run_guest(conn: asyncpg.Connection, metric: Metric, values: Sequence[str | None]) -> asyncpg.Record:
+    """What nobody reviewed runs in a transaction that is read-only, rolled back and cleared away in one statement."""
+    await conn.execute("BEGIN READ ONLY")
+    try:
+        return await conn.fetchrow(metric.run, *values)
+    finally:
+        if not conn.is_closed():
+            await conn.execute(f"ROLLBACK; {conn.get_reset_query()}")
 
 
 async def run_once(
@@ -2356,16 +2351,21 @@ async def run_once(
 ) -> tuple[asyncpg.Record, int | None]:
     """The row, and what a replica had replayed before."""
     async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
-        patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
-        try:
-            replayed = await conn.fetchval(PREPARE_RUN, REQUEST.get()[:63], timeout=patience)
-        except TimeoutError:
-            conn.terminate()
-            raise ConnectionError("the server says nothing") from None
-        row = await run_as(metric, values, conn)
-    if not (row["replayed"] or primary):
+        replayed, replica = None, getattr(conn.get_settings(), "in_hot_standby", "off") == "on"
+        if replica:
+            patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
+            try:
+                replayed = await conn.fetchval(REPLAYED, timeout=patience)
+            except TimeoutError:
+                conn.terminate()
+                raise ConnectionError("the server says nothing") from None
+        if metric.login == "guest":
+            row = await run_guest(conn, metric, values)
+        else:
+            row = await conn.fetchrow(metric.run, *values)
+    if not (replica or primary):
         await database.return_to_replica(metric.login)
-    return row, replayed if row["replayed"] else None
+    return row, replayed
 
 
 # Before the first record on a page comes the page's head, which no replica says that it has replayed.
@@ -2675,8 +2675,8 @@ class MemoryCache:
 
 
 MAX_SHARED = 2**20  # bytes of a result
-CLAIM = 0.5  # seconds without a word from an instance that makes a result, after which another one does
-IN_VAIN = {b"timeout": asyncpg.QueryCanceledError, b"down": ConnectionError}
+# A value, and what is left of its TTL by Redis's clock (milliseconds), for instances' may differ.
+LOOK_UP = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"
 encode_shared = msgspec.msgpack.Encoder().encode
 decode_shared = msgspec.msgpack.Decoder(tuple[Result, float]).decode
 
@@ -2703,11 +2703,10 @@ class SharedCache:
             return None
 
     async def get(self, key: str) -> tuple[Result, float] | None:
-        """A result and its age (seconds): what has passed of its TTL by Redis's clock, for instances' may differ."""
-        left = await self.call("raw", "pttl", key) or 0
-        value = await self.call("get", key) if left > 0 else None
+        """A result and its age (seconds)."""
+        value, left = await self.call("raw", "eval", LOOK_UP, 1, key) or (None, 0)
         with suppress(msgspec.MsgspecError):
-            if value:
+            if value and left > 0:
                 result, ttl = decode_shared(value)
                 return result, max(0, ttl - left / 1000)
         return None
@@ -2716,25 +2715,6 @@ class SharedCache:
         """Keep a result for what is left of its TTL (seconds), of which Redis counts the milliseconds."""
         if left > 0.001:
             await self.call("set", key, encode_shared((result, ttl)), ttl=left)
-
-    async def claim(self, key: str) -> bool:
-        """Whether this instance is to make an entry: another one may be making it.
-
-        Raises what that one has waited for in vain.
-        """
-        try:
-            await self.call("add", f"{key}:claim", b"", ttl=CLAIM)
-        except ValueError:
-            if failure := await self.call("get", f"{key}:claim"):
-                raise IN_VAIN[failure]("as another instance found out") from None
-            return False
-        return True
-
-    async def hold(self, key: str, state: bytes = b"") -> None:
-        await self.call("set", f"{key}:claim", state, ttl=CLAIM)
-
-    async def release(self, key: str) -> None:
-        await self.call("delete", f"{key}:claim")
 
     async def close(self) -> None:
         if self.backend:
@@ -2847,17 +2827,12 @@ def matches(header: bytes, etag: bytes) -> bool:
     return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
 
 
-async def send_answer(scope: Scope, send: Send, answer: Answer, age: float, said: Sequence[tuple[bytes, bytes]]) -> int:
-    """Send a 200, or a 304 when the client has the same bytes; returns which."""
-    status, headers, body = 200, [*answer.headers, (b"age", b"%d" % age), *said], answer.body
-    none_match = scope["head"].get(b"if-none-match")
-    if none_match and matches(none_match, answer.etag):
-        status, body = 304, b""
-    else:
-        headers += answer.body_headers
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-    return status
+def metric_response(answer: Answer, none_match: bytes, said: Sequence[tuple[bytes, bytes]]) -> Response:
+    """A 200, or a 304 when the client has the same bytes."""
+    same = bool(none_match) and matches(none_match, answer.etag)
+    response = Response(status_code=304) if same else Response(answer.body)
+    response.raw_headers = [*answer.headers, *said, *([] if same else answer.body_headers)]
+    return response
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -2882,6 +2857,9 @@ def parse_directives(header: str) -> Directives:
     return Directives(min(ages, default=float("inf")), "only-if-cached" in directives)
 
 
+LOOK_AFTER = 0.05  # seconds
+
+
 async def disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -2899,8 +2877,12 @@ class Flight:
     async def wait(self, receive: Receive | None) -> Entry:
         """Raises what the run raises, or ClientDisconnect when receive says so first."""
         self.waiters += 1
-        leaving = [asyncio.create_task(disconnected(receive))] if receive else []
+        leaving: list[asyncio.Task[None]] = []
         try:
+            # Most runs end before it is worth a task to look whether the client is still there.
+            await asyncio.wait([self.task], timeout=LOOK_AFTER)
+            if receive and not self.task.done():
+                leaving.append(asyncio.create_task(disconnected(receive)))
             await asyncio.wait([self.task, *leaving], return_when=asyncio.FIRST_COMPLETED)
             if not self.task.done():
                 raise ClientDisconnect
@@ -2931,6 +2913,11 @@ class Results:
                 return False
             entry.checked = self.changes.epoch
         return True
+
+    def fresh(self, key: str) -> Entry | None:
+        """An entry that is a hit for whoever asks for no more than that."""
+        entry = self.memory.get(key)
+        return entry if entry and self.is_current(entry) and entry.age <= entry.ttl else None
 
     async def get(self, plan: Plan, wants: Directives, receive: Receive | None = None) -> tuple[Entry, str]:
         """A result and its Cache-Status (RFC 9211).
@@ -3006,35 +2993,12 @@ class Results:
         return task
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
-        started, made, in_vain = time.monotonic(), None, b""
-        if not self.shared.backend:
-            return await self.make(plan, started)
-        if max_age > 0 and (entry := await self.await_others(plan)) and entry.age <= max_age:
-            return entry
-        holding = asyncio.create_task(self.hold(plan))
-        try:
-            made = await self.make(plan, started)
-            return made
-        except (asyncpg.QueryCanceledError, *DATABASE_DOWN) as exc:
-            if time.monotonic() - started > self.settings.pool_timeout:
-                in_vain = b"timeout" if isinstance(exc, asyncpg.QueryCanceledError) else b"down"
-            raise
-        finally:
-            holding.cancel()
-            self.create_task(self.share(plan, made, in_vain))
-
-    async def hold(self, plan: Plan) -> None:
-        """Say that this instance makes a result, until a change is heard of that it may not show."""
-        epoch, key = self.changes.epoch, self.shared_key(plan)
-        while epoch >= self.changes.last_epoch(plan.metric.tables):
-            await asyncio.sleep(CLAIM / 5)
-            await self.shared.hold(key)
-        await self.shared.release(key)
-
-    async def make(self, plan: Plan, asked: float) -> Entry:
+        """From the shared cache, when another instance has made it and it is young enough, or else from a run."""
         began, epoch = time.monotonic(), self.changes.epoch
+        if self.shared.backend and max_age > 0 and (entry := await self.recall(plan)) and entry.age <= max_age:
+            return entry
         try:
-            result = await self.run_up_to_date(plan, asked)
+            result = await self.run_up_to_date(plan, began)
         except Exception as exc:
             # A connection of the guest's may well have been lost to its own query.
             if plan.metric.login == "reader":
@@ -3047,6 +3011,9 @@ class Results:
         self.instruments.count_run(plan.metric.id, result.row_count, entry.age)
         if self.is_current(entry):
             self.keep(plan, entry)
+            if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:
+                left = entry.ttl - entry.age
+                self.create_task(self.shared.set(self.shared_key(plan), result, entry.ttl, left))
         return entry
 
     async def run_up_to_date(self, plan: Plan, asked: float) -> Result:
@@ -3085,26 +3052,6 @@ class Results:
         digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
         return f"metrics-api:{digest}"
 
-    async def share(self, plan: Plan, entry: Entry | None, in_vain: bytes) -> None:
-        """Give the other instances what was made, or say what was waited for in vain; end the claim to make it."""
-        key = self.shared_key(plan)
-        if entry and self.changes.connected_since and self.is_current(entry) and len(entry.result.rows) <= MAX_SHARED:
-            await self.shared.set(key, entry.result, entry.ttl, entry.ttl - entry.age)
-        await (self.shared.hold(key, in_vain) if in_vain else self.shared.release(key))
-
-    async def await_others(self, plan: Plan) -> Entry | None:
-        """What another instance has made or is making just now; None when this one is to run the metric."""
-        claimed, pause = not self.changes.connected_since, 0.02
-        key = self.shared_key(plan)
-        while not (entry := await self.recall(plan)) and not claimed:
-            # What another one made between the two is looked for once more.
-            if not (claimed := await self.shared.claim(key)):
-                await asyncio.sleep(pause)
-                pause = min(1.2 * pause, CLAIM / 5)
-        if entry and claimed:
-            await self.shared.release(key)
-        return entry
-
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
         found = await self.shared.get(self.shared_key(plan))
@@ -3136,98 +3083,115 @@ class Results:
 
 # ------------------------------------------------------------------------------------------------ hits
 
-HIT = [(b"cache-status", b"metrics; hit"), (b"server-timing", b"cache;desc=hit")]
+MAX_SEEN, MAX_SEEN_BYTES, MAX_PIECE = 8192, 16 * 2**20, 8 * 1024
+# Lines that proxies add, which differ each time and change no answer; what may be in one is what the parser takes.
+VOLATILE = re.compile(
+    rb"\r\n(?:x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|x-request-id|forwarded|via|cf-[a-z-]+|traceparent|tracestate)"
+    rb":[\t\x20-\x7e\x80-\xff]*(?=\r\n[^\t ])",
+    re.IGNORECASE,
+)
+ID_LINES = re.compile(rb"\r\nx-request-id:[\t ]*([^\r\n]*?)[\t ]*(?=\r\n)", re.IGNORECASE)
+TRACE_LINES = re.compile(rb"\r\ntraceparent:[\t ]*([^\r\n]*?)[\t ]*(?=\r\n)", re.IGNORECASE)
+# Whose answer depends on more than the request's words and the cache, or whose connection does.
+NOT_SEEN = frozenset(
+    {b"cache-control", b"connection", b"content-length", b"expect", b"te", b"transfer-encoding", b"upgrade"}
+)
 HIT_LINE = (
-    b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b'
-    b',"status":%d,"duration_ms":%.3f%b}'
+    b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b,"duration_ms":%.3f%b}'
 )
 
 
-class Known(msgspec.Struct, eq=False, frozen=True):
-    """What a question came to when it was asked before, and what the log and the counts say of it each time."""
+class Answered(NamedTuple):
+    """What a request for a metric came to."""
 
     plan: Plan
-    form: tuple[str, bool]
+    gzipped: bool
+    etag: bytes
+
+
+class SeenRequest(msgspec.Struct, eq=False, frozen=True):
+    """A request that a hit answered, and what is the same each time: of the head, of the log line, and what counts."""
+
+    answered: Answered
+    caller: Caller
+    head: bytes
+    has_body: bool
     line: bytes
-    counts: dict[int, tuple[list[float], list[int]]]
+    seconds: Histogram
+    results: Counter
 
 
-# A request in its own words: caller, method, path, query string, Accept, Accept-Encoding, and where it arrived.
-Question = tuple[Caller, str, bytes, bytes, bytes | None, bytes | None, Any]
-MAX_QUESTIONS, MAX_QUESTION = 8192, 2048
+class Seen:
+    """Requests by their bytes: what comes again in the same ones is answered without being parsed.
 
-
-class Hits:
-    """Answers what was asked in the same words before, from memory and at the cost of a few look-ups.
-
-    It stands in front of everything, the log of requests included. Whatever is not that simple takes the whole way,
-    which comes to the same answer.
+    It comes to what the whole way through the application would, which does without it. Bounded in number and bytes,
+    and forgotten when any metric changes or the issuer's keys do.
     """
 
-    def __init__(self, app: ASGIApp, otherwise: ASGIApp) -> None:
-        self.app, self.otherwise = app, otherwise
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.requests: dict[bytes, SeenRequest] = {}
+        self.bytes = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.otherwise(scope, receive, send)
+    def forget(self) -> None:
+        self.requests.clear()
+        self.bytes = 0
+
+    def remember(self, piece: bytes, scope: Scope) -> None:
+        """Take in a request, whose head is the whole piece, that has just been answered."""
+        answered: Answered | None = scope.get("answered")
+        if scope.get("cache") != "hit" or not answered or not NOT_SEEN.isdisjoint(name for name, _ in scope["headers"]):
+            return
+        state, plan, status = scope["state"], answered.plan, scope["status"]
+        if state["catalog"].metrics.get(plan.metric.id) is not plan.metric:
+            return
+        about = {"metric_id": plan.metric.id, "status": status, "cache": "hit", "subject": scope["caller"].subject}
+        line = encode({"method": scope["method"], "path": shortened(scope["path"]), **about})[1:-1]
+        lines = [b"%b: %b\r\n" % pair for pair in scope["answer_headers"] if pair[0] != b"age"]
+        head = b"HTTP/1.1 %d %b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), b"".join(lines))
+        key = VOLATILE.sub(b"", piece)
+        self.bytes += len(key) + len(head) + len(line) + 1024
+        if len(self.requests) >= MAX_SEEN or self.bytes > MAX_SEEN_BYTES:
+            self.forget()
+        self.requests[key] = SeenRequest(
+            answered,
+            scope["caller"],
+            head,
+            status == 200 and scope["method"] == "GET",
+            line,
+            state["instruments"].request(scope["method"], scope["route"].path, status),
+            state["instruments"].result(plan.metric.id, "hit"),
+        )
+
+    def answer(self, piece: bytes, state: State, date: bytes) -> tuple[bytes, bytes] | None:
+        """The head and body of the answer to a request that was seen before, while what it came to holds."""
         started = time.perf_counter()
-        scope["head"] = dict(scope["headers"])
-        if (hit := known_answer(scope)) is None:
-            scope["started"] = started
-            return await self.app(scope, receive, send)
-        known, answer, age = hit
-        named = name_request(scope)
-        status = await send_answer(scope, send, answer, age, HIT + named)
+        given = parent = b""
+        if (seen := self.requests.get(piece)) is None:
+            if len(piece) > MAX_PIECE or (seen := self.requests.get(VOLATILE.sub(b"", piece))) is None:
+                return None
+            given, parent = b", ".join(ID_LINES.findall(piece)), b", ".join(TRACE_LINES.findall(piece))
+        plan, gzipped, etag = seen.answered
+        entry = self.results.fresh(plan.key)
+        answer = entry and entry.metric is plan.metric and entry.answers.get((plan.media, gzipped))
+        if not entry or not answer or answer.etag != etag or seen.caller.expires <= time.time():
+            return None
+        request_id, trace = name_request(state["request_ids"], given, parent)
+        trace_line = b"traceparent: %b\r\n" % trace if trace else b""
+        head = b"%b%bage: %d\r\nx-request-id: %b\r\n%b\r\n" % (seen.head, date, entry.age, request_id, trace_line)
         seconds = time.perf_counter() - started
-        tally(known.counts[status], seconds)
-        if stream := scope["state"]["log"]:
-            trace = b',"trace_id":"%b"' % scope["trace_id"].encode() if "trace_id" in scope else b""
-            stream.put(HIT_LINE % (stream.clock(), named[0][1], known.line, status, seconds * 1000, trace))
-
-
-def known_answer(scope: Scope) -> tuple[Known, Answer, float] | None:
-    """The answer to a question that was answered before, and its age, if nothing has changed since."""
-    head, headers, state = scope["head"], scope["headers"], scope["state"]
-    if b"cache-control" in head or b"origin" in head or len(head) != len(headers) or oversized(headers):
-        return None
-    verifier, results = state["verifier"], state["results"]
-    if (caller := verifier.recall(head.get(b"authorization"))) is None:
-        return None
-    if (known := state["questions"].get(question_of(scope, caller))) is None:
-        return None
-    entry = results.memory.get(known.plan.key)
-    if entry is None or entry.metric is not known.plan.metric:
-        return None
-    answer, age = entry.answers.get(known.form), entry.age
-    return (known, answer, age) if answer and age <= entry.ttl and results.is_current(entry) else None
-
-
-def question_of(scope: Scope, caller: Caller) -> Question:
-    get = scope["head"].get
-    asked = caller, scope["method"], scope["raw_path"], scope["query_string"]
-    return *asked, get(b"accept"), get(b"accept-encoding"), scope["server"]
-
-
-def remember(scope: Scope, plan: Plan) -> None:
-    """Spare the next request in the same words the way to its plan, until some metric changes."""
-    state = scope["state"]
-    questions, requests = state["questions"], state["instruments"].requests
-    question = caller, method, path, query, accept, encoding, _ = question_of(scope, scope["caller"])
-    too_long = len(query) + len(accept or b"") + len(encoding or b"") > MAX_QUESTION
-    if too_long or state["catalog"].metrics.get(plan.metric.id) is not plan.metric:
-        return
-    if len(questions) >= MAX_QUESTIONS:
-        questions.clear()
-    about = {"metric_id": plan.metric.id, "cache": "hit", "subject": caller.subject}
-    line = encode({"method": method, "path": unquote(path.decode()), **about})[1:-1]
-    counts = {status: requests.of(method, "/metrics/{id}", status, plan.metric.id, "hit") for status in (200, 304)}
-    questions[question] = Known(plan, (plan.media, accepts_gzip(encoding or b"")), line, counts)
+        seen.seconds.observe(seconds)
+        seen.results.inc()
+        if stream := state["log"]:
+            trace_id = b',"trace_id":"%b"' % trace[3:35] if trace else b""
+            stream.put(HIT_LINE % (stream.clock(), request_id, seen.line, seconds * 1000, trace_id))
+        return head, answer.body if seen.has_body else b""
 
 
 # ------------------------------------------------------------------------------------------------ bodies
 
 MAX_DEPTH = 64
-SILENCE = 30  # seconds that a client may say nothing in the middle of a body
+SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 
 
 async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[bytes]:
@@ -3235,29 +3199,29 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
 
     Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientDisconnect.
     """
-    size, received = int(request.headers.get("content-length", 0)), 0
-    request.scope["unread"] = True
-    while request.scope["unread"] and size <= limit:
+    size, received, more = int(request.headers.get("content-length", 0)), 0, True
+    while more and size <= limit:
         try:
-            message = await asyncio.wait_for(request.receive(), SILENCE)
+            async with asyncio.timeout(SILENCE):
+                message = await request.receive()
         except TimeoutError:
             raise Problem(408, f"Nothing of the body has come for {SILENCE} s.") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        request.scope["unread"], chunk = message.get("more_body", False), message.get("body", b"")
+        more, chunk = message.get("more_body", False), message.get("body", b"")
         received += len(chunk)
         size = max(size, received)
         if chunk and size <= limit:
             yield chunk
     if size > limit:
-        raise Problem(413, f"The body is larger than {limit} bytes.", headers={"Connection": "close"})
+        raise Problem(413, f"The body is larger than {limit} bytes.")
 
 
 def media_type(request: Request[State]) -> str:
     """Raises Problem 415 for a body that is compressed."""
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Problem(415, "Send the body without a Content-Encoding.", headers={"Accept-Encoding": "identity"})
-    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 T = TypeVar("T")
@@ -3268,27 +3232,42 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
         raise Problem(415, "Send Content-Type: application/json.")
     body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
-    return convert(decode_json(body), kind)
-
-
-def decode_json(body: bytes) -> Any:
-    """Raises Problem 400."""
     try:
-        value = decode_any(body)
-    except UnicodeDecodeError:
-        raise Problem(400, "The body is not UTF-8.") from None
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as exc:
+        check_json(body)
+        path, detail = flaw(exc)
+        raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise not_json(exc) from None
+
+
+def not_json(exc: Exception) -> Problem:
+    if isinstance(exc, UnicodeDecodeError):
+        return Problem(400, "The body is not UTF-8.")
+    reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
+    return Problem(400, f"The body is not JSON: {reason}.")
+
+
+def check_json(body: bytes) -> None:
+    """Raises Problem 400, which goes before what is wrong with values; how deep a large body is nested may be."""
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+        nested: list[Any] = [[decode_any(body)]] if len(body) <= WHOLE else []
     except msgspec.ValidationError:
-        raise Problem(422, "A number is too large.", [InputError("body", "has too large a number")]) from None
-    except (msgspec.DecodeError, RecursionError) as exc:
-        reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
-        raise Problem(400, f"The body is not JSON: {reason}.") from None
-    nested: list[Any] = [[value]]
+        return  # a number without end
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise not_json(exc) from None
     for _ in range(MAX_DEPTH + 1):
         items = itertools.chain.from_iterable(item.values() if isinstance(item, dict) else item for item in nested)
         nested = [item for item in items if isinstance(item, dict | list)]
     if nested:
         raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
-    return value
+
+
+def decode_json(body: bytes) -> Any:
+    check_json(body)
+    return decode_any(body)
 
 
 def convert(value: Any, kind: type[T]) -> T:
@@ -3737,7 +3716,7 @@ class State(TypedDict):
     catalog: Catalog
     changes: Changes
     results: Results
-    questions: dict[Question, Known]
+    seen: Seen
     broadcast: Broadcast
     documents: Documents
 
@@ -3795,25 +3774,21 @@ async def list_metrics(request: Request[State]) -> Response:
     return json_response(MetricList(metrics))
 
 
-async def read_metric(request: Request[State]) -> ASGIApp:
+async def read_metric(request: Request[State]) -> Response:
     """Run any metric; the query string binds its parameters."""
     scope, results = request.scope, request.state["results"]
-    metric_id, media = split_format(request.path_params["id"], scope["head"].get(b"accept", b"").decode("latin-1"))
+    metric_id, media = split_format(request.path_params["id"], header_text(scope, b"accept"))
     metric = request.state["catalog"].find(metric_id, scope["caller"])
     scope["metric_id"] = metric.id
     plan = make_plan(metric, query_pairs(scope["query_string"]), scope["caller"], media)
-    wants = parse_directives(scope["head"].get(b"cache-control", b"").decode("latin-1"))
+    wants = parse_directives(header_text(scope, b"cache-control"))
     entry, status = await results.get(plan, wants, request.receive)
-    answer = await results.answer(plan, entry, accepts_gzip(scope["head"].get(b"accept-encoding", b"")))
-    remember(scope, plan)
-
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["cache"] = status
-        timing = b"cache;desc=hit" if status.startswith("hit") else b"db;dur=%.1f" % entry.milliseconds
-        said = [(b"cache-status", f"metrics; {status}".encode()), (b"server-timing", timing)]
-        await send_answer(scope, send, answer, entry.age, said)
-
-    return respond
+    gzipped = accepts_gzip(header(scope, b"accept-encoding"))
+    answer = await results.answer(plan, entry, gzipped)
+    scope["cache"], scope["answered"] = status, Answered(plan, gzipped, answer.etag)
+    timing = b"cache;desc=hit" if status.startswith("hit") else b"db;dur=%.1f" % entry.milliseconds
+    said = [(b"age", b"%d" % entry.age), (b"cache-status", f"metrics; {status}".encode()), (b"server-timing", timing)]
+    return metric_response(answer, header(scope, b"if-none-match"), said)
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -4121,7 +4096,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         "metrics:files": file_checks(catalog),
         "listener:connectedSince": [listener_check(state["changes"])],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
-        "cache:hitRatio": [Check("pass", "component", state["instruments"].requests.hit_ratio())],
+        "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()
@@ -4305,6 +4280,10 @@ class Broadcast:
                 if plan is None or self.catalog.metrics.get(subscription.metric_id) is not plan.metric:
                     subscriber.renew(subscription)
 
+    def on_keys(self) -> None:
+        for subscriber in self.subscribers:
+            subscriber.suspect()
+
     def subscribe(self, subscription: Subscription, plan: Plan) -> None:
         topic = self.topics.get(plan.key) or Topic(self.results, plan)
         self.topics[plan.key] = topic
@@ -4331,6 +4310,7 @@ class Subscriber:
         self.subscriptions: dict[bytes, Subscription] = {}
         self.outbox: dict[object, Callable[[], bytes]] = {}
         self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
+        self.given, self.suspected = b"", False
 
     def put(self, key: object, message: Callable[[], bytes]) -> None:
         """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
@@ -4354,25 +4334,36 @@ class Subscriber:
             except TimeoutError:
                 raise WebSocketException(1013, f"nothing was read for {PATIENCE} s") from None
 
-    async def authenticate(self, header: bytes | None) -> None:
+    async def authenticate(self, given: bytes) -> None:
         """Raises WebSocketException."""
+        known = self.caller
         try:
-            self.caller = await authenticate(self.websocket.scope, header, "GET")
+            self.caller = await authenticate(self.websocket.scope, given)
         except (InvalidToken, Problem) as exc:
             problem = as_problem(exc)
             raise WebSocketException(CLOSING_CODES[problem.status], problem.detail) from exc
+        self.given = given
         self.renewed.set()
-        for subscription in list(self.subscriptions.values()):
-            self.renew(subscription)
+        if not known or known.lasting_claims() != self.caller.lasting_claims():
+            for subscription in list(self.subscriptions.values()):
+                self.renew(subscription)
 
     async def expire(self) -> None:
-        """Raises WebSocketException when there is no token in time, or the last one has expired."""
+        """Raises WebSocketException when there is no token in time, or the last one has expired or lost its key."""
         until = time.time() + AUTH_WITHIN
         while (left := (self.caller.expires if self.caller else until) - time.time()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.renewed.wait(), min(left, 3600))
             self.renewed.clear()
+            if self.suspected and self.caller:
+                self.suspected = False
+                await self.authenticate(self.given)
         raise WebSocketException(4401, "no valid token")
+
+    def suspect(self) -> None:
+        """Have the token looked at again, for the keys are others now."""
+        self.suspected = True
+        self.renewed.set()
 
     async def receive(self) -> None:
         """Until the client leaves; raises WebSocketException."""
@@ -4386,7 +4377,7 @@ class Subscriber:
         params = message.get("params")
         match {**message, "params": {} if params is None else params}:
             case {"type": "auth", "token": str(token)}:
-                await self.authenticate(b"Bearer " + token.encode())
+                await self.authenticate(b"Bearer " + token.encode(errors="replace"))
             case _ if self.caller is None:
                 raise WebSocketException(4401, "the first message must be the token")
             case {"type": "subscribe", "id": str(metric_id), "params": dict(params)}:
@@ -4486,10 +4477,13 @@ async def live(websocket: WebSocket) -> None:
     await websocket.accept()
     subscriber = Subscriber(websocket, state["broadcast"])
     try:
-        check_origin(websocket.headers, state["settings"])
-        header = dict(websocket.scope["headers"]).get(b"authorization")
-        if header or state["verifier"].open:
-            await subscriber.authenticate(header)
+        try:
+            check_loopback(websocket.scope, state["settings"])
+        except Problem as exc:
+            raise WebSocketException(4403, exc.detail) from None
+        given = header(websocket.scope, b"authorization")
+        if given or state["verifier"].open:
+            await subscriber.authenticate(given)
         await subscriber.serve()
     except WebSocketException as closing:
         # A reader that takes nothing does not take this either, until it goes on.
@@ -4497,26 +4491,15 @@ async def live(websocket: WebSocket) -> None:
             await asyncio.wait_for(websocket.close(closing.code, closing.reason), FAREWELL)
 
 
-def check_origin(headers: Mapping[str, str], settings: Settings) -> None:
-    """Keep other sites' pages out of an open service: browsers let them open sockets anywhere.
-
-    Raises WebSocketException.
-    """
-    origin = headers.get("origin", "")
-    foreign = origin and urlsplit(origin).netloc != headers.get("host", "")
-    if foreign and settings.auth == "on" and not settings.jwt_issuer and origin not in settings.cors_origins:
-        raise WebSocketException(4403, "the page comes from another origin")
-
-
 # ------------------------------------------------------------------------------------------------ OpenAPI
 
 Content = Mapping[str, Any]  # what a body may be, by media type
 Schema = dict[str, Any]
 
-Endpoint = Callable[[Request[State]], Awaitable[Response | ASGIApp]]
+Endpoint = Callable[[Request[State]], Awaitable[Response]]
 
 
-class Route(NamedTuple):
+class Operation(NamedTuple):
     """A route and what the document says of it, with its endpoint's docstring for a summary.
 
     access says who is let in: everybody, the read scope, or the read and the write scope; errors are those that do not
@@ -4638,9 +4621,9 @@ def content_of(content: Content) -> Schema:
     return {"content": {media: {"schema": schema_of(kind)} for media, kind in content.items()}} if content else {}
 
 
-def shared_schemas(routes: Sequence[Route]) -> Schema:
+def shared_schemas(operations: Sequence[Operation]) -> Schema:
     """The Structs that the handlers read and write."""
-    contents = [content for route in routes for content in (*route.answers.values(), route.body or {})]
+    contents = [content for each in operations for content in (*each.answers.values(), each.body or {})]
     kinds = [ProblemDetails, *(kind for content in contents for kind in content.values())]
     schemas = msgspec.json.schema_components(kinds, ref_template=REF)[1]
     for schema in itertools.chain.from_iterable(schema["properties"].values() for schema in schemas.values()):
@@ -4653,30 +4636,30 @@ def shared_schemas(routes: Sequence[Route]) -> Schema:
     return {**schemas, "Number": {"anyOf": [{"type": "number"}, {"type": "string", "enum": SPECIALS}]}}
 
 
-def operation(route: Route, scopes: Sequence[str] | None) -> Schema:
-    """What a route takes and answers; scopes None means that nobody needs a token."""
-    takes_id = "{id}" in route.path
-    errors = {400, 414, 431, 500, 503, *route.errors}
-    errors |= {401, 403} if route.access != "public" else set()
+def operation_schema(operation: Operation, scopes: Sequence[str] | None) -> Schema:
+    """What an operation takes and answers; scopes None means that nobody needs a token."""
+    takes_id = "{id}" in operation.path
+    errors = {400, 414, 431, 500, 503, *operation.errors}
+    errors |= {401, 403} if operation.access != "public" else set()
     errors |= {404, 422} if takes_id else set()
-    errors |= {408, 413, 415, 422} if route.body else set()
-    errors |= {422} if route.query else set()
-    errors |= {409, 504} if route.access == "write" else set()
+    errors |= {408, 413, 415, 422} if operation.body else set()
+    errors |= {422} if operation.query else set()
+    errors |= {409, 504} if operation.access == "write" else set()
     errors -= {401} if scopes is None else set()
     responses = {str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(errors)}
-    for status, content in route.answers.items():
+    for status, content in operation.answers.items():
         either = {**content, PROBLEM: ProblemDetails} if status in errors else content
         responses[str(status)] = {"description": HTTPStatus(status).phrase, **content_of(either)}
-    query = [{"name": name, "in": "query", "schema": schema_of(kind)} for name, kind in (route.query or {}).items()]
+    query = [{"name": name, "in": "query", "schema": schema_of(kind)} for name, kind in (operation.query or {}).items()]
     described = {
-        "operationId": getattr(route.endpoint, "__name__", ""),
-        "tags": ["catalog" if route.path.startswith("/metrics") else "service"],
-        "summary": str(route.endpoint.__doc__).partition(".")[0],
+        "operationId": getattr(operation.endpoint, "__name__", ""),
+        "tags": ["catalog" if operation.path.startswith("/metrics") else "service"],
+        "summary": str(operation.endpoint.__doc__).partition(".")[0],
         "parameters": [ID, *query] if takes_id else query,
         "responses": responses,
     }
-    if route.body:
-        described["requestBody"] = {"required": True, **content_of(route.body)}
+    if operation.body:
+        described["requestBody"] = {"required": True, **content_of(operation.body)}
     if scopes is not None:
         described["security"] = [{"bearer": scopes}] if scopes else []
     return described
@@ -4703,10 +4686,9 @@ def metric_parameters(metric: Metric) -> Iterator[Schema]:
         yield {"name": name, "in": "query", "description": "Accepted and ignored.", "schema": schema}
 
 
-def metric_operation(metric: Metric, name: str, read: Schema, result: Schema, example: bytes | None) -> Schema:
+def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) -> Schema:
     """The operation that reads any metric, made exact for one."""
     about, ok = metric.about, read["responses"]["200"]
-    answer = {"schema": result} | ({"example": msgspec.Raw(example)} if example else {})
     unit = f"Unit: {about.unit}." if about.unit else ""
     return read | {
         "operationId": f"read_{name}",
@@ -4714,7 +4696,8 @@ def metric_operation(metric: Metric, name: str, read: Schema, result: Schema, ex
         "summary": about.title,
         "description": f"{about.description} {unit}".strip(),
         "parameters": list(metric_parameters(metric)),
-        "responses": read["responses"] | {"200": ok | {"content": ok["content"] | {"application/json": answer}}},
+        "responses": read["responses"]
+        | {"200": ok | {"content": ok["content"] | {"application/json": {"schema": result}}}},
     }
 
 
@@ -4724,16 +4707,16 @@ def record_schema(metric: Metric) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def document(state: State, routes: Sequence[Route], metrics: Sequence[Metric], examples: Mapping[str, bytes]) -> Schema:
+def document(state: State, operations: Sequence[Operation], metrics: Sequence[Metric]) -> Schema:
     """OpenAPI 3.1, for a caller who sees these metrics."""
     settings, secured = state["settings"], not state["verifier"].open
     scopes = {"public": [], "read": [settings.jwt_read_scope]}
     scopes["write"] = [*scopes["read"], settings.jwt_write_scope]
     paths: dict[str, Schema] = {}
-    for route in routes:
-        needed = scopes[route.access] if secured else None
-        paths.setdefault(route.path, {})[route.method.lower()] = operation(route, needed)
-    schemas, names = shared_schemas(routes), client_names(state["catalog"].metrics)
+    for each in operations:
+        needed = scopes[each.access] if secured else None
+        paths.setdefault(each.path, {})[each.method.lower()] = operation_schema(each, needed)
+    schemas, names = shared_schemas(operations), client_names(state["catalog"].metrics)
     for metric in metrics:
         name = names[metric.id]
         kind = "".join(word.capitalize() for word in name.split("_"))
@@ -4742,8 +4725,7 @@ def document(state: State, routes: Sequence[Route], metrics: Sequence[Metric], e
         schemas[f"{kind}Record"] = record_schema(metric)
         schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
         result, read = {"$ref": REF.format(name=f"{kind}Result")}, paths["/metrics/{id}"]["get"]
-        one = metric_operation(metric, name, read, result, examples.get(metric.id))
-        paths[f"/metrics/{metric.id}"] = {"get": one}
+        paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, read, result)}
     bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
     return {
         "openapi": "3.1.0",
@@ -4759,84 +4741,46 @@ def document(state: State, routes: Sequence[Route], metrics: Sequence[Metric], e
 
 
 class Documents:
-    """What documents are made of: the routes, results by the key of their plan, bodies by what a caller sees."""
+    """The document's bodies, by the metrics that a caller sees."""
 
-    def __init__(self, routes: Sequence[Route], catalog: Catalog) -> None:
-        self.routes = routes
-        self.examples: dict[str, bytes] = {}
-        self.bodies: dict[Any, bytes] = {}
+    def __init__(self, operations: Sequence[Operation], catalog: Catalog) -> None:
+        self.operations = operations
+        self.bodies: dict[tuple[str, ...], bytes] = {}
         catalog.reloaded_by.append(self.bodies.clear)
 
-    def body(self, state: State, caller: Caller, examples: Mapping[str, bytes]) -> bytes:
+    def body(self, state: State, caller: Caller) -> bytes:
         metrics = sorted(state["catalog"].visible(caller), key=lambda metric: metric.id)
-        seen = tuple(metric.id for metric in metrics), tuple(examples.items())
+        seen = tuple(metric.id for metric in metrics)
         if seen not in self.bodies:
             if len(self.bodies) >= MAX_DOCUMENTS:
                 self.bodies.clear()
-            self.bodies[seen] = encode(document(state, self.routes, metrics, examples))
+            self.bodies[seen] = encode(document(state, self.operations, metrics))
         return self.bodies[seen]
 
 
-EXAMPLES_WITHIN, EXAMPLE_WITHIN = 2, 0.5  # seconds, for all and for one
-MAX_EXAMPLE, MAX_EXAMPLES, MAX_DOCUMENTS = 4096, 1000, 20  # bytes of one; how many are kept
-
-
-async def read_examples(state: State, caller: Caller) -> dict[str, bytes]:
-    """Real results, cut short, by metric id; each is run for once, and is none when that fails or takes long."""
-    kept, plans = state["documents"].examples, dict[str, Plan]()
-    if len(kept) > MAX_EXAMPLES:
-        kept.clear()
-    for metric in state["catalog"].visible(caller):
-        with suppress(Problem):
-            plans[metric.id] = make_plan(metric, (), caller, "json")
-    missing = [plan for plan in plans.values() if plan.key not in kept]
-    with suppress(TimeoutError, PoolBusy, *DATABASE_DOWN):
-        async with asyncio.timeout(EXAMPLES_WITHIN):
-            for plan in missing:
-                kept[plan.key] = await read_example(state["results"], plan)
-    return {metric_id: kept[plan.key] for metric_id, plan in plans.items() if kept.get(plan.key)}
-
-
-async def read_example(results: Results, plan: Plan) -> bytes:
-    try:
-        async with asyncio.timeout(EXAMPLE_WITHIN):
-            entry, _ = await results.get(plan, Directives())
-    except (TimeoutError, Problem):
-        return b""
-    except DATABASE_DOWN:
-        raise
-    except asyncpg.PostgresError:
-        return b""
-    rows = b"\n".join(entry.result.rows.split(b"\n", 2)[:2])
-    return render(plan.metric.about, entry.result._replace(rows=rows), "json") if 0 < len(rows) <= MAX_EXAMPLE else b""
-
-
+MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
 
 
 async def reader_or_stranger(request: Request[State]) -> Caller:
     """Who asks for the document: a good token without the read scope shows no more than none.
 
-    Raises InvalidToken, or Problem 403 or 503.
+    Raises InvalidToken, or Problem 503.
     """
-    verifier, header = request.state["verifier"], request.scope["head"].get(b"authorization")
-    if verifier.open:
-        check_loopback(request.scope, verifier.settings)
-        return OPEN
-    if header is None:
+    verifier, given = request.state["verifier"], header(request.scope, b"authorization")
+    if not (given or verifier.open):
         return STRANGER
-    caller = await verifier.identify(header)
-    return caller if verifier.settings.jwt_read_scope in caller.scopes else STRANGER
+    caller = await verifier.identify(given)
+    return caller if verifier.open or verifier.settings.jwt_read_scope in caller.scopes else STRANGER
 
 
 async def openapi(request: Request[State]) -> Response:
-    """This document. Values of metrics are in it for those only who may read them."""
+    """This document."""
     state, caller = request.state, await reader_or_stranger(request)
-    examples = {} if caller is STRANGER else await read_examples(state, caller)
-    body = state["documents"].body(state, caller, examples)
+    body = state["documents"].body(state, caller)
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
-    if matches(request.scope["head"].get(b"if-none-match", b""), etag.encode()):
+    if matches(header(request.scope, b"if-none-match"), etag.encode()):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
 
@@ -4870,9 +4814,9 @@ DEFINED = {JSON: MetricDefinition}
 PATCH = {"application/merge-patch+json": MetricPatch, JSON: MetricPatch}
 UPLOAD = {JSON: Record | list[Record], **RECORDS}
 VERSION = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
-ROUTES = [
-    Route("GET", "/metrics", "read", list_metrics, {200: {JSON: MetricList}}),
-    Route(
+OPERATIONS = [
+    Operation("GET", "/metrics", "read", list_metrics, {200: {JSON: MetricList}}),
+    Operation(
         "POST",
         "/metrics",
         "write",
@@ -4882,7 +4826,7 @@ ROUTES = [
         query={"dry_run": bool},
         errors=(502,),
     ),
-    Route(
+    Operation(
         "GET",
         "/metrics/{id}",
         "read",
@@ -4891,32 +4835,26 @@ ROUTES = [
         query={"parameters": dict[str, str]},
         errors=(504,),
     ),
-    Route("PATCH", "/metrics/{id}", "write", change_metric, {200: DEFINED}, body=PATCH, errors=(502,)),
-    Route("DELETE", "/metrics/{id}", "write", delete_metric, {204: {}}, query={"version": VERSION}),
-    Route("PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: list[Layout]}}, body={JSON: list[Layout]}),
-    Route("POST", "/metrics/{id}/metric-records", "write", create_records, {201: {JSON: Inserted}}, body=UPLOAD),
-    Route("GET", "/", "public", dashboard, {200: HTML}),
-    Route("GET", "/docs", "public", docs, {200: HTML}),
-    Route("GET", "/openapi.json", "public", openapi, {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
-    Route("GET", "/health", "public", health, {200: {JSON: Health}, 503: {JSON: Health}}),
-    Route("GET", "/health/live", "public", health_live, {200: {HEALTH: Check}}),
-    Route("GET", "/health/ready", "public", health_ready, {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}}),
-    Route("GET", "/prometheus", "public", prometheus, {200: {"text/plain": str}}),
+    Operation("PATCH", "/metrics/{id}", "write", change_metric, {200: DEFINED}, body=PATCH, errors=(502,)),
+    Operation("DELETE", "/metrics/{id}", "write", delete_metric, {204: {}}, query={"version": VERSION}),
+    Operation(
+        "PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: list[Layout]}}, body={JSON: list[Layout]}
+    ),
+    Operation("POST", "/metrics/{id}/metric-records", "write", create_records, {201: {JSON: Inserted}}, body=UPLOAD),
+    Operation("GET", "/", "public", dashboard, {200: HTML}),
+    Operation("GET", "/docs", "public", docs, {200: HTML}),
+    Operation("GET", "/openapi.json", "public", openapi, {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
+    Operation("GET", "/health", "public", health, {200: {JSON: Health}, 503: {JSON: Health}}),
+    Operation("GET", "/health/live", "public", health_live, {200: {HEALTH: Check}}),
+    Operation("GET", "/health/ready", "public", health_ready, {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}}),
+    Operation("GET", "/prometheus", "public", prometheus, {200: {"text/plain": str}}),
 ]
-PUBLIC = DOCS_FILES.union(route.path for route in ROUTES if route.access == "public")
-
-
-def starlette_routes() -> list[routing.Route]:
-    """One route per path, so that a 405 names everything that the path allows."""
-    paths: dict[str, dict[str, Endpoint]] = {}
-    for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method] = route.endpoint
-    return [routing.Route(path, functools.partial(dispatch, by), methods=[*by]) for path, by in paths.items()]
-
-
-async def dispatch(methods: Mapping[str, Endpoint], request: Request[State]) -> Response | ASGIApp:
-    request.scope["template"] = request.scope["route"].path
-    return await methods["GET" if request.method == "HEAD" else request.method](request)
+ROUTES = [
+    *(Route(each.path, each.endpoint, methods=[each.method]) for each in OPERATIONS),
+    Route("/docs/{name}", docs_file),
+    WebSocketRoute("/live", live),
+    WebSocketRoute("/live/", live),
+]
 
 
 # ------------------------------------------------------------------------------------------------ migrations
@@ -5079,7 +5017,7 @@ async def start(state: State, embedded: bool) -> None:
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
 
-async def run(state: State, embedded: bool, started: asyncio.Event) -> None:
+async def keep_up(state: State, embedded: bool, started: asyncio.Event) -> None:
     """Start, however long the database takes, and then keep up with its changes and those of the files."""
     await start(state, embedded)
     catalog, changes = state["catalog"], state["changes"]
@@ -5119,26 +5057,27 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         instruments = Instruments()
         results = Results(settings, catalog, changes, instruments)
         stack.push_async_callback(results.shared.close)
-        questions: dict[Question, Known] = {}
-        catalog.reloaded_by.append(questions.clear)
-        broadcast = Broadcast(catalog, changes, results)
+        broadcast, seen = Broadcast(catalog, changes, results), Seen(results)
+        verifier = Verifier(settings)
+        catalog.reloaded_by.append(seen.forget)
+        verifier.forgotten_by += [seen.forget, broadcast.on_keys]
         state = State(
             settings=settings,
             log=stream if log.isEnabledFor(logging.INFO) else None,
             request_ids=request_ids(),
             instruments=instruments,
-            verifier=Verifier(settings),
+            verifier=verifier,
             database=database,
             catalog=catalog,
             changes=changes,
             results=results,
-            questions=questions,
+            seen=seen,
             broadcast=broadcast,
-            documents=Documents(ROUTES, catalog),
+            documents=Documents(OPERATIONS, catalog),
         )
         add_gauges(instruments, state)
         started = asyncio.Event()
-        running = asyncio.create_task(run(state, embedded, started), name="database")
+        running = asyncio.gather(keep_up(state, embedded, started), verifier.keys.keep_fresh())
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:
@@ -5150,28 +5089,21 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             await asyncio.gather(running, return_exceptions=True)
 
 
-site = routing.Router(
-    [
-        *starlette_routes(),
-        routing.Route("/docs/{name}", docs_file),
-        *(routing.WebSocketRoute(path, live) for path in ("/live", "/live/")),
-    ],
-    redirect_slashes=False,
+ORIGINS = split_names(os.environ.get("CORS_ORIGINS", ""))
+CORS = Middleware(
+    CORSMiddleware,
+    allow_origins=ORIGINS,
+    allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+    allow_headers=["Authorization", "Cache-Control", "If-None-Match", "X-Request-ID", "traceparent"],
+    expose_headers=["ETag", "Age", "Cache-Status", "Location", "X-Request-ID"],
+)
+app = Starlette(
+    routes=ROUTES,
+    middleware=[Middleware(RequestLog), *([CORS] if ORIGINS else []), Middleware(Access)],
+    exception_handlers=EXCEPTION_HANDLERS,
     lifespan=cast(Any, lifespan),
 )
-
-
-async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-    """The site for those who may see it; no route has an encoded slash, which the router would take for a plain one."""
-    if scope["path"] not in PUBLIC and not scope["path"].startswith("/health"):
-        await authenticate(scope, scope["head"].get(b"authorization"), scope["method"])
-    if b"%2f" in scope["raw_path"].lower():
-        raise HTTPException(404)
-    await site(scope, receive, send)
-
-
-# The router without Starlette's own middleware: a hit is answered in front of it, errors have a place of their own.
-app = Hits(RequestLog(Cors(Errors(guarded))), otherwise=site)
+app.router.redirect_slashes = False
 
 
 # ------------------------------------------------------------------------------------------------ server
@@ -5181,33 +5113,81 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn's, which would wait for ever for a head and hold one of any size; what is no request gets a problem."""
+KEEP_ALIVE, TICK = 75, 5  # seconds; a connection is kept for longer than balancers keep theirs
 
-    head = 0  # bytes that have come of a head, after the piece in which it began
-    begun: object = None  # the scope of that head
-    silence: asyncio.TimerHandle | None = None
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, with an end to what never ends, problems for what is no request, and a short way for hits."""
+
+    begun = False  # whether a request has begun whose end has not come
+    pending = 0  # bytes that have come and are neither a whole request nor part of a body
+    piece = b""  # that was the request under way, and nothing else
+    heard_at = taken_at = 0.0
+    untaken = 0
     refused = False
     url = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.silence = self.loop.call_later(SILENCE, transport.close)
+        self.heard_at = self.loop.time()
+        self.loop.call_later(TICK, self.tick)
+
+    def on_message_begin(self) -> None:
+        self.begun = True
+        super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        self.pending = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.begun, self.pending = False, 0
+        super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = self.loop.time()
+        cycle, idle = self.cycle, not self.begun and self.is_idle() and not self.parser.should_upgrade()
+        if idle and not self.flow.write_paused and self.answer_seen(data):
+            return
+        self.pending += len(data)
         super().data_received(data)
-        # Each request has a scope of its own, which its cycle gets at the end of the head.
-        if (self.cycle and self.cycle.scope is self.scope) or self.transport.get_protocol() is not self:
-            if self.silence:
-                self.silence.cancel()
-                self.silence = None
-        elif not self.refused:
-            # The piece in which a head begins may hold other requests, too.
-            self.head = self.head + len(data) if self.scope is self.begun else 0
-            self.begun = self.scope
-            self.silence = self.silence or self.loop.call_later(SILENCE, self.transport.close)
-            if self.head > 2 * MAX_HEAD:
-                self.refuse(Problem(431, "The headers are larger than 64 KB."))
+        alone = idle and self.cycle is not cycle and not self.begun and not self.pipeline
+        self.piece = data if alone and len(data) <= MAX_PIECE and data.endswith(b"\r\n\r\n") else b""
+        if self.pending > 2 * MAX_HEAD and not self.refused:
+            self.refuse(Problem(431, "The headers are larger than 64 KB."))
+
+    def is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def answer_seen(self, piece: bytes) -> bool:
+        date = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
+        if not (answer := self.app_state["seen"].answer(piece, self.app_state, date)):
+            return False
+        self.transport.write(b"".join(answer))
+        return True
+
+    def on_response_complete(self) -> None:
+        if self.piece and self.cycle.keep_alive:
+            self.app_state["seen"].remember(self.piece, self.cycle.scope)
+        super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing: uvicorn's own timer knows nothing of what is answered without it."""
+
+    def tick(self) -> None:
+        """Close what has been idle or in the middle of a head for too long, and drop what a reader does not take."""
+        if self.parser is None or self.transport.get_protocol() is not self:
+            return
+        now, untaken = self.loop.time(), self.transport.get_write_buffer_size()
+        if not untaken or untaken < self.untaken:
+            self.taken_at = now
+        self.untaken = untaken
+        if untaken and now - self.taken_at > SILENCE:
+            self.transport.abort()
+        limit = KEEP_ALIVE if self.cycle and not self.begun else SILENCE
+        if not untaken and self.is_idle() and now - self.heard_at > limit:
+            self.transport.close()
+        self.loop.call_later(TICK, self.tick)
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(Problem(400, "The request is not HTTP/1.1."))
@@ -5263,7 +5243,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=10,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE,
         ws_max_size=MAX_MESSAGE + 1024,
         ws_per_message_deflate=False,
         # A worker that is busy for a while is not dead.

@@ -61,11 +61,9 @@ import jwt
 import msgspec
 import psycopg
 import uvicorn
-import yoyo
 from aiocache import Cache
 from aiocache.serializers import NullSerializer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
@@ -80,6 +78,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
+
+from migrations import apply
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
@@ -1276,6 +1276,7 @@ WRITERS = ("owner", "upload")
 MAX_UPLOAD_TIME = 600  # seconds
 STAND_IN = 5  # seconds
 ANSWERS_WITHIN = 0.25  # seconds
+HOME = "SELECT pronamespace::regnamespace::text FROM pg_proc WHERE oid = 'relations_under_lock'::regproc"
 
 
 class Database:
@@ -1288,6 +1289,7 @@ class Database:
         self.probes = {name: Probe(self.logins[name], self.session(name)) for name in ("reader", "owner")}
         self.waiting = dict.fromkeys(self.logins, 0)
         self.stand_in_until = dict.fromkeys(self.logins, 0.0)
+        self.home: str | None = None
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         guest = name.startswith(("guest", "gate", "catalog"))
@@ -1373,6 +1375,13 @@ class Database:
                 await pool.release(conn)
             finally:
                 ending.cancel()
+
+    async def schema(self) -> str:
+        """Where the migrations' functions are: only the owner is sure to look there."""
+        if self.home is None:
+            async with self.connection("owner") as conn:
+                self.home = await conn.fetchval(HOME)
+        return cast(str, self.home)
 
     def has_others(self, name: str) -> bool:
         """Whether a login's pool may turn to another host."""
@@ -1600,8 +1609,7 @@ class Type(NamedTuple):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A definition and what PostgreSQL says of it; with a fault the rest is empty.
 
-    tables maps the oid of each table it reads to its name; relations are the oids of views, too, and shape is a
-    fingerprint of their names and columns.
+    tables maps the oid of each table it reads to its name; shapes are fingerprints of these and of views, by oid.
     """
 
     about: Definition
@@ -1611,8 +1619,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     column_types: tuple[Type, ...] = ()
     tables: dict[int, str] = {}
     unwatchable: frozenset[str] = frozenset()
-    relations: tuple[int, ...] = ()
-    shape: int | None = None
+    shapes: dict[int, int] = {}
     cost: float = 0
     scans: tuple[str, ...] = ()
     run: str = ""
@@ -1630,90 +1637,35 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
         return "reader" if self.about.source == "file" else "guest"
 
 
-SHAPE = """\
-(
-    SELECT COALESCE(SUM(HASHTEXT(ROW(attrelid, attnum, attname, atttypid, atttypmod)::text)), 0)::bigint
-    FROM pg_attribute
-    WHERE attrelid = ANY ('{{{oids}}}'::oid[])
-    AND attnum > 0
-    AND NOT attisdropped
-  ) + (
-    SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || xmin::text)), 0)::bigint
-    FROM pg_rewrite
-    WHERE ev_class = ANY ('{{{oids}}}'::oid[])
-  ) + (
-    SELECT COALESCE(SUM(HASHTEXT(oid || ' ' || relnamespace || ' ' || relname)), 0)::bigint
-    FROM pg_class
-    WHERE oid = ANY ('{{{oids}}}'::oid[])
-  )"""
 LARGE_TABLE = 100_000  # rows
-# With what these inherit from: who writes to that one may write to them, and only its own trigger fires.
-LOCKED_RELATIONS = """\
-WITH RECURSIVE relations (relid) AS (
-  SELECT relation
-  FROM pg_locks
-  WHERE pid = PG_BACKEND_PID()
-  AND locktype = 'relation'
-  UNION
-  SELECT inhparent
-  FROM relations
-  JOIN pg_inherits ON inhrelid = relid
-)
-SELECT
-  c.oid,
-  c.relkind,
-  c.reltuples,
-  c.relname,
-  c.oid::regclass::text AS name
-FROM relations
-JOIN pg_class AS c ON c.oid = relid
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-"""
-TYPES = """\
-SELECT
-  t.oid,
-  CASE e.typarray WHEN t.oid THEN e.typname || '[]' ELSE t.typname END AS name,
-  FORMAT_TYPE(t.oid, -1) AS sql,
-  COALESCE(b.typname, e.typname, t.typname) AS base,
-  e.oid IS NOT NULL AS is_array,
-  COALESCE(e.typcategory, t.typcategory)::text AS category
-FROM pg_type AS t
-LEFT JOIN pg_type AS e ON e.typarray IN (t.oid, NULLIF(t.typbasetype, 0))
-LEFT JOIN pg_type AS b ON b.oid = COALESCE(e.typbasetype, t.typbasetype)
-WHERE t.oid = ANY ($1::oid[])
-"""
+TYPES = "SELECT oid, name, sql, base, is_array, category FROM {}.type_names($1)"
 
 
-def shape_sql(relations: Iterable[int]) -> str:
-    return SHAPE.format(oids=",".join(map(str, relations)))
-
-
-async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings) -> Metric:
+async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings, schema: str) -> Metric:
     """Ask PostgreSQL what a statement takes, returns and reads, as the login that will run it; nothing is run.
 
     The statement is prepared bare, which keeps it from closing the wrapper's parenthesis, then wrapped, which lets
-    nothing but a query pass, then planned, which checks the privileges. Raises BadStatement.
+    nothing but a query pass, then planned, which checks the privileges. The schema is that of the functions that the
+    migrations bring. Raises BadStatement.
     """
     statement = parse_statement(definition.sql)
-    if definition.source != "file":
-        check_names(statement)
     async with conn.transaction(readonly=True):
         try:
+            if definition.source != "file":
+                await check_names(conn, statement, schema)
             prepared = await conn.prepare(statement.numbered())
+            unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
+            relations = await conn.fetch(f"SELECT * FROM {schema}.relations_under_lock()")
         except STATEMENT_REFUSED as exc:
             raise bad_statement(exc, statement) from exc
-        unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
-        relations = await conn.fetch(LOCKED_RELATIONS)
         columns, parameters = prepared.get_attributes(), prepared.get_parameters()
         check_columns([column.name for column in columns])
         used = {kind.oid for kind in (*parameters, *(column.type for column in columns))}
-        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES, used)}
+        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES.format(schema), used)}
         types = tuple(known[kind.oid] for kind in parameters)
-        oids = tuple(sorted(row["oid"] for row in relations))
-        shape = shape_sql(oids)
-        run = run_sql(statement, types, shape, settings)
+        oids = [row["oid"] for row in relations]
+        shapes = dict(await conn.fetch(f"SELECT * FROM {schema}.relation_shapes($1)", oids))
+        run = run_sql(definition.id, statement, types, settings)
         plan = await explain(conn, run, len(types))
         large = {row["relname"]: row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
         return Metric(
@@ -1724,12 +1676,11 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             column_types=tuple(known[column.type.oid] for column in columns),
             tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
             unwatchable=frozenset(row["name"] for row in relations if row["relkind"] in (b"m", b"f")),
-            relations=oids,
-            shape=await conn.fetchval(f"SELECT {shape}"),
+            shapes=shapes,
             cost=plan.get("Total Cost", 0),
             scans=tuple(sorted(large[name] for name in large.keys() & scanned(plan))),
             run=run,
-            digest=hashlib.sha256(run.encode()).hexdigest()[:16],
+            digest=hashlib.sha256(f"{sorted(shapes.items())}{run}".encode()).hexdigest()[:16],
             warnings=(*definition.warnings, *unknown_names(definition, statement.names), *unknown),
         )
 
@@ -1782,14 +1733,13 @@ def check_columns(names: list[str]) -> None:
 # The result of one metric as JSON lines, made by the database: rows, bytes, records (NULL when too large).
 # Raw line breaks in JSON are white space, which only columns of type json can hold.
 RUN = """\
+/* metric: {id} */
 SELECT
   rows,
   bytes,
   CASE WHEN bytes <= {max_bytes} THEN CONVERT_TO(records, 'UTF8') END AS records,
-  {shape} AS shape,
   PG_CURRENT_SNAPSHOT()::text AS snapshot,
-  EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at,
-  PG_IS_IN_RECOVERY() AS replayed
+  EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at
 FROM (
   SELECT
     COUNT(*) AS rows,
@@ -1806,10 +1756,10 @@ FROM (
 """
 
 
-def run_sql(statement: Statement, types: Sequence[Type], shape: str, settings: Settings) -> str:
+def run_sql(metric_id: str, statement: Statement, types: Sequence[Type], settings: Settings) -> str:
     """Values are sent as text and cast to the type that PostgreSQL inferred, so that every type has one way in."""
     sql = statement.fill(lambda number: f"(${number}::text::{types[number - 1].sql})")
-    return RUN.format(sql=sql, shape=shape, max_bytes=settings.max_result_bytes, limit=settings.max_rows + 1)
+    return RUN.format(id=metric_id, sql=sql, max_bytes=settings.max_result_bytes, limit=settings.max_rows + 1)
 
 
 async def explain(conn: asyncpg.Connection, run: str, parameters: int) -> dict[str, Any]:
@@ -1842,9 +1792,10 @@ def scanned(node: dict[str, Any]) -> set[str]:
 async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
     """Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
     login, started = "reader" if definition.source == "file" else guest, time.monotonic()
+    schema = await database.schema()
     try:
         async with database.connection(login) as conn:
-            return await describe(conn, definition, database.settings)
+            return await describe(conn, definition, database.settings, schema)
     except DATABASE_DOWN as exc:
         # It is parsed several times, each within the limit or heeding none.
         if time.monotonic() - started > database.settings.statement_timeout and await database.answers(ANSWERS_WITHIN):
@@ -1852,35 +1803,24 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
         raise
 
 
-# What lets a SELECT do more than read: it tells, locks, signals, writes large objects, or runs SQL out of a text.
-MORE_THAN_READING = (
-    r"pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend|ts_stat|ts_rewrite|setseed"
-    r"|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)|loread|lowrite"
-    r"|pg_logical_emit_message|pg_export_snapshot|(query|table|schema|database|cursor)_to_xml.*"
-)
-# Those of PostgreSQL's own functions that everybody may still call.
-UNREVOKED = f"""\
-SELECT proname::text AS name, oid::regprocedure::text AS signature
-FROM pg_proc
-WHERE pronamespace = 'pg_catalog'::regnamespace
-AND proname ~ '^({MORE_THAN_READING})$'
-AND HAS_FUNCTION_PRIVILEGE('public', oid, 'EXECUTE')
-ORDER BY 1
-"""
+IDENTIFIER = re.compile(r'"?(\w+)"?')
 
 
-def check_names(statement: Statement) -> None:
+async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
     """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be.
 
     Raises BadStatement.
     """
-    before = ""
+    names, before = {}, ""
     for part in statement.parts:
-        if re.fullmatch(f"{MORE_THAN_READING}|set_config", part.strip('"').lower()):
-            raise BadStatement(f"{part} does more than read")
+        if identifier := IDENTIFIER.fullmatch(part):
+            names[identifier[1].lower()] = part
         if part.startswith('"') and before.lower() == "u&":
             raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
         before = (before + part)[-2:]
+    asked = f"SELECT name FROM UNNEST($1::text[]) AS name WHERE {schema}.does_more_than_read(name) LIMIT 1"
+    if refused := await conn.fetchval(asked, list(names)):
+        raise BadStatement(f"{names[refused]} does more than read")
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
@@ -1977,7 +1917,8 @@ class Catalog:
                 if files != self.mirrored:
                     await mirror(conn, files.values(), stored)
                 self.watched = frozenset(row["oid"] for row in await conn.fetch("SELECT oid FROM watched_tables"))
-                self.unrevoked = tuple(dict.fromkeys(row["name"] for row in await conn.fetch(UNREVOKED)))
+                unrevoked = await conn.fetch("SELECT DISTINCT name FROM unrevoked_functions() ORDER BY 1")
+                self.unrevoked = tuple(row["name"] for row in unrevoked)
             metrics: dict[str, Metric] = {}
             for about in merge(files, stored).values():
                 began = time.monotonic()
@@ -1993,10 +1934,11 @@ class Catalog:
         Neither tells anybody, and what a metric reads decides which changes it hears of.
         """
         metrics = list(self.metrics.values())
+        relations = set().union(*(metric.shapes for metric in metrics))
         async with self.database.connection("owner") as conn:
-            shapes = {oids: await conn.fetchval(f"SELECT {shape_sql(oids)}") for oids in {m.relations for m in metrics}}
+            shapes = dict(await conn.fetch("SELECT * FROM relation_shapes($1)", relations))
         for metric in metrics:
-            if metric.fault or shapes[metric.relations] != metric.shape:
+            if metric.fault or not metric.shapes.items() <= shapes.items():
                 with suppress(TimeoutError, asyncpg.PostgresError):
                     # A file may take its time, for somebody looked at it.
                     await asyncio.wait_for(self.refresh(metric), 1 if metric.login == "guest" else None)
@@ -2368,18 +2310,11 @@ async def run_once(
     return row, replayed
 
 
-# Before the first record on a page comes the page's head, which no replica says that it has replayed.
-WRITTEN = """\
-SELECT position - CASE WHEN position % 8192 IN (24, 40) THEN position % 8192 ELSE 0 END
-FROM (SELECT (PG_CURRENT_WAL_INSERT_LSN() - '0/0')::int8 AS position) AS p
-"""
-
-
 async def written(database: Database) -> int | None:
     """The end of the write-ahead log, in bytes, None when the primary does not say."""
     with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
         async with database.connection("owner") as conn:
-            return cast(int, await conn.fetchval(WRITTEN))
+            return cast(int, await conn.fetchval("SELECT end_of_log()"))
     return None
 
 
@@ -2392,27 +2327,21 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
     for attempt in itertools.count():
         try:
             row, replayed = await run_once(catalog.database, metric, values, primary)
+            return as_result(metric, row, replayed, catalog.settings.max_rows)
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
             fresh = compiled(await catalog.refresh(metric))
-            if attempt > 1 and fresh.shape == metric.shape:
+            if attempt > 1 and fresh.shapes == metric.shapes:
                 # A value may name what is not there, such as a regclass.
                 raise await data_problem(catalog.database, metric, values) from exc
+            if time.monotonic() - started > catalog.settings.statement_timeout:
+                raise Problem(503, "The tables are being changed; try again.") from exc
             metric = fresh
-            continue
         except (asyncpg.SerializationError, *DATABASE_DOWN):
             # A replica cancels what stands in the way of replaying, and may end while it takes the second attempt.
             if attempt > 1 or time.monotonic() - started > catalog.settings.pool_timeout:
                 raise
-            continue
         except FAILS_ON_DATA as exc:
             raise await data_problem(catalog.database, metric, values) from exc
-        if row["shape"] == metric.shape:
-            return as_result(metric, row, replayed, catalog.settings.max_rows)
-        if time.monotonic() - started > catalog.settings.statement_timeout:
-            raise Problem(503, "The tables are being changed; try again.")
-        # A replica may be behind with a change that the others know of.
-        await asyncio.sleep(0.02 * attempt)
-        metric = compiled(await catalog.refresh(metric))
     raise AssertionError
 
 
@@ -3562,25 +3491,6 @@ MAX_VALUES = 1000  # that the mock looks for in a prompt
 BARE_SQL = re.compile(
     r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
 )
-READABLE_COLUMNS = """\
-SELECT
-  c.oid::regclass::text AS table,
-  QUOTE_IDENT(a.attname) AS column,
-  FORMAT_TYPE(a.atttypid, a.atttypmod) AS type,
-  a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) AS is_text
-FROM pg_class AS c
-JOIN pg_attribute AS a ON a.attrelid = c.oid
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-AND NOT c.relispartition
-AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-AND a.attnum > 0
-AND NOT a.attisdropped
-AND HAS_SCHEMA_PRIVILEGE(n.oid, 'USAGE')
-AND HAS_COLUMN_PRIVILEGE(c.oid, a.attnum, 'SELECT')
-ORDER BY c.oid, a.attnum
-LIMIT 500
-"""
 MODEL_TASK = """\
 Write one PostgreSQL SELECT that answers the request. Answer with the SQL alone.
 Give every column a readable name. Let a dashboard choose the period: compare dates with
@@ -3606,10 +3516,10 @@ async def known_values(conn: asyncpg.Connection, table: str, column: str, most: 
     return sorted(row["value"] for row in rows) if len(rows) <= most else []
 
 
-async def describe_tables(conn: asyncpg.Connection) -> str:
+async def describe_tables(conn: asyncpg.Connection, schema: str) -> str:
     """What the guest may read, one table a line, with the values of its text columns."""
     tables: dict[str, list[str]] = {}
-    for row in await conn.fetch(READABLE_COLUMNS):
+    for row in await conn.fetch(f"SELECT * FROM {schema}.readable_columns() LIMIT 500"):
         column = row["column"]
         values = await known_values(conn, row["table"], column, 20) if row["is_text"] else []
         known = f" (one of {', '.join(map(repr, values))})" if values else ""
@@ -3656,8 +3566,9 @@ async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
         sql = await mock_answer(database, prompt, about.id)
         return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
     examples = [m.about.sql for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles][:3]
+    schema = await database.schema()
     async with database.connection("gate") as conn:
-        tables = await describe_tables(conn)
+        tables = await describe_tables(conn, schema)
     messages = [
         {"role": "system", "content": MODEL_TASK.format(tables=tables, examples="\n\n".join(examples))},
         {"role": "user", "content": prompt},
@@ -4857,93 +4768,6 @@ ROUTES = [
 ]
 
 
-# ------------------------------------------------------------------------------------------------ migrations
-
-# An arbitrary number that no other application uses as an advisory lock.
-MIGRATION_LOCK = 7_102_025
-
-# What only a superuser may set. The guest's errors, which may quote a gigabyte each, would fill the server's log.
-LOGIN_SETTINGS = (
-    "metrics_reader SET temp_file_limit = '1GB'",
-    "metrics_guest SET temp_file_limit = '1GB'",
-    "metrics_guest SET log_min_messages = 'fatal'",
-)
-# A derived login looks for tables where the owner does, be it in a schema of his name.
-SEARCH_PATH = """\
-SELECT FORMAT('IN DATABASE %I SET search_path = %s', CURRENT_DATABASE(), STRING_AGG(QUOTE_IDENT(name), ', '))
-FROM UNNEST(CURRENT_SCHEMAS(false)) AS name
-HAVING ARRAY_AGG(name) <> '{public}'
-"""
-
-
-def migrate(settings: Settings) -> list[str]:
-    """Apply the migrations and open the derived logins, one instance at a time; return what could not be done.
-
-    yoyo's own lock is a row that outlives whoever is killed with it; a session's advisory lock does not. Its blocking
-    form deadlocks with CREATE INDEX CONCURRENTLY. Raises ConnectionError, or psycopg.Error when a migration fails.
-    """
-    url = settings.database_url or ""
-    with connect_owner(url) as conn:
-        while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
-            time.sleep(0.1)
-        # yoyo takes one host, and of the URL proper it decodes the login alone.
-        options = conninfo_to_dict(url) | {"host": conn.info.host, "port": conn.info.port}
-        backend = yoyo.get_backend(f"postgresql+psycopg:///?{urlencode(options)}")
-        try:
-            backend.break_lock()
-            backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(HERE / "migrations"))))
-        except psycopg.errors.UndefinedTable as exc:  # yoyo says nothing when it cannot make its own
-            message = f"{exc.diag.message_primary}, and {conn.info.user} cannot create it in {conn.info.dbname}"
-            raise CommandError(message) from exc
-        finally:
-            backend.connection.close()
-        if settings.harden_database == "on":
-            harden(conn)
-        logins = {login for login in database_logins(settings).values() if login.user}
-        paths = [f"{login.user} {path}" for (path,) in conn.execute(SEARCH_PATH) for login in logins]
-        for setting in (*LOGIN_SETTINGS, *paths):
-            with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
-                conn.execute(f"ALTER ROLE {setting}")
-        return [fault for login in logins if (fault := open_login(conn, url, login))]
-
-
-def connect_owner(url: str) -> psycopg.Connection:
-    try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=5)
-    except psycopg.OperationalError as exc:
-        raise ConnectionError(str(exc).strip()) from exc
-
-
-def harden(conn: psycopg.Connection) -> None:
-    """Take from PUBLIC what lets a SELECT do more than read; who does not own the functions is only warned."""
-    if functions := [signature for _, signature in conn.execute(UNREVOKED)]:
-        conn.execute(f"REVOKE EXECUTE ON FUNCTION {', '.join(functions)} FROM PUBLIC")
-    database = sql.Identifier(conn.info.dbname)
-    conn.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
-    conn.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-
-
-def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
-    """Set the password of a derived login that cannot log in; return why it still cannot."""
-    fault = refusal(url, login)
-    if not (fault and login.user and login.password):
-        return fault
-    try:
-        verifier = conn.pgconn.encrypt_password(login.password.encode(), login.user.encode(), b"scram-sha-256")
-        conn.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), verifier.decode()))
-    except psycopg.Error as exc:
-        return f"the password of {login.user} cannot be set: {exc}"
-    return refusal(url, login)
-
-
-def refusal(url: str, login: Login) -> str | None:
-    try:
-        psycopg.connect(url, user=login.user, password=login.password, connect_timeout=5).close()
-    except psycopg.OperationalError as exc:
-        return str(exc).strip()
-    return None
-
-
 # ------------------------------------------------------------------------------------------------ assembly
 
 
@@ -4989,6 +4813,12 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
             raise CommandError(f"Nothing was loaded: {exc}") from exc
         await notify(conn, "metric_configurations")
     return report
+
+
+def migrate(settings: Settings) -> list[str]:
+    """Returns what could not be done, such as a login that cannot log in."""
+    logins = {login for login in database_logins(settings).values() if login.user}
+    return apply.migrate(settings.database_url or "", logins, hardened=settings.harden_database == "on")
 
 
 # What mirrors the files does not count: other commands write it, too.
@@ -5342,45 +5172,26 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
             yield f"  warning: {table} is not watched; `{command}` makes the metric exact"
 
 
-FAMILY = """\
-WITH RECURSIVE family (relid) AS (
-  SELECT TO_REGCLASS($1)::oid
-  UNION
-  SELECT inhrelid
-  FROM family
-  JOIN pg_inherits ON inhparent = relid
-)
-SELECT c.oid::regclass::text AS name, c.relkind
-FROM family
-JOIN pg_class AS c ON c.oid = relid
-"""
-WATCH = """\
-CREATE OR REPLACE TRIGGER metrics_api_watch
-AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {}
-FOR EACH STATEMENT EXECUTE FUNCTION metrics_api_notify()
-"""
-UNWATCH = "DROP TRIGGER IF EXISTS metrics_api_watch ON {}"
-
-
-async def watch_table(conn: asyncpg.Connection, table: str, statement: str) -> None:
-    """Run a statement on a table, its partitions and those that inherit from it; raises CommandError."""
-    try:
-        family = await conn.fetch(FAMILY, table)
-        if not family or any(row["relkind"] not in (b"r", b"p") for row in family):
-            raise CommandError(f"{table} is no table; for a view, name the tables that it reads")
-        for row in family:
-            await conn.execute(statement.format(row["name"]))
-    except asyncpg.PostgresError as exc:
-        raise CommandError(f"{table}: {exc.message}") from exc
+async def watch_tables(database: Database, options: argparse.Namespace, statement: str) -> None:
+    """All that are named, or none; raises CommandError."""
+    async with database.connection("owner") as conn, conn.transaction():
+        for table in options.tables:
+            try:
+                await conn.execute(statement, table)
+            except asyncpg.PostgresError as exc:
+                raise CommandError(f"{table}: {exc.message}") from exc
+        await notify(conn, "metric_configurations")
 
 
 async def watch_command(database: Database, options: argparse.Namespace) -> int:
-    """Put tables, with their partitions, under watch or take them out of it: all that are named, or none."""
-    async with database.connection("owner") as conn, conn.transaction():
-        for table in options.tables:
-            await watch_table(conn, table, options.statement)
-        await notify(conn, "metric_configurations")
-    say(f"{options.done}: {', '.join(options.tables)}")
+    await watch_tables(database, options, "SELECT watch($1)")
+    say(f"Watched: {', '.join(options.tables)}")
+    return 0
+
+
+async def unwatch_command(database: Database, options: argparse.Namespace) -> int:
+    await watch_tables(database, options, "SELECT unwatch($1)")
+    say(f"Not watched any more: {', '.join(options.tables)}")
     return 0
 
 
@@ -5405,13 +5216,13 @@ def parse_options() -> argparse.Namespace:
     seed.add_argument("directory", nargs="?", type=Path, default=HERE / "seed")
     seed.set_defaults(run=seed_command)
     commands.add_parser("check", help="compile every SQL file without running it").set_defaults(run=check_command)
-    for name, aim, statement, done in (
-        ("watch", "put tables under watch, so that metrics that read them are exact", WATCH, "Watched"),
-        ("unwatch", "end that: metrics that read the tables go by their TTL", UNWATCH, "Not watched any more"),
+    for name, aim, run in (
+        ("watch", "put tables under watch, so that metrics that read them are exact", watch_command),
+        ("unwatch", "end that: metrics that read the tables go by their TTL", unwatch_command),
     ):
         command = commands.add_parser(name, help=aim)
         command.add_argument("tables", nargs="+", metavar="TABLE")
-        command.set_defaults(run=watch_command, statement=statement, done=done)
+        command.set_defaults(run=run)
     return parser.parse_args()
 
 

@@ -6,12 +6,15 @@ CREATE TABLE queries (
 );
 
 -- source says who wrote the SQL: what is in files was reviewed, the rest was not and runs as another login.
+-- A data set that is loaded again replaces what it brought, but nothing that somebody has edited meanwhile; the version
+-- does not tell that, for what the loader itself replaces counts, too.
 CREATE TABLE metric_configurations (
     id text PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$'),
     query_id text NOT NULL REFERENCES queries,
     source text NOT NULL CHECK (source IN ('file', 'dataset', 'api')),
     title text,
     is_editable boolean NOT NULL DEFAULT true,
+    is_edited boolean NOT NULL DEFAULT false,
     version integer NOT NULL DEFAULT 1 CHECK (version > 0),
     prompt text,
     created_by text,

@@ -510,20 +510,22 @@ def test_head_and_every_spelling_of_a_path_want_the_same(ask: Ask, adrift: Servi
 PUBLIC = re.compile(r"/|/docs(/.*)?|/openapi\.json|/prometheus|/health(/.*)?")
 # What lets its caller in by its first message, and so has tests of its own.
 SOCKETS = {"/live", "/live/"}
-HTTP_ROUTES = [route for route in app.ROUTES if route.path not in SOCKETS]
+HTTP_ROUTES = [route for route in app.OPERATIONS if route.path not in SOCKETS]
 
 
 def test_every_path_that_is_served_is_in_the_table() -> None:
-    routes = [route for route in app.site.routes if isinstance(route, Route)]
+    routes = [route for route in app.app.routes if isinstance(route, Route)]
     served = {(method, route.path) for route in routes for method in route.methods or () if method != "HEAD"}
     files_of_the_docs = {("GET", "/docs/{name}")}
     assert served == {(route.method, route.path) for route in HTTP_ROUTES} | files_of_the_docs
-    others = [route for route in app.site.routes if not isinstance(route, Route)]
+    others = [route for route in app.app.routes if not isinstance(route, Route)]
     assert {getattr(route, "path", None) for route in others} <= SOCKETS
 
 
 @pytest.mark.parametrize("route", HTTP_ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_a_route_lets_in_whom_its_access_names(ask: Ask, secured: Service, issuer: Issuer, route: app.Route) -> None:
+def test_a_route_lets_in_whom_its_access_names(
+    ask: Ask, secured: Service, issuer: Issuer, route: app.Operation
+) -> None:
     wanted = "public" if PUBLIC.fullmatch(route.path) else "read" if route.method == "GET" else "write"
     assert route.access == wanted
     path = re.sub(r"\{[^}]*\}", "total", route.path)

@@ -14,8 +14,9 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-import yoyo
 from conftest import ROOT, Serve
+
+from migrations import apply
 
 pytestmark = pytest.mark.anyio
 
@@ -133,9 +134,7 @@ async def test_the_script_places_every_table_and_citus_could(distributed: str) -
 
 async def test_migrate_leaves_the_script_alone(distributed: str) -> None:
     """It stands below the migrations, which are applied to a database of any kind, again and again."""
-    assert {Path(migration.path).parent for migration in yoyo.read_migrations(str(ROOT / "migrations"))} == {
-        ROOT / "migrations"
-    }
+    assert {Path(migration.path).parent for migration in apply.read()} == {ROOT / "migrations"}
     assert (await run(distributed, "migrate")).returncode == 0
     conn = await asyncpg.connect(distributed)
     assert await conn.fetchval("SELECT COUNT(*) FROM pg_trigger WHERE tgname = 'metrics_api_watch'") == 0

@@ -54,7 +54,7 @@ class Wire:
 
     def send(self, *pieces: bytes) -> None:
         if self.socket is None:
-            self.socket = socket.create_connection(self.address, timeout=10)  # type: ignore[arg-type]
+            self.socket = socket.create_connection(self.address, timeout=10)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.rest = b""
         for i, piece in enumerate(pieces):
@@ -108,6 +108,7 @@ def added(request: bytes, *lines: str) -> bytes:
 
 
 NONCE = itertools.count()
+FINANCE: dict[str, Any] = {"cognito:groups": ["finance"]}
 
 
 def whole_way(request: bytes) -> bytes:
@@ -126,7 +127,7 @@ def guarded(start_service: Serve, issuer: Issuer) -> Service:
     service = start_service(JWT_ISSUER=issuer.url, JWKS_URL=issuer.url)
     (service.queries / "payroll.sql").write_text("-- roles: finance\nSELECT 1 AS n")
     (service.queries / "tenant.sql").write_text("-- claim value: custom:tenant\nSELECT :value::text AS value")
-    with httpx.Client(base_url=service.url, headers=bearer(issuer.token(**{"cognito:groups": ["finance"]}))) as client:
+    with httpx.Client(base_url=service.url, headers=bearer(issuer.token(**FINANCE))) as client:
         wait_until(lambda: client.get("/metrics/payroll").status_code == 200)
         wait_until(lambda: client.get("/metrics/tenant").status_code == 200)
     return service

@@ -100,7 +100,7 @@ def test_every_route_is_in_it(service: Service) -> None:
     import app
 
     paths = read(service)["paths"]
-    for route in app.ROUTES:
+    for route in app.OPERATIONS:
         assert paths[route.path][route.method.lower()]["operationId"] == route.endpoint.__name__
 
 

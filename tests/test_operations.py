@@ -21,6 +21,8 @@ import yoyo
 from chaos import Lab, ask, laboratory, log_lines, until_ready
 from conftest import ROOT, Serve, Service, eventually, wait_until
 
+from migrations import apply
+
 
 @contextmanager
 def empty_database(cluster: str, name: str) -> Iterator[str]:
@@ -195,8 +197,7 @@ def test_a_command_that_the_database_refuses_says_why_in_a_sentence(database: st
 
 def roll_back(url: str) -> None:
     backend = yoyo.get_backend(url.replace("postgresql:", "postgresql+psycopg:"))
-    migrations = yoyo.read_migrations(str(ROOT / "migrations"))
-    backend.rollback_migrations(backend.to_rollback(migrations))
+    backend.rollback_migrations(backend.to_rollback(apply.read()))
     backend.connection.close()
 
 

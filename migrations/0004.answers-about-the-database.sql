@@ -1,0 +1,211 @@
+-- What the service reads again whenever something says that it has changed.
+
+CREATE VIEW metric_definitions AS
+SELECT
+    c.id,
+    c.source,
+    c.query_id AS series,
+    q.query AS sql,
+    c.title,
+    c.is_editable,
+    c.version,
+    COALESCE(json_agg(l ORDER BY l.breakpoint) FILTER (WHERE l.item_id IS NOT NULL), '[]') AS layouts
+FROM metric_configurations AS c
+JOIN queries AS q ON q.id = c.query_id
+LEFT JOIN layout_items AS l ON l.item_id = c.id
+GROUP BY c.id, q.id;
+
+-- A table is watched when each of its partitions, and of those that inherit from it, is.
+CREATE VIEW watched_tables AS
+WITH RECURSIVE watched AS (
+    SELECT tgrelid
+    FROM pg_trigger
+    WHERE tgname = 'metrics_api_watch'
+    AND tgenabled <> 'D'
+),
+family (root, relid) AS (
+    SELECT tgrelid, tgrelid
+    FROM watched
+    UNION
+    SELECT root, inhrelid
+    FROM family
+    JOIN pg_inherits ON inhparent = relid
+)
+SELECT tgrelid AS oid
+FROM watched
+EXCEPT
+SELECT root
+FROM family
+WHERE relid NOT IN (SELECT tgrelid FROM watched);
+
+-- The rest is for every login that runs SQL, whichever the operator names: the catalogs, which anybody may read.
+-- Functions rather than views, for a view would itself be locked, be read and be readable.
+
+-- What the transaction has locked until now, and what that inherits from: who writes to a parent may write to these,
+-- and only the parent's own trigger fires.
+CREATE FUNCTION relations_under_lock()
+RETURNS TABLE (oid oid, relkind "char", reltuples real, relname name, name text)
+LANGUAGE sql
+AS $$
+    WITH RECURSIVE relations (relid) AS (
+        SELECT relation
+        FROM pg_locks
+        WHERE pid = pg_backend_pid()
+        AND locktype = 'relation'
+        UNION
+        SELECT inhparent
+        FROM relations
+        JOIN pg_inherits ON inhrelid = relid
+    )
+    SELECT
+        c.oid,
+        c.relkind,
+        c.reltuples,
+        c.relname,
+        c.oid::regclass::text
+    FROM relations
+    JOIN pg_class AS c ON c.oid = relid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+$$;
+
+-- The short names of types, what a cast wants, and the built-in type that their values, or those of an array's items,
+-- look like: domains are followed to the end. labels are an enum's.
+CREATE FUNCTION type_names(types oid[])
+RETURNS TABLE (oid oid, name text, sql text, base text, is_array boolean, category text, labels text[])
+LANGUAGE sql STABLE
+AS $$
+    WITH RECURSIVE steps (origin, type, is_array, depth) AS (
+        SELECT DISTINCT o, o, false, 0
+        FROM unnest(types) AS o
+        UNION ALL
+        SELECT s.origin, COALESCE(item.oid, t.typbasetype), item.oid IS NOT NULL OR s.is_array, s.depth + 1
+        FROM steps AS s
+        JOIN pg_type AS t ON t.oid = s.type
+        LEFT JOIN pg_type AS item ON item.oid = t.typelem AND item.typarray = t.oid AND NOT s.is_array
+        WHERE t.typtype = 'd'
+        OR item.oid IS NOT NULL
+    ),
+    bases AS (
+        SELECT DISTINCT ON (origin) origin, type, is_array
+        FROM steps
+        ORDER BY origin, depth DESC
+    )
+    SELECT
+        t.oid,
+        CASE item.typarray WHEN t.oid THEN item.typname || '[]' ELSE t.typname END,
+        format_type(t.oid, -1),
+        base.typname,
+        bases.is_array,
+        base.typcategory::text,
+        ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = base.oid ORDER BY enumsortorder)
+    FROM bases
+    JOIN pg_type AS t ON t.oid = bases.origin
+    JOIN pg_type AS base ON base.oid = bases.type
+    LEFT JOIN pg_type AS item ON item.oid = t.typelem
+$$;
+
+-- A number for each relation that is another one when its name, its columns, a view's query, its parents, or what is
+-- below it has changed.
+CREATE FUNCTION relation_shapes(relations oid[])
+RETURNS TABLE (relation oid, fingerprint bigint)
+LANGUAGE sql STABLE
+AS $$
+    WITH RECURSIVE family (root, relid, part) AS (
+        SELECT oid, oid, row(relnamespace, relname)::text
+        FROM pg_class
+        WHERE oid = ANY (relations)
+        UNION
+        SELECT root, inhrelid, row(inhparent, inhrelid, i.xmin)::text
+        FROM family
+        JOIN pg_inherits AS i ON inhparent = relid
+    ),
+    parts AS (
+        SELECT root, part
+        FROM family
+        UNION ALL
+        SELECT attrelid, row(attnum, attname, atttypid, atttypmod)::text
+        FROM pg_attribute
+        WHERE attrelid = ANY (relations)
+        AND attnum > 0
+        AND NOT attisdropped
+        UNION ALL
+        SELECT ev_class, row(oid, xmin)::text
+        FROM pg_rewrite
+        WHERE ev_class = ANY (relations)
+        UNION ALL
+        SELECT inhrelid, row(inhparent, xmin)::text
+        FROM pg_inherits
+        WHERE inhrelid = ANY (relations)
+    )
+    SELECT root, sum(hashtext(part))
+    FROM parts
+    GROUP BY root
+$$;
+
+-- The columns of tables and views that whoever asks may read, partitions aside.
+CREATE FUNCTION readable_columns()
+RETURNS TABLE ("table" text, "column" text, type text, is_text boolean)
+LANGUAGE sql STABLE
+AS $$
+    SELECT
+        c.oid::regclass::text,
+        quote_ident(a.attname),
+        format_type(a.atttypid, a.atttypmod),
+        a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
+    FROM pg_class AS c
+    JOIN pg_attribute AS a ON a.attrelid = c.oid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND NOT c.relispartition
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+    AND a.attnum > 0
+    AND NOT a.attisdropped
+    AND has_schema_privilege(n.oid, 'USAGE')
+    AND has_column_privilege(c.oid, a.attnum, 'SELECT')
+    ORDER BY c.oid, a.attnum
+$$;
+
+-- Whether a function of this name lets a SELECT tell, lock, signal, write large objects, change the session, or run SQL
+-- out of a text.
+CREATE FUNCTION does_more_than_read(name text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT name ~ ('^(set_config|pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend'
+        '|ts_stat|ts_rewrite|setseed|pg_logical_emit_message|pg_export_snapshot'
+        '|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)'
+        '|loread|lowrite|(query|table|schema|database|cursor)_to_xml.*)$')
+$$;
+
+-- Those of PostgreSQL's own that everybody may still call, but for the one that drivers need.
+CREATE FUNCTION unrevoked_functions()
+RETURNS TABLE (name text, signature text)
+LANGUAGE sql STABLE
+AS $$
+    SELECT proname::text, oid::regprocedure::text
+    FROM pg_proc
+    WHERE pronamespace = 'pg_catalog'::regnamespace
+    AND does_more_than_read(proname)
+    AND proname <> 'set_config'
+    AND has_function_privilege('public', oid, 'EXECUTE')
+    ORDER BY 1
+$$;
+
+-- How many bytes the write-ahead log has. Before the first record on a page comes the page's head, which no replica
+-- says that it has replayed.
+CREATE FUNCTION end_of_log() RETURNS bigint
+LANGUAGE sql
+AS $$
+    SELECT position - CASE WHEN position % 8192 IN (24, 40) THEN position % 8192 ELSE 0 END
+    FROM (SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint AS position) AS p
+$$;
+
+-- Where nothing is given to PUBLIC by default, it is here.
+GRANT EXECUTE ON FUNCTION
+    relations_under_lock(),
+    type_names(oid[]),
+    relation_shapes(oid[]),
+    readable_columns(),
+    does_more_than_read(text)
+TO PUBLIC;

@@ -1,1 +1,0 @@
-ALTER TABLE metric_configurations DROP COLUMN is_edited;

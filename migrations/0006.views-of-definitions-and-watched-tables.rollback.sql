@@ -1,2 +1,0 @@
-DROP VIEW watched_tables;
-DROP VIEW metric_definitions;

@@ -613,7 +613,7 @@ def hostile_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
         "100 MB CSV in one line": (400, chunked(table, 100)),
         "100 MB JSON that is no array": (400, chunked(compose(records, "POST", b"", json_head), 100)),
         "1 MB header": (431, [compose("/metrics", "GET", b"", {"X": "x" * 2**20})]),
-        "100 MB header": (431, [b"GET /metrics HTTP/1.1\r\nHost: test\r\nX: ", *[MEGABYTE] * 100, b"\r\n\r\n"]),
+        "100 MB header": (431, [b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: ", *[MEGABYTE] * 100, b"\r\n\r\n"]),
         "100 MB of headers": (431, [b"GET /metrics HTTP/1.1\r\n", *[b"X: y\r\n" * 2**17] * 130, b"\r\n"]),
         "1 MB URL": (414, [compose(f"/metrics/echo?t={'x' * 2**20}", "GET", b"", {})]),
         "50,000-deep JSON": (400, [compose("/metrics", "POST", deep, {})]),
@@ -621,7 +621,7 @@ def hostile_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
         "bad UTF-8 in a body": (400, [compose("/metrics", "POST", b'{"query": "\xff"}', {})]),
         "bad UTF-8 in a query string": (
             400,
-            [b"GET /metrics/echo?t=%ff HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"],
+            [b"GET /metrics/echo?t=%ff HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"],
         ),
         "no HTTP": (400, [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"]),
     }
@@ -660,7 +660,7 @@ async def hostile_at_once(lab: Lab) -> AsyncIterator[Figure]:
 
 SLOW = {
     "says nothing": b"",
-    "breaks off in its headers": b"GET /metrics HTTP/1.1\r\nHost: test\r\nX: ",
+    "breaks off in its headers": b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: ",
     "breaks off in its body": compose(
         "/metrics", "POST", b"", {"Content-Length": "100", "Content-Type": "application/json"}
     ),

@@ -400,7 +400,9 @@ async def test_what_is_announced_too_large_is_refused_at_once(
 ) -> None:
     host, port = two[0].url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {limit + 1}\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {limit + 1}\r\n"
+    )
     writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode())
     assert (await asyncio.wait_for(reader.readline(), 3)).split()[1] == b"413"
     writer.close()
@@ -412,7 +414,7 @@ async def test_what_turns_out_too_large_is_refused(
 ) -> None:
     host, port = two[0].url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n"
     head = head if path == RECORDS else head.replace("x-ndjson", "json")
     writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode())
     lines = b'{"alert_type": "' + b"x" * 982 + b'"}\n'
@@ -681,7 +683,9 @@ async def test_slow_uploads_keep_no_other_write_waiting(
     two: list[Service], api: httpx.AsyncClient, issuer: Issuer
 ) -> None:
     host, port = two[0].url.removeprefix("http://").split(":")
-    head = f"POST {RECORDS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 100\r\n"
+    head = (
+        f"POST {RECORDS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: 100\r\n"
+    )
     connections = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
     for _, writer in connections:
         writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n{{").encode())
@@ -697,7 +701,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
 ) -> None:
     host, port = two[0].url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {RECORDS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 999999\r\n"
+    head = f"POST {RECORDS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: 999999\r\n"
     writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode() + b"{}\n" * 5000)
     await writer.drain()
     await asyncio.sleep(0.2)

@@ -31,7 +31,7 @@ def raw(service: Service, head: bytes, body: bytes = b"") -> tuple[int, dict[str
     """What the service answers to these very bytes, with Connection: close added: status, headers, body."""
     url = urlsplit(service.url)
     with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
-        connection.sendall(head + b"\r\nHost: x\r\nConnection: close\r\n\r\n" + body)
+        connection.sendall(head + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n" + body)
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk

@@ -260,15 +260,14 @@ def test_a_bad_traceparent_is_ignored(watched: Service, http: httpx.Client, give
     assert logged(watched, request_id=answer.headers["x-request-id"]).get("trace_id") != TRACE
 
 
-async def test_the_database_knows_which_request_a_query_is_for(watched: Service, owner: asyncpg.Connection) -> None:
-    headers = {"X-Request-ID": "look-for-me", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-    async with httpx.AsyncClient(base_url=watched.url, headers=headers) as http:
+async def test_the_database_knows_which_metric_runs(watched: Service, owner: asyncpg.Connection) -> None:
+    async with httpx.AsyncClient(base_url=watched.url) as http:
         asked = asyncio.create_task(http.get("/metrics/sleep?seconds=0.5"))
-        await eventually(lambda: owner.fetchval(RUNNING, f"{TRACE} look-for-me"))
+        await eventually(lambda: owner.fetchval(RUNNING))
         assert (await asked).status_code == 200
 
 
-RUNNING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND application_name = $1"
+RUNNING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '/* metric: sleep */%'"
 
 
 # ------------------------------------------------------------------------------------------------ Prometheus
@@ -336,8 +335,8 @@ def test_a_preflight_needs_no_token(guarded: Service, method: str) -> None:
 def test_a_preflight_of_a_foreign_origin_is_not_granted(http: httpx.Client) -> None:
     answer = preflight(http, "GET", "authorization", "https://evil.example")
     assert "access-control-allow-origin" not in answer.headers
-    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
-    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert answer.status_code == 400
+    assert answer.headers["x-request-id"]
     assert "Origin" in answer.headers["vary"]
 
 

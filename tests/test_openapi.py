@@ -230,7 +230,7 @@ def test_docs_need_nothing_from_elsewhere(secured: Service) -> None:
         assert link.startswith("/docs/")
         asset = httpx.get(secured.url + link)
         assert (asset.status_code, asset.headers["cache-control"]) == (200, "public, max-age=86400")
-    assert httpx.get(f"{secured.url}/docs/index.html").status_code == 401
+    assert httpx.get(f"{secured.url}/docs/index.html").status_code == 404
 
 
 def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> None:

@@ -939,8 +939,8 @@ def name_request(ids: Iterator[bytes], given: bytes, parent: bytes) -> tuple[byt
 
     A malformed traceparent (W3C Trace Context) is ignored.
     """
-    request_id = given if REQUEST_ID.fullmatch(given) else next(ids)
-    trace = TRACEPARENT.fullmatch(parent)
+    request_id = given if given and REQUEST_ID.fullmatch(given) else next(ids)
+    trace = TRACEPARENT.fullmatch(parent) if parent else None
     return request_id, b"00-%b-%016x-%b" % (trace[1], getrandbits(63) + 1, trace[2]) if trace else b""
 
 
@@ -2854,7 +2854,7 @@ class Results:
         Raises Problem 504 for only-if-cached, ClientDisconnect, or what the run raises when nothing stale may stand in.
         """
         entry = self.memory.get(plan.key)
-        if entry and not self.acceptable(entry, wants):
+        if entry and (wants.max_age <= 0 or entry.age > min(wants.max_age, entry.ttl + self.settings.cache_stale)):
             entry = None
         if entry:
             current = self.is_current(entry)
@@ -2865,28 +2865,19 @@ class Results:
                 self.refresh(plan)
                 return entry, "fwd=stale"
         if wants.only_if_cached:
-            return await self.only_cached(plan, wants), "hit; detail=shared"
+            if (shared := await self.recall(plan)) and shared.age <= wants.max_age:
+                return shared, "hit; detail=shared"
+            raise Problem(504, "Nothing is cached for only-if-cached; ask without it.")
+        flight, joined = self.board(plan, wants.max_age)
         try:
-            return await self.run(plan, wants, receive)
-        except (TimeoutError, *DATABASE_DOWN):
+            made = await flight.wait(receive)
+        except DATABASE_DOWN:
             if entry:
                 return entry, "fwd=stale"
             raise
-
-    def acceptable(self, entry: Entry, wants: Directives) -> bool:
-        return wants.max_age > 0 and entry.age <= min(wants.max_age, entry.ttl + self.settings.cache_stale)
-
-    async def only_cached(self, plan: Plan, wants: Directives) -> Entry:
-        if (entry := await self.recall(plan)) and entry.age <= wants.max_age:
-            return entry
-        raise Problem(504, "Nothing is cached for only-if-cached; ask without it.")
-
-    async def run(self, plan: Plan, wants: Directives, receive: Receive | None) -> tuple[Entry, str]:
-        flight, joined = self.board(plan, wants.max_age)
-        entry = await flight.wait(receive)
-        if entry.began < 0:
-            return entry, "hit; detail=shared"
-        return entry, "fwd=miss; collapsed" if joined else "fwd=miss"
+        if made.began < 0:
+            return made, "hit; detail=shared"
+        return made, "fwd=miss; collapsed" if joined else "fwd=miss"
 
     def refresh(self, plan: Plan) -> None:
         """Run a metric for nobody in particular, whoever leaves."""
@@ -2923,18 +2914,16 @@ class Results:
 
     async def fly(self, plan: Plan, max_age: float) -> Entry:
         """From the shared cache, when another instance has made it and it is young enough, or else from a run."""
-        began, epoch = time.monotonic(), self.changes.epoch
-        if self.shared.backend and max_age > 0 and (entry := await self.recall(plan)) and entry.age <= max_age:
+        began, epoch, reviewed = time.monotonic(), self.changes.epoch, plan.metric.login == "reader"
+        if max_age > 0 and (entry := await self.recall(plan)) and entry.age <= max_age:
             return entry
         try:
             result = await self.run_up_to_date(plan, began)
         except Exception as exc:
             # A connection of the guest's may well have been lost to its own query.
-            if plan.metric.login == "reader":
-                self.database_fails = isinstance(exc, DATABASE_DOWN)
+            self.database_fails = isinstance(exc, DATABASE_DOWN) if reviewed else self.database_fails
             raise
-        if plan.metric.login == "reader":
-            self.database_fails = False
+        self.database_fails = self.database_fails and not reviewed
         entry = self.make_entry(plan, result, began, epoch)
         entry.milliseconds = entry.age * 1000
         self.instruments.count_run(plan.metric.id, result.row_count, entry.age)
@@ -2983,12 +2972,13 @@ class Results:
 
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
-        found = await self.shared.get(self.shared_key(plan))
-        if found is None or not self.changes.connected_since:
+        if not (self.shared.backend and self.changes.connected_since):
+            return None
+        if (found := await self.shared.get(self.shared_key(plan))) is None:
             return None
         result, age = found
         entry = self.make_entry(plan, result, time.monotonic() - age)
-        if entry.age > entry.ttl or not self.is_current(entry):
+        if entry.age > entry.ttl or not self.changes.connected_since or not self.is_current(entry):
             return None
         self.keep(plan, entry)
         return entry
@@ -3015,16 +3005,13 @@ class Results:
 MAX_SEEN, MAX_SEEN_BYTES, MAX_PIECE = 8192, 16 * 2**20, 8 * 1024
 # Lines that proxies add, which differ each time and change no answer; what may be in one is what the parser takes.
 VOLATILE = re.compile(
-    rb"\r\n(?:x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|x-request-id|forwarded|via|cf-[a-z-]+|traceparent|tracestate)"
-    rb":[\t\x20-\x7e\x80-\xff]*(?=\r\n[^\t ])",
+    rb"(?:(?P<id>x-request-id)|(?P<trace>traceparent)|x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|forwarded|via"
+    rb"|cf-[a-z-]+|tracestate):[\t ]*(?P<value>[\t\x20-\x7e\x80-\xff]*?)[\t ]*",
     re.IGNORECASE,
 )
-ID_LINES = re.compile(rb"\r\nx-request-id:[\t ]*([^\r\n]*?)[\t ]*(?=\r\n)", re.IGNORECASE)
-TRACE_LINES = re.compile(rb"\r\ntraceparent:[\t ]*([^\r\n]*?)[\t ]*(?=\r\n)", re.IGNORECASE)
-# Whose answer depends on more than the request's words and the cache, or whose connection does.
-NOT_SEEN = frozenset(
-    {b"cache-control", b"connection", b"content-length", b"expect", b"te", b"transfer-encoding", b"upgrade"}
-)
+BEGINNINGS = frozenset({b"x-r", b"tra", b"x-f", b"x-a", b"for", b"via", b"cf-"})  # of those, for a quick look
+# Whose answer depends on more than the request's words and the cache.
+NOT_SEEN = frozenset({b"cache-control", b"content-length", b"expect", b"transfer-encoding", b"upgrade"})
 HIT_LINE = (
     b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b,"duration_ms":%.3f%b}'
 )
@@ -3036,6 +3023,21 @@ class Answered(NamedTuple):
     plan: Plan
     gzipped: bool
     etag: bytes
+
+
+def without_volatile(piece: bytes) -> tuple[bytes, bytes, bytes]:
+    """A head without its volatile lines, and the X-Request-ID and the traceparent that were in them."""
+    first, *lines = piece.split(b"\r\n")
+    kept, ids, traces = [first], list[bytes](), list[bytes]()
+    for line in lines:
+        if line[:3].lower() in BEGINNINGS and (found := VOLATILE.fullmatch(line)):
+            if found["id"]:
+                ids.append(found["value"])
+            elif found["trace"]:
+                traces.append(found["value"])
+        else:
+            kept.append(line)
+    return b"\r\n".join(kept), b", ".join(ids), b", ".join(traces)
 
 
 class SeenRequest(msgspec.Struct, eq=False, frozen=True):
@@ -3078,7 +3080,7 @@ class Seen:
         line = encode({"method": scope["method"], "path": shortened(scope["path"]), **about})[1:-1]
         lines = [b"%b: %b\r\n" % pair for pair in scope["answer_headers"] if pair[0] != b"age"]
         head = b"HTTP/1.1 %d %b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), b"".join(lines))
-        key = VOLATILE.sub(b"", piece)
+        key, _, _ = without_volatile(piece)
         self.bytes += len(key) + len(head) + len(line) + 1024
         if len(self.requests) >= MAX_SEEN or self.bytes > MAX_SEEN_BYTES:
             self.forget()
@@ -3096,10 +3098,11 @@ class Seen:
         """The head and body of the answer to a request that was seen before, while what it came to holds."""
         started = time.perf_counter()
         given = parent = b""
-        if (seen := self.requests.get(piece)) is None:
-            if len(piece) > MAX_PIECE or (seen := self.requests.get(VOLATILE.sub(b"", piece))) is None:
-                return None
-            given, parent = b", ".join(ID_LINES.findall(piece)), b", ".join(TRACE_LINES.findall(piece))
+        if (seen := self.requests.get(piece)) is None and len(piece) <= MAX_PIECE:
+            key, given, parent = without_volatile(piece)
+            seen = self.requests.get(key)
+        if seen is None:
+            return None
         plan, gzipped, etag = seen.answered
         entry = self.results.fresh(plan.key)
         answer = entry and entry.metric is plan.metric and entry.answers.get((plan.media, gzipped))
@@ -4982,7 +4985,9 @@ class Connection(HttpToolsProtocol):
         self.pending += len(data)
         super().data_received(data)
         alone = idle and self.cycle is not cycle and not self.begun and not self.pipeline
-        self.piece = data if alone and len(data) <= MAX_PIECE and data.endswith(b"\r\n\r\n") else b""
+        # A line that begins with white space goes on the one before, which is then no line to be cut out.
+        plain = data.endswith(b"\r\n\r\n") and b"\r\n " not in data and b"\r\n\t" not in data
+        self.piece = data if alone and plain and len(data) <= MAX_PIECE else b""
         if self.pending > 2 * MAX_HEAD and not self.refused:
             self.refuse(Problem(431, "The headers are larger than 64 KB."))
 

@@ -414,7 +414,8 @@ async def test_what_turns_out_too_large_is_refused(
 ) -> None:
     host, port = two[0].url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    head += "Content-Type: application/x-ndjson\r\n"
     head = head if path == RECORDS else head.replace("x-ndjson", "json")
     writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode())
     lines = b'{"alert_type": "' + b"x" * 982 + b'"}\n'
@@ -701,7 +702,8 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
 ) -> None:
     host, port = two[0].url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {RECORDS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: 999999\r\n"
+    head = f"POST {RECORDS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n"
+    head += "Content-Type: application/x-ndjson\r\n"
     writer.write((head + f"Authorization: {bearer(issuer)['Authorization']}\r\n\r\n").encode() + b"{}\n" * 5000)
     await writer.drain()
     await asyncio.sleep(0.2)

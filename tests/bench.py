@@ -2,320 +2,64 @@
 
     python tests/bench.py               all figures but growth, in some minutes
     python tests/bench.py miss hit      some of them
-    python tests/bench.py --short       fewer rounds
+    python tests/bench.py --short       one round of each
     python tests/bench.py growth        what grows up to ten million records, or --rows; wants 5 GB and some minutes
 
-Every server is a process of its own, one worker on uvloop and httptools, on an embedded PostgreSQL made for the run.
 CPU is that of the server's process: neither the client nor the database counts. What is compared takes turns in many
-short rounds, and the median counts, so that other load on the machine strikes both.
+short rounds, and the median counts, so that other load on the machine strikes both. Bounds beside nginx want it
+installed, and figures of CPU are steadiest with wrk.
 """
 
 import argparse
 import asyncio
 import base64
-import http.client
-import itertools
+import csv
+import io
 import json
-import os
-import socket
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import asyncpg
-import jwt
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import rsa
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from rig import (
+    COLUMNS,
+    NGINX,
+    QUERIES,
+    REFERENCE,
+    ROOT,
+    Bench,
+    Server,
+    answered,
+    cost,
+    get,
+    load,
+    make_records,
+    prepared,
+    seconds_of,
+    send,
+    serving,
+    slowest,
+    usual,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from seed import embedded  # noqa: E402
-
-ROWS = """\
-SELECT
-  DATE(date) AS day,
-  alert_type,
-  parts_flagged,
-  obsolescence::float8 AS obsolescence,
-  obsolescence::float8 * 2 AS twice
-FROM metrics
-WHERE id = 'rows'
-ORDER BY date
-LIMIT {rows}::int4
-"""
-VALUE = "SELECT :n::int4 AS n"
-COUNT = "SELECT COUNT(*) AS records FROM metrics"
-# Always a run of its own.
-SMALL = {"path": "/metrics/rows?rows=25", "cache_control": "no-cache"}
-
-
-# ---- references
-
-
-def plain_app() -> ASGIApp:
-    """The endpoint that somebody would write for one query."""
-    query = ROWS.format(rows="$1")
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        async with asyncpg.create_pool(os.environ["DATABASE_URL"]) as pool:
-            yield {"pool": pool}
-
-    async def rows(request: Request) -> JSONResponse:
-        found = await request.state.pool.fetch(query, int(request.query_params["rows"]))
-        return JSONResponse([dict(row) | {"day": row["day"].isoformat()} for row in found])
-
-    return Starlette(routes=[Route("/metrics/rows", rows)], lifespan=lifespan)
-
-
-def bare_app() -> ASGIApp:
-    """Sends one recorded answer, whatever it is asked."""
-    status, pairs, text = json.loads(os.environ["ANSWER"])
-    headers, body = [(name.encode(), value.encode()) for name, value in pairs], text.encode()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return app
-
-
-# ---- servers
-
-
-class Server(NamedTuple):
-    port: int
-    process: subprocess.Popen[bytes]
-
-    def cpu(self) -> float:
-        """Seconds, of all threads: Linux's clock_getcpuclockid(3), which Python lacks."""
-        return time.clock_gettime((~self.process.pid << 3) | 2)
-
-    def memory(self) -> float:
-        """Resident MiB."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-@contextmanager
-def running(command: str, log: Path, env: dict[str, str]) -> Iterator[Server]:
-    """A server on a free port, its output in a file."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    arguments = [sys.executable, *command.split(), "--port", str(port)]
-    with log.open("ab") as out:
-        process = subprocess.Popen(arguments, env=inherited | env, cwd=ROOT, stdout=out, stderr=out)
-    try:
-        yield Server(port, process)
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-class Bench(NamedTuple):
-    """A database with ten thousand records, the settings of a service on it, an issuer; a short one does less."""
-
-    home: Path
-    settings: dict[str, str]
-    key: rsa.RSAPrivateKey
-    short: bool
-    rows: int
-    servers: ExitStack
-
-    async def open(self, **env: str) -> Server:
-        """The service without tokens."""
-        server = self.start("app.py", AUTH="off", **env)
-        await answered(server, get("/metrics/rows?rows=1"))
-        return server
-
-    async def guarded(self) -> tuple[Server, str]:
-        """The service with tokens, and an Authorization header for it."""
-        public = jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
-        keys = json.dumps({"keys": [{**public, "kid": "bench", "alg": "RS256", "use": "sig"}]})
-        jwks = await self.reference("bare_app", ANSWER=json.dumps([200, [["content-length", str(len(keys))]], keys]))
-        issuer = f"http://127.0.0.1:{jwks.port}"
-        claims = {"iss": issuer, "exp": time.time() + 86400, "sub": "bench", "scope": "api/backend_access"}
-        bearer = f"Bearer {jwt.encode(claims, self.key, 'RS256', headers={'kid': 'bench'})}"
-        server = self.start("app.py", JWT_ISSUER=issuer, JWKS_URL=f"{issuer}/jwks.json")
-        await answered(server, get("/metrics/rows?rows=1", authorization=bearer))
-        return server, bearer
-
-    async def reference(self, factory: str, status: int = 200, **env: str) -> Server:
-        flags = "--app-dir tests --log-level warning --no-access-log --no-server-header --no-proxy-headers"
-        server = self.start(f"-m uvicorn --factory bench:{factory} {flags}", **env)
-        await answered(server, get("/metrics/rows?rows=1"), status)
-        return server
-
-    def start(self, command: str, **env: str) -> Server:
-        return self.servers.enter_context(running(command, self.home / "log", self.settings | env))
-
-    async def compare(
-        self, ours: Callable[[int], Awaitable[float]], theirs: Callable[[int], Awaitable[float]], count: int
-    ) -> tuple[float, float]:
-        """The medians of two costs that are taken in turns; the first round only warms up."""
-        rounds, count = (4, count // 4) if self.short else (60, count // 2)
-        pairs = [(await ours(count), await theirs(count)) for _ in range(rounds + 1)][1:]
-        return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
-
-
-COLUMNS = ("id", "metric_id", "date", "obsolescence", "parts_flagged", "alert_type")
-TYPES = ("Critical", "Warning", "Info")
-
-
-def make_records(series: str, count: int, year: int = 2026) -> list[tuple[Any, ...]]:
-    dates = (datetime(year, 1, 1, tzinfo=UTC) + timedelta(minutes=n) for n in range(count))
-    return [(series, uuid.uuid4(), day, Decimal(n) / 100, n % 90, TYPES[n % 3]) for n, day in enumerate(dates)]
-
-
-@asynccontextmanager
-async def prepared(home: Path, short: bool, rows: int) -> AsyncIterator[Bench]:
-    """A bench without servers."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    database = await embedded.start(home / "data")
-    settings = {"DATABASE_URL": database.dsn, "QUERIES_DIR": str(home / "queries")}
-    try:
-        with ExitStack() as servers:
-            await Bench(home, settings, key, short, rows, servers).open()
-        conn = await asyncpg.connect(database.dsn)
-        await conn.copy_records_to_table("metrics", records=make_records("rows", 10_000, year=2025), columns=COLUMNS)
-        await conn.execute("ANALYZE metrics")
-        await conn.close()
-        yield Bench(home, settings, key, short, rows, ExitStack())
-    finally:
-        await database.stop()
-
-
-# ---- clients
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-@asynccontextmanager
-async def connected(server: Server) -> AsyncIterator[Callable[[bytes], Awaitable[Answer]]]:
-    """A connection that does as little as will do, so that the client leaves the machine to the server."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-
-    async def fetch(request: bytes) -> Answer:
-        writer.write(request)
-        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
-        headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
-        status = int(first.split()[1])
-        length = 0 if status == 304 else int(dict(headers)["content-length"])
-        return Answer(status, headers, await reader.readexactly(length))
-
-    try:
-        yield fetch
-    finally:
-        writer.close()
-        await writer.wait_closed()
-
-
-def get(path: str, **headers: str) -> bytes:
-    """A request; in the names of headers an underscore stands for a hyphen."""
-    fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{fields}\r\n".encode()
-
-
-async def answered(server: Server, request: bytes, status: int = 200) -> Answer:
-    """The first answer of that status, as soon as there is one."""
-    answer = None
-    give_up = time.monotonic() + 15
-    while time.monotonic() < give_up and server.process.poll() is None:
-        with suppress(OSError):
-            async with connected(server) as fetch:
-                answer = await fetch(request)
-            if answer.status == status:
-                return answer
-        await asyncio.sleep(0.01)
-    raise SystemExit(f"{server.process.args!r} does not answer {status}, but {answer}")
-
-
-async def load(server: Server, requests: Iterable[bytes], status: int = 200) -> None:
-    """Send the requests over four connections, each when the one before was answered."""
-    queue = iter(requests)
-
-    async def work() -> None:
-        async with connected(server) as fetch:
-            for request in queue:
-                answer = await fetch(request)
-                assert answer.status == status, answer
-
-    await asyncio.gather(*[work() for _ in range(4)])
-
-
-async def cost(server: Server, request: bytes, count: int, status: int = 200) -> float:
-    """Microseconds of the server's CPU for one request."""
-    before = server.cpu()
-    await load(server, itertools.repeat(request, count), status)
-    return (server.cpu() - before) / count * 1e6
-
-
-async def slowest(server: Server, done: Callable[[], bool]) -> float:
-    """The 99th percentile, in milliseconds, of what a small run takes meanwhile."""
-    taken = []
-    async with connected(server) as fetch:
-        while not done():
-            began = time.perf_counter()
-            answer = await fetch(get(**SMALL))
-            taken.append((time.perf_counter() - began) * 1000)
-            assert answer.status == 200, answer
-            await asyncio.sleep(0.003)
-    return statistics.quantiles(taken, n=100)[98]
-
-
-async def milliseconds(server: Server, request: bytes, count: int, status: int = 200) -> float:
-    """The median of what a request takes when it is the only one."""
-    taken = []
-    async with connected(server) as fetch:
-        for _ in range(count):
-            began = time.perf_counter()
-            answer = await fetch(request)
-            taken.append((time.perf_counter() - began) * 1000)
-            assert answer.status == status, answer
-    return statistics.median(taken)
-
-
-def send(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> float:
-    """Seconds until all is answered; for a thread, so that large bodies do not hold up the loop's small requests."""
-    began = time.perf_counter()
-    connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    answer = connection.getresponse()
-    text = answer.read()
-    connection.close()
-    assert answer.status in (200, 201), text
-    return time.perf_counter() - began
-
+from seed import embedded
 
 # ---- figures
 
 
 class Figure(NamedTuple):
+    """What was measured, or None where what it takes is not installed."""
+
     name: str
-    value: float
+    value: float | None
     bound: float
     unit: str
     detail: str = ""
@@ -323,23 +67,134 @@ class Figure(NamedTuple):
 
     @property
     def good(self) -> bool:
+        if self.value is None:
+            return True
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     def line(self) -> str:
+        if self.value is None:
+            return f"{self.name:<22}not installed"
         bound = f"{'at least' if self.at_least else 'at most'} {self.bound:g}"
-        verdict = "ok" if self.good else "over"
-        return f"{self.name:<18}{self.value:>8.2f} {self.unit:<6}{bound:<14}{verdict:<5}{self.detail}"
+        verdict = "ok" if self.good else "under" if self.at_least else "over"
+        return f"{self.name:<22}{self.value:>8.2f} {self.unit:<7}{bound:<14}{verdict:<6}{self.detail}"
 
 
-def beside(name: str, ours: float, theirs: float) -> Figure:
-    return Figure(name, ours / theirs, 1.6, "times", f"{ours:.0f} µs beside {theirs:.0f}")
+def beside(name: str, ours: float, theirs: float | None, bound: float) -> Figure:
+    if theirs is None:
+        return Figure(name, None, bound, "times")
+    return Figure(name, ours / theirs, bound, "times", f"{ours:.1f} µs beside {theirs:.1f}")
+
+
+CACHED = get("/metrics/value?n=1")
+# Always a run of its own.
+UNCACHED = get("/metrics/rows?rows=25&n=0", cache_control="no-cache")
+BROWSER = {
+    "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "accept": "*/*",
+    "accept_language": "en-GB,en;q=0.5",
+    "accept_encoding": "gzip, deflate, br, zstd",
+    "referer": "http://127.0.0.1/",
+    "connection": "keep-alive",
+    "sec_fetch_dest": "empty",
+    "sec_fetch_mode": "cors",
+    "sec_fetch_site": "same-origin",
+    "priority": "u=4",
+}
+BALANCER = {
+    "x_forwarded_for": "203.0.113.7, 2001:db8::{k}",
+    "x_forwarded_proto": "https",
+    "x_forwarded_port": "443",
+    "x_amzn_trace_id": "Root=1-{n}-0123456789abcdef{n}",
+    "x_request_id": "{n}",
+    "traceparent": "00-0123456789abcdef01234567{n}-01234567{n}-01",
+}
+# Ours, what it is compared with, the bound.
+HITS = (
+    ("hit", "bare", 0.35),
+    ("hit", "nginx", 1.0),
+    ("304", "bare 304", 0.35),
+    ("304", "nginx 304", 1.0),
+    ("hit balanced", "bare balanced", 0.45),
+    ("hit uvicorn", "bare", 2.5),
+)
+
+
+async def hit(bench: Bench) -> list[Figure]:
+    """A known result for a known token, counted and logged, beside a bare application and nginx with the same bytes."""
+    settings, bearer = await bench.issuer()
+    ask = partial(get, "/metrics/rows?rows=50&n=0", authorization=bearer, **BROWSER)
+    known = [await bench.serve(command, ask(), settings) for command in ("app.py", "-m uvicorn app:app")]
+    found = await answered(known[0], ask())
+    same = ask(if_none_match=dict(found.headers)["etag"])
+    bare = await bench.bare(found)
+    sides = {
+        "hit": (known[0], ask()),
+        "bare": (bare, ask()),
+        "304": (known[0], same),
+        "bare 304": (await bench.bare(await answered(known[0], same, 304)), same),
+        "hit balanced": (known[0], ask(**BALANCER)),
+        "bare balanced": (bare, ask(**BALANCER)),
+        "hit uvicorn": (known[1], ask()),
+    }
+    if NGINX:
+        nginx = await bench.nginx("metrics/rows", found.body)
+        etag = dict((await answered(nginx, ask())).headers)["etag"]
+        sides |= {"nginx": (nginx, ask()), "nginx 304": (nginx, ask(if_none_match=etag))}
+    costs = await bench.medians(9, *[partial(cost, *side) for side in sides.values()])
+    of = dict(zip(sides, costs, strict=True))
+    return [beside(f"{ours} / {theirs.split()[0]}", of[ours], of.get(theirs), bound) for ours, theirs, bound in HITS]
 
 
 async def miss(bench: Bench) -> list[Figure]:
-    """25 rows from the database, beside a plain Starlette and asyncpg endpoint with the same SQL."""
-    ours, plain = await bench.open(), await bench.reference("plain_app")
-    costs = await bench.compare(partial(cost, ours, get(**SMALL)), partial(cost, plain, get(**SMALL)), 400)
-    return [beside("miss", *costs)]
+    """25 rows from the database, other ones each time, beside the least endpoint with the same SQL."""
+    request = get("/metrics/rows?rows=25&n={n}", cache_control="no-cache")
+    ours = await bench.open()
+    least = await bench.serve(f"{REFERENCE}least_app", get("/metrics/rows?rows=1&n=0"), {})
+    costs = await bench.medians(15, partial(cost, ours, request), partial(cost, least, request))
+    return [beside("miss / least", costs[0], costs[1], 1.6), await statements(bench, ours, request)]
+
+
+CALLS = "SELECT SUM(calls)::int FROM pg_stat_statements"
+
+
+async def statements(bench: Bench, server: Server, request: bytes) -> Figure:
+    """What the database is asked for a miss; to one digit, for the service looks after itself meanwhile."""
+    conn = await asyncpg.connect(bench.settings["DATABASE_URL"])
+    before = await conn.fetchval(CALLS)
+    count = await load(server, request, seconds=1 if bench.short else 5)
+    asked = await conn.fetchval(CALLS) - before
+    await conn.close()
+    return Figure("miss, statements", round(asked / count, 1), 1, "", f"{asked} for {count} misses")
+
+
+MIX = (*[get("/metrics/rows?rows=25&n={k}")] * 9, get("/metrics/rows?rows=25&n={n}"))
+
+
+async def replicas(bench: Bench) -> list[Figure]:
+    """Two instances with a shared cache beside two without: known keys, new ones, a write now and then."""
+    url = bench.valkey()
+    shared = [await bench.open(CACHE_URL=url) for _ in range(2)]
+    alone = [await bench.open() for _ in range(2)]
+    conn = await asyncpg.connect(bench.settings["DATABASE_URL"])
+    ours, theirs = await bench.medians(9, partial(throughput, shared, conn), partial(throughput, alone, conn))
+    await conn.close()
+    detail = f"{ours:.0f} answers a second beside {theirs:.0f}"
+    return [Figure("shared / alone", ours / theirs, 1, "times", detail, at_least=True)]
+
+
+async def throughput(servers: list[Server], conn: asyncpg.Connection) -> float:
+    """Answers a second of all of them."""
+
+    async def write() -> None:
+        while True:
+            await conn.execute("INSERT INTO metrics (id) VALUES ('value')")
+            await asyncio.sleep(1.5)
+
+    began, writing = time.perf_counter(), asyncio.create_task(write())
+    counts = await asyncio.gather(*[load(server, *MIX, seconds=3, connections=4) for server in servers])
+    seconds = time.perf_counter() - began
+    writing.cancel()
+    return sum(counts) / seconds
 
 
 async def stall(bench: Bench) -> list[Figure]:
@@ -350,87 +205,156 @@ async def stall(bench: Bench) -> list[Figure]:
     async def fetch_large() -> int:
         count = 0
         while time.monotonic() < give_up:
-            await asyncio.to_thread(send, server, "GET", "/metrics/rows?rows=10000", cache_control="no-cache")
+            path = "/metrics/rows?rows=10000&n=0"
+            await asyncio.to_thread(send, server, "GET", path, cache_control="no-cache")
             count += 1
         return count
 
     large = asyncio.create_task(fetch_large())
-    value = await slowest(server, large.done)
+    value = await slowest(server, UNCACHED, large.done)
     return [Figure("stall", value, 25, "ms", f"99 % of small results, beside {await large} of 10,000 rows")]
+
+
+IMPORTS = "import starlette, uvicorn, asyncpg, httpx, jwt, msgspec"
 
 
 async def start(bench: Bench) -> list[Figure]:
     """From nothing, and from the data of last time, to the first answer of `python app.py`."""
-    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
-    for turn, kind in itertools.product(range(1 if bench.short else 3), seconds):
+
+    async def service(home: Path) -> float:
+        env = {"DATA_DIR": str(home)}
+        async with serving("app.py", get("/metrics/alerts-per-day"), bench.home / "log", env) as (_, seconds):
+            return seconds
+
+    async def database(home: Path) -> float:
         began = time.perf_counter()
-        with running("app.py", bench.home / "log", {"DATA_DIR": str(bench.home / f"start-{turn}")}) as server:
-            await answered(server, get("/metrics/alerts-per-day"))
-            seconds[kind].append(time.perf_counter() - began)
-    cold, warm = (statistics.median(taken) for taken in seconds.values())
-    return [Figure("start cold", cold, 4, "s", "to the first answer"), Figure("start warm", warm, 1.5, "s")]
+        server = await embedded.start(home)
+        seconds = time.perf_counter() - began
+        await server.stop()
+        return seconds
 
-
-async def hit(bench: Bench) -> list[Figure]:
-    """A known result for a known token, whole and as 304, beside an application that sends the same bytes."""
-    server, bearer = await bench.guarded()
-    ask = partial(get, "/metrics/rows?rows=10", authorization=bearer)
-    etag = dict((await answered(server, ask())).headers)["etag"]
-    figures = []
-    for name, request, status in (("hit", ask(), 200), ("hit 304", ask(if_none_match=etag), 304)):
-        answer = await answered(server, request, status)
-        headers = [pair for pair in answer.headers if pair[0] != "date"]  # which uvicorn adds
-        bare = await bench.reference("bare_app", status, ANSWER=json.dumps([status, headers, answer.body.decode()]))
-        ours, theirs = (partial(cost, side, request, status=status) for side in (server, bare))
-        figures.append(beside(name, *await bench.compare(ours, theirs, 2000)))
-    return figures
+    taken = []
+    for turn in range(1 if bench.short else 5):
+        ours, alone = bench.home / f"start-{turn}", bench.home / f"start-database-{turn}"
+        imports = await asyncio.to_thread(seconds_of, ["-c", IMPORTS], {})
+        taken.append((await service(ours), await service(ours), await database(alone), await database(alone), imports))
+    cold, warm, database_cold, database_warm, imports = (
+        statistics.median(values) for values in zip(*taken, strict=True)
+    )
+    detail = "beside {:.2f} of the database alone, {:.2f} of imports"
+    return [
+        Figure("start cold", cold, 2.5, "s", detail.format(database_cold, imports)),
+        Figure("start warm", warm, 1, "s", detail.format(database_warm, imports)),
+    ]
 
 
 async def token(bench: Bench) -> list[Figure]:
     """What a known token adds to a known result."""
-    server, bearer = await bench.guarded()
-    known = partial(cost, server, get("/metrics/rows?rows=10", authorization=bearer))
-    none = partial(cost, await bench.open(), get("/metrics/rows?rows=10"))
-    ours, theirs = await bench.compare(known, none, 2000)
-    return [Figure("token", ours - theirs, 5, "µs", f"{ours:.0f} µs beside {theirs:.0f}")]
+    settings, bearer = await bench.issuer()
+    request = get("/metrics/rows?rows=50&n=0", authorization=bearer)
+    guarded = await bench.serve("app.py", request, settings)
+    known, none = partial(cost, guarded, request), partial(cost, await bench.open(), get("/metrics/rows?rows=50&n=0"))
+    ours, theirs = await bench.medians(9, known, none)
+    return [Figure("token", ours - theirs, 5, "µs", f"{ours:.1f} µs beside {theirs:.1f}")]
 
 
 async def memory(bench: Bench) -> list[Figure]:
     """Growth beyond the bound of the cache, when no request is like another."""
     server = await bench.open(CACHE_MAX_BYTES=str(16 * 2**20))
-    count = 20_000 if bench.short else 200_000
-    await load(server, (get(f"/metrics/value?n={-n}") for n in range(1, 2000)))
+    request = get("/metrics/value?n={n}")
+    await load(server, request)
     before = server.memory()
-    await load(server, (get(f"/metrics/value?n={n}") for n in range(count)))
+    count = await load(server, request, seconds=5 if bench.short else 60)
     return [Figure("memory", server.memory() - before - 16, 64, "MiB", f"above the cache's 16, after {count} values")]
 
 
+Rows = list[dict[str, Any]]
+JSON = msgspec.json.Encoder(decimal_format="number")
+
+
+def as_csv(rows: Rows) -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0])
+    writer.writeheader()
+    writer.writerows(msgspec.to_builtins(rows))
+    return out.getvalue().encode()
+
+
+# A media type, and the bodies that hold all rows.
+FORMATS: dict[str, tuple[str, Callable[[Rows], list[bytes]]]] = {
+    "ndjson": ("application/x-ndjson", lambda rows: [JSON.encode_lines(rows)]),
+    "csv": ("text/csv", lambda rows: [as_csv(rows)]),
+    "json": ("application/json", lambda rows: [JSON.encode(rows[n : n + 10_000]) for n in range(0, len(rows), 10_000)]),
+}
+
+
 async def bulk(bench: Bench) -> list[Figure]:
-    """Records as NDJSON, beside a bare COPY into the same table, and what other callers notice."""
+    """Records in each way, beside a bare COPY into the same table, and what other callers notice meanwhile."""
     server = await bench.open()
     conn = await asyncpg.connect(bench.settings["DATABASE_URL"])
-    count = 20_000 if bench.short else 100_000
-    uploads, copies, noticed = [], [], []
-    for _ in range(1 if bench.short else 5):
-        body = ndjson(make_records("value", count))
-        path, media = "/metrics/value/metric-records", "application/x-ndjson"
-        upload = asyncio.create_task(asyncio.to_thread(send, server, "POST", path, body, content_type=media))
-        noticed.append(await slowest(server, upload.done))
-        uploads.append(await upload)
-        records = make_records("value", count)
-        began = time.perf_counter()
-        await conn.copy_records_to_table("metrics", records=records, columns=COLUMNS)
-        copies.append(time.perf_counter() - began)
+    count = 10_000 if bench.short else 100_000
+    taken: dict[str, list[float]] = {way: [] for way in (*FORMATS, "seed", "copy")}
+    cached: dict[str, list[float]] = {way: [] for way in FORMATS}
+    uncached: dict[str, list[float]] = {way: [] for way in FORMATS}
+    for turn in range(1 if bench.short else 5):
+        for way, (media, bodies) in FORMATS.items():
+            posting = asyncio.create_task(asyncio.to_thread(post, server, media, bodies(make_rows(count, "id"))))
+            both = [slowest(server, request, posting.done) for request in (CACHED, UNCACHED)]
+            for noticed, value in zip((cached, uncached), await asyncio.gather(*both), strict=True):
+                noticed[way].append(value)
+            taken[way].append(await posting)
+        # A data set's records have no id of their own: those of another year are others.
+        rows = make_rows(count, "metric_id", year=2000 + turn)
+        whole, itself = await seed(bench, rows), await seed(bench, rows[:1])
+        # What the records add to the command, as an upload's time is without the service's start.
+        taken["seed"].append(max(whole - itself, 0.001))
+        taken["copy"].append(await copy(conn, make_records("value", count)))
+        await conn.execute("DELETE FROM metrics WHERE id <> 'rows'")
+        await conn.execute("VACUUM metrics")
     await conn.close()
-    ours, theirs = count / statistics.median(uploads), count / statistics.median(copies)
-    rate = Figure("bulk", ours / theirs, 0.3, "times", f"{ours:.0f} records a second beside {theirs:.0f}", True)
-    return [rate, Figure("bulk others", statistics.median(noticed), 100, "ms", "99 % of small results meanwhile")]
+    return [
+        *[rate(way, taken, count) for way in (*FORMATS, "seed")],
+        worst("bulk, cached", cached, 25),
+        worst("bulk, uncached", uncached, 50),
+    ]
 
 
-def ndjson(records: list[tuple[Any, ...]]) -> bytes:
-    """Without the series, which the path names."""
-    lines = [dict(zip(COLUMNS[1:], record[1:], strict=True)) for record in records]
-    return msgspec.json.Encoder(decimal_format="number").encode_lines(lines)
+def make_rows(count: int, without: str, year: int = 2026) -> Rows:
+    records = [dict(zip(COLUMNS, record, strict=True)) for record in make_records("seeded", count, year)]
+    return [{name: value for name, value in record.items() if name != without} for record in records]
+
+
+def post(server: Server, media: str, bodies: list[bytes]) -> float:
+    """Seconds for all, one after the other."""
+    path = "/metrics/value/metric-records"
+    return sum(send(server, "POST", path, body, content_type=media) for body in bodies)
+
+
+async def seed(bench: Bench, rows: Rows) -> float:
+    """Seconds of the whole command."""
+    directory = bench.home / "seed"
+    directory.mkdir(exist_ok=True)
+    (directory / "queries.csv").write_text(f"id,query\nseeded,{QUERIES['count']}\n")
+    (directory / "metric_records.csv").write_bytes(as_csv(rows))
+    return await asyncio.to_thread(seconds_of, ["app.py", "seed", str(directory)], bench.settings)
+
+
+async def copy(conn: asyncpg.Connection, records: list[tuple[Any, ...]]) -> float:
+    began = time.perf_counter()
+    await conn.copy_records_to_table("metrics", records=records, columns=COLUMNS)
+    return time.perf_counter() - began
+
+
+def rate(way: str, taken: dict[str, list[float]], count: int) -> Figure:
+    ours, theirs = (count / statistics.median(taken[name]) for name in (way, "copy"))
+    detail = f"{ours:.0f} records a second beside {theirs:.0f}"
+    return Figure(f"{way} / copy", ours / theirs, 0.4 if way == "seed" else 0.5, "times", detail, at_least=True)
+
+
+def worst(name: str, noticed: dict[str, list[float]], bound: float) -> Figure:
+    medians = {way: statistics.median(values) for way, values in noticed.items()}
+    along = ", ".join(f"{way} {value:.1f}" for way, value in medians.items())
+    return Figure(name, max(medians.values()), bound, "ms", f"99 % of others' answers meanwhile: {along}")
 
 
 class Watcher(asyncio.Protocol):
@@ -489,34 +413,19 @@ async def live(bench: Bench) -> list[Figure]:
             before = await runs(server)
             await conn.execute("INSERT INTO metrics (id) VALUES ('value')")
             committed = time.monotonic()
-            expected = f'"records":{await conn.fetchval(COUNT)}}}'.encode()
+            expected = f'"records":{await conn.fetchval(QUERIES["count"])}}}'.encode()
             late += [await watcher.hears(expected) - committed for watcher in watchers]
             queries.append(await runs(server) - before)
     await conn.close()
     value = statistics.quantiles(late, n=100)[98] * 1000
-    return [
-        Figure(
-            "live",
-            value,
-            300,
-            "ms",
-            f"99 % of 500 subscribers after a commit, half {statistics.median(late) * 1000:.0f}",
-        ),
-        Figure("live queries", max(queries), 2, "", "for one commit"),
-    ]
+    detail = f"99 % of 500 subscribers after a commit, half {statistics.median(late) * 1000:.0f}"
+    return [Figure("live", value, 300, "ms", detail), Figure("live queries", max(queries), 2, "", "for one commit")]
 
 
 # ---- growth
 
 # The seed's series, one a kind of record; the other thousand follow in turns.
-KINDS = (
-    "stock-at-risk",
-    "approval-requests",
-    "supplier-notices",
-    "savings-by-week",
-    "part-reviews",
-    "stock-alerts",
-)
+KINDS = ["stock-at-risk", "approval-requests", "supplier-notices", "savings-by-week", "part-reviews", "stock-alerts"]
 SERIES = """\
 INSERT INTO queries (id, query)
 SELECT
@@ -587,15 +496,6 @@ async def fill(conn: asyncpg.Connection, rows: int, daily: int) -> float:
     return rows / seconds
 
 
-@asynccontextmanager
-async def opened(bench: Bench, path: str) -> AsyncIterator[tuple[Server, float]]:
-    """The service, and the seconds from nothing to its first answer."""
-    began = time.perf_counter()
-    with running("app.py", bench.home / "log", bench.settings) as server:
-        await answered(server, get(path))
-        yield server, time.perf_counter() - began
-
-
 async def scans(conn: asyncpg.Connection) -> int:
     """How often the records were read from end to end; a session tells when it ends."""
     while await conn.fetchval(READERS):  # noqa: ASYNC110 - there is no event for it
@@ -610,12 +510,12 @@ async def grow(bench: Bench, conn: asyncpg.Connection, rows: int) -> Grown:
     body = b'{"obsolescence": 1250.50}'
     head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     record = b"POST /metrics/cost-avoided/metric-records HTTP/1.1\r\nhost: 127.0.0.1\r\n" + head + body
-    async with opened(bench, "/metrics/alerts-per-day") as (server, start):
+    async with serving("app.py", get("/metrics/alerts-per-day"), bench.home / "log", bench.settings) as (server, start):
         metrics = json.loads((await answered(server, get("/metrics"))).body)["metrics"]
         ask = partial(get, cache_control="no-cache")
-        runs = {m["id"]: await milliseconds(server, ask(f"/metrics/{m['id']}"), count) for m in metrics}
-        hit = await cost(server, get("/metrics/cost-avoided"), 100 * count)
-        write = await milliseconds(server, record, 10 * count, 201)
+        runs = {m["id"]: await usual(server, ask(f"/metrics/{m['id']}"), count) for m in metrics}
+        hit = await cost(server, get("/metrics/cost-avoided"))
+        write = await usual(server, record, 10 * count, 201)
         memory = server.memory()
     figures = size["records"] / rows, size["indexes"] / rows, load, start, memory, hit, write
     return Grown(rows, *figures, await scans(conn) - before, runs)
@@ -647,7 +547,7 @@ def growth_figures(grown: list[Grown]) -> Iterator[Figure]:
 async def many_metrics(bench: Bench, conn: asyncpg.Connection, grown: Grown) -> list[Figure]:
     """What a thousand more definitions add to the start and to the process."""
     await conn.execute(MANY)
-    async with opened(bench, "/metrics/series-1000") as (server, start):
+    async with serving("app.py", get("/metrics/series-1000"), bench.home / "log", bench.settings) as (server, start):
         each = (start - grown.start, server.memory() - grown.memory)
     return [
         Figure("metrics, start", each[0], 10, "s", "for a thousand more, beside a table of that size"),
@@ -657,8 +557,7 @@ async def many_metrics(bench: Bench, conn: asyncpg.Connection, grown: Grown) -> 
 
 async def grow_through(bench: Bench, conn: asyncpg.Connection, sizes: Iterable[int]) -> list[Grown]:
     """The seed's metrics and the files' on tables of these sizes, of a thousand series."""
-    seed = partial(subprocess.run, [sys.executable, "app.py", "seed"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    await asyncio.to_thread(seed, env={"PATH": os.environ["PATH"]} | bench.settings)
+    await asyncio.to_thread(seconds_of, ["app.py", "seed"], bench.settings)
     await conn.execute(SERIES)
     return [await grow(bench, conn, rows) for rows in sizes]
 
@@ -680,7 +579,7 @@ async def growth(bench: Bench) -> list[Figure]:
 
 # ---- command
 
-FIGURES = {figure.__name__: figure for figure in (miss, stall, start, hit, token, memory, bulk, live, growth)}
+FIGURES = {figure.__name__: figure for figure in (hit, miss, replicas, start, bulk, token, memory, live, stall, growth)}
 
 
 async def measure(home: Path, names: list[str], short: bool, rows: int) -> bool:
@@ -688,7 +587,7 @@ async def measure(home: Path, names: list[str], short: bool, rows: int) -> bool:
     good = True
     async with prepared(home, short, rows) as bench:
         for name in names:
-            with ExitStack() as servers:
+            async with AsyncExitStack() as servers:
                 figures = await FIGURES[name](bench._replace(servers=servers))
             print(*(figure.line() for figure in figures), sep="\n", flush=True)
             good = good and all(figure.good for figure in figures)
@@ -698,7 +597,7 @@ async def measure(home: Path, names: list[str], short: bool, rows: int) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description="What the service costs beside the least that does the same.")
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(FIGURES))
-    parser.add_argument("--short", action="store_true", help="fewer rounds")
+    parser.add_argument("--short", action="store_true", help="one round of each")
     parser.add_argument("--rows", type=int, help="of growth; 10000000, or 50000 for a short run")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in FIGURES]:
@@ -706,10 +605,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         home = Path(name)
         home.chmod(0o755)  # as root, the database's user has to pass
-        (home / "queries").mkdir()
-        (home / "queries" / "rows.sql").write_text(ROWS.format(rows=":rows"))
-        (home / "queries" / "value.sql").write_text(VALUE)
-        (home / "queries" / "count.sql").write_text(COUNT)
         names = options.names or [name for name in FIGURES if name != "growth"]
         rows = options.rows or (50_000 if options.short else 10_000_000)
         return 0 if asyncio.run(measure(home, names, options.short, rows)) else 1

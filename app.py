@@ -911,13 +911,12 @@ def check_loopback(scope: Scope, settings: Settings) -> None:
     server = (scope.get("server") or ("localhost", 0))[0]
     if not is_loopback(server) and not server.startswith("/"):
         raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
-    host, origin = header_text(scope, b"host"), header_text(scope, b"origin")
-    allowed = {split_url(url).netloc for url in settings.cors_origins}
-    if host and host not in allowed and not is_loopback(split_url(f"//{host}").hostname or ""):
+    host, origin, site = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+    loopback = is_loopback(split_url(f"//{host}").hostname or "")
+    if host and not loopback and host not in {split_url(url).netloc for url in settings.cors_origins}:
         raise Problem(421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS.")
-    own = origin in settings.cors_origins or split_url(origin).netloc == host
-    cross_site = header_text(scope, b"sec-fetch-site") == "cross-site" and not own
-    if (origin and not own) or (cross_site and not origin):
+    foreign = origin and split_url(origin).netloc != host and origin not in settings.cors_origins
+    if foreign or (site == "cross-site" and not origin):
         raise Problem(403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in.")
 
 
@@ -1279,6 +1278,52 @@ ANSWERS_WITHIN = 0.25  # seconds
 HOME = "SELECT pronamespace::regnamespace::text FROM pg_proc WHERE oid = 'relations_under_lock'::regproc"
 
 
+class Loan:
+    """A connection of one login, for as long as the block lasts.
+
+    A frozen server answers no cancellation, so whoever has it loses it after POOL_TIMEOUT and STATEMENT_TIMEOUT
+    together, an upload after MAX_UPLOAD_TIME.
+    """
+
+    def __init__(self, database: Database, name: str) -> None:
+        self.database, self.name, self.pool = database, name, database.pools[name]
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        settings, waiting, started = self.database.settings, self.database.waiting, time.monotonic()
+        if waiting[self.name] >= MAX_WAITING:
+            raise PoolBusy
+        waiting[self.name] += 1
+        try:
+            # With a timeout of its own, acquire would make a task of it.
+            async with asyncio.timeout(settings.pool_timeout):
+                self.conn = await self.pool.acquire()
+        except TimeoutError:
+            if self.pool.get_idle_size() == 0 and self.pool.get_size() == self.pool.get_max_size():
+                raise PoolBusy from None
+            raise ConnectionError("no connection within POOL_TIMEOUT") from None
+        finally:
+            waiting[self.name] -= 1
+        # Whoever describes asks afterwards whether the server answers others.
+        margin = ANSWERS_WITHIN + 0.05 if self.name in ("gate", "catalog") else 0.05
+        left = settings.pool_timeout - (time.monotonic() - started) - margin
+        limit = MAX_UPLOAD_TIME if self.name == "upload" else settings.statement_timeout + max(left, 0)
+        self.ending = asyncio.get_running_loop().call_later(limit, self.conn.terminate)
+        return self.conn
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        try:
+            await self.pool.release(self.conn)
+        finally:
+            self.ending.cancel()
+        if isinstance(exc, DATABASE_DOWN):
+            # What a statement raises may look as if the database were down: it may name a database that is not there.
+            if getattr(exc, "severity_en", None) == "ERROR":
+                raise asyncpg.DataError(str(exc)) from exc
+            # What ended this session has likely ended the server's others.
+            for other in self.database.pools.values():
+                await other.expire_connections()
+
+
 class Database:
     """A pool per login: the owner writes, the reader runs reviewed SQL, the guest runs everybody else's."""
 
@@ -1333,48 +1378,9 @@ class Database:
         for probe in self.probes.values():
             probe.close()
 
-    @asynccontextmanager
-    async def connection(self, name: str) -> AsyncIterator[asyncpg.Connection]:
-        """Lend a connection of one login.
-
-        A frozen server answers no cancellation, so whoever has it loses it after POOL_TIMEOUT and STATEMENT_TIMEOUT
-        together, an upload after MAX_UPLOAD_TIME. Raises PoolBusy, or one of DATABASE_DOWN.
-        """
-        pool, patience = self.pools[name], self.settings.pool_timeout
-        started = time.monotonic()
-        if self.waiting[name] >= MAX_WAITING:
-            raise PoolBusy
-        self.waiting[name] += 1
-        try:
-            # With a timeout of its own, acquire would make a task of it.
-            async with asyncio.timeout(patience):
-                conn = await pool.acquire()
-        except TimeoutError:
-            if pool.get_idle_size() == 0 and pool.get_size() == pool.get_max_size():
-                raise PoolBusy from None
-            raise ConnectionError("no connection within POOL_TIMEOUT") from None
-        finally:
-            self.waiting[name] -= 1
-        # Whoever describes asks afterwards whether the server answers others.
-        margin = ANSWERS_WITHIN + 0.05 if name in ("gate", "catalog") else 0.05
-        left = patience - (time.monotonic() - started) - margin
-        limit = MAX_UPLOAD_TIME if name == "upload" else self.settings.statement_timeout + max(left, 0)
-        ending = asyncio.get_running_loop().call_later(limit, conn.terminate)
-        try:
-            yield conn
-        except DATABASE_DOWN as exc:
-            # What a statement raises may look as if the database were down: it may name a database that is not there.
-            if getattr(exc, "severity_en", None) == "ERROR":
-                raise asyncpg.DataError(str(exc)) from exc
-            # What ended this session has likely ended the server's others.
-            for other in self.pools.values():
-                await other.expire_connections()
-            raise
-        finally:
-            try:
-                await pool.release(conn)
-            finally:
-                ending.cancel()
+    def connection(self, name: str) -> Loan:
+        """Lend a connection of one login. Raises PoolBusy, or one of DATABASE_DOWN."""
+        return Loan(self, name)
 
     async def schema(self) -> str:
         """Where the migrations' functions are: only the owner is sure to look there."""
@@ -2809,10 +2815,10 @@ class Flight:
         leaving: list[asyncio.Task[None]] = []
         try:
             # Most runs end before it is worth a task to look whether the client is still there.
-            await asyncio.wait([self.task], timeout=LOOK_AFTER)
+            await asyncio.wait([self.task], timeout=LOOK_AFTER if receive else None)
             if receive and not self.task.done():
                 leaving.append(asyncio.create_task(disconnected(receive)))
-            await asyncio.wait([self.task, *leaving], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([self.task, *leaving], return_when=asyncio.FIRST_COMPLETED)
             if not self.task.done():
                 raise ClientDisconnect
             return self.task.result()
@@ -3002,14 +3008,14 @@ class Results:
 
 # ------------------------------------------------------------------------------------------------ hits
 
-MAX_SEEN, MAX_SEEN_BYTES, MAX_PIECE = 8192, 16 * 2**20, 8 * 1024
-# Lines that proxies add, which differ each time and change no answer; what may be in one is what the parser takes.
+MAX_SEEN, MAX_SEEN_BYTES, MAX_PIECE, MAX_MASKS = 8192, 16 * 2**20, 8 * 1024, 4
+# What begins the lines that proxies add, which differ each time and change no answer.
 VOLATILE = re.compile(
-    rb"(?:(?P<id>x-request-id)|(?P<trace>traceparent)|x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|forwarded|via"
-    rb"|cf-[a-z-]+|tracestate):[\t ]*(?P<value>[\t\x20-\x7e\x80-\xff]*?)[\t ]*",
+    rb"\r\n(?:(x-request-id)|(traceparent)|x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|forwarded|via|cf-[a-z-]+"
+    rb"|tracestate):",
     re.IGNORECASE,
 )
-BEGINNINGS = frozenset({b"x-r", b"tra", b"x-f", b"x-a", b"for", b"via", b"cf-"})  # of those, for a quick look
+CONTROLS = bytes(set(range(32)) - {ord("\t")}) + b"\x7f"  # what the parser takes in no line
 # Whose answer depends on more than the request's words and the cache.
 NOT_SEEN = frozenset({b"cache-control", b"content-length", b"expect", b"transfer-encoding", b"upgrade"})
 HIT_LINE = (
@@ -3025,19 +3031,37 @@ class Answered(NamedTuple):
     etag: bytes
 
 
-def without_volatile(piece: bytes) -> tuple[bytes, bytes, bytes]:
-    """A head without its volatile lines, and the X-Request-ID and the traceparent that were in them."""
-    first, *lines = piece.split(b"\r\n")
-    kept, ids, traces = [first], list[bytes](), list[bytes]()
-    for line in lines:
-        if line[:3].lower() in BEGINNINGS and (found := VOLATILE.fullmatch(line)):
-            if found["id"]:
-                ids.append(found["value"])
-            elif found["trace"]:
-                traces.append(found["value"])
-        else:
-            kept.append(line)
-    return b"\r\n".join(kept), b", ".join(ids), b", ".join(traces)
+class Mask(NamedTuple):
+    """The beginnings of a head's volatile lines in their order, and which of them are an id and a traceparent."""
+
+    lines: tuple[bytes, ...] = ()
+    request_id: int | None = None
+    traceparent: int | None = None
+
+    def cut(self, piece: bytes) -> tuple[bytes, bytes, bytes] | None:
+        """A head without these lines, and the id and the traceparent in them; None for a head with other lines."""
+        kept, values, start = [], [], 0
+        for line in self.lines:
+            if (found := piece.find(line, start)) < 0:
+                return None
+            kept.append(piece[start:found])
+            start = piece.find(b"\r\n", found + 2)
+            values.append(piece[found + len(line) : start])
+        cut = b"".join(values)
+        if len(cut.translate(None, CONTROLS)) < len(cut):
+            return None
+        given = b"" if self.request_id is None else values[self.request_id].strip()
+        parent = b"" if self.traceparent is None else values[self.traceparent].strip()
+        return b"".join([*kept, piece[start:]]), given, parent
+
+
+def mask_of(piece: bytes) -> Mask | None:
+    """None for a head that says twice what is given back, or that has a line which goes on the one before."""
+    found = list(VOLATILE.finditer(piece))
+    ids, traces = ([i for i, line in enumerate(found) if line[group]] for group in (1, 2))
+    if len(ids) > 1 or len(traces) > 1 or b"\r\n " in piece or b"\r\n\t" in piece:
+        return None
+    return Mask(tuple(line[0] for line in found), *(next(iter(each), None) for each in (ids, traces)))
 
 
 class SeenRequest(msgspec.Struct, eq=False, frozen=True):
@@ -3063,6 +3087,7 @@ class Seen:
         self.results = results
         self.requests: dict[bytes, SeenRequest] = {}
         self.bytes = 0
+        self.masks: list[Mask] = []  # the last ones: requests come through a few proxies
 
     def forget(self) -> None:
         self.requests.clear()
@@ -3073,6 +3098,8 @@ class Seen:
         answered: Answered | None = scope.get("answered")
         if scope.get("cache") != "hit" or not answered or not NOT_SEEN.isdisjoint(name for name, _ in scope["headers"]):
             return
+        if not ((mask := mask_of(piece)) and (cut := mask.cut(piece))):
+            return
         state, plan, status = scope["state"], answered.plan, scope["status"]
         if state["catalog"].metrics.get(plan.metric.id) is not plan.metric:
             return
@@ -3080,7 +3107,7 @@ class Seen:
         line = encode({"method": scope["method"], "path": shortened(scope["path"]), **about})[1:-1]
         lines = [b"%b: %b\r\n" % pair for pair in scope["answer_headers"] if pair[0] != b"age"]
         head = b"HTTP/1.1 %d %b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), b"".join(lines))
-        key, _, _ = without_volatile(piece)
+        self.masks, key = [mask, *(other for other in self.masks if other != mask)][:MAX_MASKS], cut[0]
         self.bytes += len(key) + len(head) + len(line) + 1024
         if len(self.requests) >= MAX_SEEN or self.bytes > MAX_SEEN_BYTES:
             self.forget()
@@ -3097,10 +3124,12 @@ class Seen:
     def answer(self, piece: bytes, state: State, date: bytes) -> tuple[bytes, bytes] | None:
         """The head and body of the answer to a request that was seen before, while what it came to holds."""
         started = time.perf_counter()
-        given = parent = b""
-        if (seen := self.requests.get(piece)) is None and len(piece) <= MAX_PIECE:
-            key, given, parent = without_volatile(piece)
-            seen = self.requests.get(key)
+        seen, given, parent = self.requests.get(piece), b"", b""
+        if seen is None and len(piece) <= MAX_PIECE:
+            for mask in self.masks:
+                if (cut := mask.cut(piece)) and (seen := self.requests.get(cut[0])):
+                    _, given, parent = cut
+                    break
         if seen is None:
             return None
         plan, gzipped, etag = seen.answered
@@ -4985,9 +5014,7 @@ class Connection(HttpToolsProtocol):
         self.pending += len(data)
         super().data_received(data)
         alone = idle and self.cycle is not cycle and not self.begun and not self.pipeline
-        # A line that begins with white space goes on the one before, which is then no line to be cut out.
-        plain = data.endswith(b"\r\n\r\n") and b"\r\n " not in data and b"\r\n\t" not in data
-        self.piece = data if alone and plain and len(data) <= MAX_PIECE else b""
+        self.piece = data if alone and len(data) <= MAX_PIECE and data.endswith(b"\r\n\r\n") else b""
         if self.pending > 2 * MAX_HEAD and not self.refused:
             self.refuse(Problem(431, "The headers are larger than 64 KB."))
 

@@ -1842,6 +1842,7 @@ class Catalog:
         self.settings, self.database = settings, database
         self.metrics: dict[str, Metric] = {}
         self.watched: frozenset[int] = frozenset()
+        self.shapes: dict[int, int | None] = {}  # as last seen, by oid
         self.unrevoked: tuple[str, ...] = ()
         self.stray_files: tuple[str, ...] = ()
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
@@ -1897,7 +1898,7 @@ class Catalog:
                 stored = [read_definition(row[0]) for row in await conn.fetch(DEFINITIONS)]
                 if files != self.mirrored:
                     await mirror(conn, files.values(), stored)
-                self.watched = frozenset(row["oid"] for row in await conn.fetch("SELECT oid FROM watched_tables"))
+                self.watched = await keep_watch(conn)
                 unrevoked = await conn.fetch("SELECT DISTINCT name FROM unrevoked_functions() ORDER BY 1")
                 self.unrevoked = tuple(row["name"] for row in unrevoked)
             metrics: dict[str, Metric] = {}
@@ -1909,20 +1910,37 @@ class Catalog:
             self.metrics, self.mirrored, self.fault = metrics, files, None
         self.tell()
 
+    async def look(self) -> None:
+        """Keep tables under watch, and tell all instances which relations are not what they were.
+
+        A partition brings records and takes them along, and no trigger tells of it.
+        """
+        described = {oid: shape for metric in self.metrics.values() for oid, shape in metric.shapes.items()}
+        async with self.database.connection("owner") as conn:
+            watched = await keep_watch(conn)
+            shapes = dict(await conn.fetch("SELECT * FROM relation_shapes($1)", list(described)))
+            changed = [oid for oid, shape in described.items() if shapes.get(oid) != self.shapes.get(oid, shape)]
+            if changed:
+                await conn.execute("SELECT notify_changes($1)", changed)
+        self.shapes = {oid: shapes.get(oid) for oid in described}
+        if watched != self.watched:
+            self.watched = watched
+            self.tell()
+
     async def mend(self) -> None:
         """Describe again what does not compile, for what it lacks may have come, and what reads relations that changed.
 
         Neither tells anybody, and what a metric reads decides which changes it hears of.
         """
-        metrics = list(self.metrics.values())
-        relations = set().union(*(metric.shapes for metric in metrics))
-        async with self.database.connection("owner") as conn:
-            shapes = dict(await conn.fetch("SELECT * FROM relation_shapes($1)", relations))
-        for metric in metrics:
-            if metric.fault or not metric.shapes.items() <= shapes.items():
-                with suppress(TimeoutError, asyncpg.PostgresError):
+        for metric in list(self.metrics.values()):
+            if metric.fault or any(self.shapes.get(oid, shape) != shape for oid, shape in metric.shapes.items()):
+                try:
                     # A file may take its time, for somebody looked at it.
                     await asyncio.wait_for(self.refresh(metric), 1 if metric.login == "guest" else None)
+                except (TimeoutError, asyncpg.PostgresError):
+                    continue
+                except (PoolBusy, *DATABASE_DOWN):
+                    break
 
     def tell(self) -> None:
         for tell in self.reloaded_by:
@@ -1974,6 +1992,11 @@ class Catalog:
             self.metrics[metric.id] = fresh
             self.tell()
         return fresh
+
+
+async def keep_watch(conn: asyncpg.Connection) -> frozenset[int]:
+    """Put under watch what has come to a watched table; return the tables whose changes are all told of."""
+    return frozenset(row[0] for row in await conn.fetch("SELECT keep_watch()"))
 
 
 # The view's columns are a definition's fields.
@@ -2040,10 +2063,15 @@ async def watch_catalog(catalog: Catalog) -> None:
 
 
 async def mend_catalog(catalog: Catalog) -> None:
-    while True:
-        await asyncio.sleep(1)
-        with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
-            await catalog.mend()
+    """Look at the tables every second, however long it takes to describe anew what reads them."""
+    async with asyncio.TaskGroup() as group:
+        mending = group.create_task(catalog.mend())
+        while True:
+            await asyncio.sleep(1)
+            with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
+                await catalog.look()
+            if mending.done():
+                mending = group.create_task(catalog.mend())
 
 
 # ------------------------------------------------------------------------------------------------ parameters
@@ -2440,9 +2468,7 @@ class Changes:
 
 async def notify(conn: asyncpg.Connection, table: str) -> None:
     """Say that a transaction changes a table where no trigger does; what a trigger says, too, is delivered once."""
-    await conn.execute(
-        "SELECT PG_NOTIFY('metrics_api', PG_CURRENT_XACT_ID()::text || ' ' || $1::text::regclass::oid)", table
-    )
+    await conn.execute("SELECT notify_changes(ARRAY[$1::text::regclass::oid])", table)
 
 
 @asynccontextmanager

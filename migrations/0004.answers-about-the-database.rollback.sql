@@ -5,5 +5,4 @@ DROP FUNCTION readable_columns();
 DROP FUNCTION relation_shapes(oid[]);
 DROP FUNCTION type_names(oid[]);
 DROP FUNCTION relations_under_lock();
-DROP VIEW watched_tables;
 DROP VIEW metric_definitions;

@@ -15,29 +15,6 @@ JOIN queries AS q ON q.id = c.query_id
 LEFT JOIN layout_items AS l ON l.item_id = c.id
 GROUP BY c.id, q.id;
 
--- A table is watched when each of its partitions, and of those that inherit from it, is.
-CREATE VIEW watched_tables AS
-WITH RECURSIVE watched AS (
-    SELECT tgrelid
-    FROM pg_trigger
-    WHERE tgname = 'metrics_api_watch'
-    AND tgenabled <> 'D'
-),
-family (root, relid) AS (
-    SELECT tgrelid, tgrelid
-    FROM watched
-    UNION
-    SELECT root, inhrelid
-    FROM family
-    JOIN pg_inherits ON inhparent = relid
-)
-SELECT tgrelid AS oid
-FROM watched
-EXCEPT
-SELECT root
-FROM family
-WHERE relid NOT IN (SELECT tgrelid FROM watched);
-
 -- The rest is for every login that runs SQL, whichever the operator names: the catalogs, which anybody may read.
 -- Functions rather than views, for a view would itself be locked, be read and be readable.
 
@@ -76,34 +53,34 @@ CREATE FUNCTION type_names(types oid[])
 RETURNS TABLE (oid oid, name text, sql text, base text, is_array boolean, category text, labels text[])
 LANGUAGE sql STABLE
 AS $$
-    WITH RECURSIVE steps (origin, type, is_array, depth) AS (
-        SELECT DISTINCT o, o, false, 0
-        FROM unnest(types) AS o
-        UNION ALL
-        SELECT s.origin, COALESCE(item.oid, t.typbasetype), item.oid IS NOT NULL OR s.is_array, s.depth + 1
-        FROM steps AS s
-        JOIN pg_type AS t ON t.oid = s.type
-        LEFT JOIN pg_type AS item ON item.oid = t.typelem AND item.typarray = t.oid AND NOT s.is_array
-        WHERE t.typtype = 'd'
-        OR item.oid IS NOT NULL
-    ),
-    bases AS (
-        SELECT DISTINCT ON (origin) origin, type, is_array
-        FROM steps
-        ORDER BY origin, depth DESC
-    )
     SELECT
         t.oid,
         CASE item.typarray WHEN t.oid THEN item.typname || '[]' ELSE t.typname END,
         format_type(t.oid, -1),
         base.typname,
-        bases.is_array,
+        last.is_array,
         base.typcategory::text,
         ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = base.oid ORDER BY enumsortorder)
-    FROM bases
-    JOIN pg_type AS t ON t.oid = bases.origin
-    JOIN pg_type AS base ON base.oid = bases.type
+    FROM pg_type AS t
     LEFT JOIN pg_type AS item ON item.oid = t.typelem
+    CROSS JOIN LATERAL (
+        WITH RECURSIVE steps (type, is_array, depth) AS (
+            SELECT t.oid, false, 0
+            UNION ALL
+            SELECT COALESCE(i.oid, d.typbasetype), i.oid IS NOT NULL OR is_array, depth + 1
+            FROM steps
+            JOIN pg_type AS d ON d.oid = type
+            LEFT JOIN pg_type AS i ON i.oid = d.typelem AND i.typarray = d.oid AND NOT is_array
+            WHERE d.typtype = 'd'
+            OR i.oid IS NOT NULL
+        )
+        SELECT type, is_array
+        FROM steps
+        ORDER BY depth DESC
+        LIMIT 1
+    ) AS last
+    JOIN pg_type AS base ON base.oid = last.type
+    WHERE t.oid = ANY (types)
 $$;
 
 -- A number for each relation that is another one when its name, its columns, a view's query, its parents, or what is

@@ -291,6 +291,18 @@ def test_a_value_that_a_domain_does_not_take_is_the_callers_fault(
     assert faults(http.get("/metrics/domain?n=0")) == ["n"]
 
 
+def test_a_domain_over_a_domain_is_checked_as_what_it_is_in_the_end(
+    http: httpx.Client, narrow: Service, database_url: str
+) -> None:
+    """Also as an array's item; PostgreSQL itself would take today."""
+    with psycopg.connect(database_url) as conn:
+        conn.execute("CREATE DOMAIN day AS date; CREATE DOMAIN workday AS day")
+    (narrow.queries / "workday.sql").write_text("SELECT :d::workday AS d, CARDINALITY(:others::workday[]) AS n")
+    wait_until(lambda: http.get("/metrics/workday?d=2025-06-02&others=2025-06-03").status_code == 200)
+    for wrong in ("d=today", "d=infinity", "others=today"):
+        assert faults(http.get(f"/metrics/workday?{wrong}")) == [wrong.partition("=")[0]]
+
+
 # ------------------------------------------------------------------------------------------------ values
 
 

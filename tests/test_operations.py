@@ -175,6 +175,31 @@ def test_the_logins_look_for_tables_where_the_owner_does(database: str) -> None:
     assert (checked.returncode, checked.stderr, "tables: metrics\n" in checked.stdout) == (0, "", True)
 
 
+ELSEWHERE = """\
+CREATE ROLE keeper LOGIN;
+CREATE ROLE visitor LOGIN;
+CREATE SCHEMA keeper AUTHORIZATION keeper
+"""
+VISIT = "GRANT USAGE ON SCHEMA keeper TO visitor; GRANT SELECT ON keeper.metrics TO visitor"
+
+
+def test_logins_that_an_operator_names_need_not_look_where_the_owner_does(database: str, tmp_path: Path) -> None:
+    """For an owner who has a schema of a database that others share, and for a login that looks into public."""
+    (tmp_path / "counted.sql").write_text("SELECT COUNT(*) AS n FROM keeper.metrics WHERE date >= :since::date")
+    keeper, visitor = (database.replace("postgres@", f"{login}@") for login in ("keeper", "visitor"))
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(ELSEWHERE)
+        assert run(keeper, "migrate").returncode == 0
+        conn.execute(VISIT)
+    logins = {"READER_DATABASE_URL": visitor, "GUEST_DATABASE_URL": visitor}
+    checked = run(keeper, "check", QUERIES_DIR=str(tmp_path), **logins)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "parameters: since date\n  columns: n int8\n  tables: keeper.metrics\n" in checked.stdout
+    assert "warning" not in checked.stdout
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("DROP OWNED BY keeper, visitor CASCADE; DROP ROLE keeper, visitor")
+
+
 @pytest.mark.parametrize("name", ["", "missing"])
 def test_a_directory_without_a_data_set_is_refused_in_a_sentence(database: str, tmp_path: Path, name: str) -> None:
     refused = run(database, "seed", str(tmp_path / name))

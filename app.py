@@ -1595,7 +1595,7 @@ def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
 class Type(NamedTuple):
     """A type by PostgreSQL's short name, by the name a cast wants, and by the built-in type its values look like.
 
-    category is the letter that pg_type has for it, or for the items of an array.
+    category is the letter that pg_type has for it, or for the items of an array; labels are an enum's.
     """
 
     name: str
@@ -1603,6 +1603,7 @@ class Type(NamedTuple):
     base: str
     is_array: bool
     category: str
+    labels: list[str]
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -1637,7 +1638,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LARGE_TABLE = 100_000  # rows
-TYPES = "SELECT oid, name, sql, base, is_array, category FROM {}.type_names($1)"
+TYPES = "SELECT oid, name, sql, base, is_array, category, labels FROM {}.type_names($1)"
 
 
 async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings, schema: str) -> Metric:
@@ -4419,7 +4420,7 @@ def type_schemas() -> dict[str, dict[str, Schema]]:
 
 
 def parameter_schema(kind: Type) -> Schema:
-    item = type_schemas()["sent"].get(kind.base, TEXT)
+    item = TEXT | {"enum": kind.labels} if kind.labels else type_schemas()["sent"].get(kind.base, TEXT)
     return {"type": "array", "items": item} if kind.is_array else item
 
 

@@ -158,6 +158,13 @@ def test_columns_have_the_types_that_row_to_json_writes(service: Service) -> Non
     assert columns["ints"]["items"]["anyOf"][1] == {"type": "null"}
 
 
+def test_an_enum_s_labels_are_listed_for_its_parameters(secured: Service) -> None:
+    parameters = parameters_of(read(secured), "by-mood")
+    labels = {"type": "string", "enum": ["calm", "tense"]}
+    assert parameters["mood"]["schema"] == parameters["humour"]["schema"] == labels
+    assert parameters["moods"]["schema"] == {"type": "array", "items": labels}
+
+
 def test_a_domain_over_a_domain_is_what_it_is_in_the_end(secured: Service) -> None:
     document = read(secured)
     assert parameters_of(document, "holidays")["day"]["schema"] == {"type": "string", "format": "date"}

@@ -3792,7 +3792,9 @@ async def create_metric(request: Request[State]) -> Response:
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": prompt}})
-    return json_response(definition_of(metric), 201, {"Location": f"/metrics/{metric_id}"})
+    # Relative to what was asked for, for a proxy may strip a prefix.
+    location = metric_id if request.scope["raw_path"].endswith(b"/") else f"metrics/{metric_id}"
+    return json_response(definition_of(metric), 201, {"Location": location})
 
 
 INSERT_METRIC = """\

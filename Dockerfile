@@ -14,6 +14,7 @@ WORKDIR /srv
 COPY --from=build /venv /venv
 COPY app.py dashboard.html docs.html ./
 COPY migrations/ migrations/
+COPY pages/ pages/
 COPY queries/ queries/
 # What reads prompts while no SQL_MODEL_URL is set; the rest of seed/ is for laptops.
 COPY seed/mock_model.py seed/

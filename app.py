@@ -36,7 +36,6 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -1577,7 +1576,7 @@ def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
 class Type(NamedTuple):
     """A type by PostgreSQL's short name, by the name a cast wants, and by the built-in type its values look like.
 
-    category is the letter that pg_type has for it, or for the items of an array.
+    category is the letter that pg_type has for it, or for the items of an array; labels are an enum's.
     """
 
     name: str
@@ -1585,6 +1584,7 @@ class Type(NamedTuple):
     base: str
     is_array: bool
     category: str
+    labels: list[str]
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -1619,7 +1619,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LARGE_TABLE = 100_000  # rows
-TYPES = "SELECT oid, name, sql, base, is_array, category FROM {}.type_names($1)"
+TYPES = "SELECT oid, name, sql, base, is_array, category, labels FROM {}.type_names($1)"
 
 
 async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings, schema: str) -> Metric:
@@ -3667,7 +3667,7 @@ class State(TypedDict):
     results: Results
     seen: Seen
     broadcast: Broadcast
-    documents: Documents
+    documents: dict[tuple[str, ...], bytes]
 
 
 def chart_of(metric: Metric) -> str:
@@ -3830,7 +3830,9 @@ async def create_metric(request: Request[State]) -> Response:
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": prompt}})
-    return json_response(definition_of(metric), 201, {"Location": f"/metrics/{metric_id}"})
+    # Relative to what was asked for, for a proxy may strip a prefix.
+    location = metric_id if request.scope["raw_path"].endswith(b"/") else f"metrics/{metric_id}"
+    return json_response(definition_of(metric), 201, {"Location": location})
 
 
 INSERT_METRIC = """\
@@ -4442,116 +4444,42 @@ async def live(websocket: WebSocket) -> None:
 
 # ------------------------------------------------------------------------------------------------ OpenAPI
 
-Content = Mapping[str, Any]  # what a body may be, by media type
 Schema = dict[str, Any]
-
-Endpoint = Callable[[Request[State]], Awaitable[Response]]
-
-
-class Operation(NamedTuple):
-    """A route and what the document says of it, with its endpoint's docstring for a summary.
-
-    access says who is let in: everybody, the read scope, or the read and the write scope; errors are those that do not
-    follow from the rest.
-    """
-
-    method: str
-    path: str
-    access: Literal["public", "read", "write"]
-    endpoint: Endpoint
-    answers: Mapping[int, Content]
-    body: Content | None = None
-    query: Mapping[str, Any] | None = None
-    errors: tuple[int, ...] = ()
-
-
-ABOUT = """\
-Each metric is one SELECT and one path here; its parameters and columns are typed by PostgreSQL.
-An absent or empty parameter is NULL. `start_date`, `end_date` and `day_range` are accepted by every metric.
-Add `.csv` or `.ndjson` to a metric's path, or send `Accept`, for the records alone.
-
-The WebSocket `/live` sends a metric's result again whenever it changes: send
-`{"type": "subscribe", "id": "…", "params": {}}`, after `{"type": "auth", "token": "…"}` where a token is needed.
-"""
-JSON, HEALTH, PROBLEM = "application/json", "application/health+json", "application/problem+json"
-TAGS = {
-    "metrics": "One typed operation for each metric that the caller may see",
-    "catalog": "Every metric alike: list, make, change, place, write records",
-    "service": "Health, figures and pages",
-}
 REF = "#/components/schemas/{name}"
-ERRORS = {
-    400: "The request is malformed.",
-    401: "The access token is missing or bad.",
-    403: "The token lacks a scope, or the role that the metric is for.",
-    404: "There is no such metric.",
-    408: "The body stopped coming.",
-    409: "The metric is not editable, or was changed meanwhile.",
-    413: "The body is too large.",
-    414: "The URL is too long.",
-    415: "The body is of another media type.",
-    422: "The input is of the right form and wrong; errors name what.",
-    431: "The headers are too large.",
-    500: "The service failed, or the metric does.",
-    502: "The SQL model failed.",
-    503: "The database, or what else the service needs, cannot be reached or is busy.",
-    504: "The query took too long.",
-}
-ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{METRIC_ID.pattern}$"}}
-ERROR_HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
-SPECIALS = ["NaN", "Infinity", "-Infinity"]
-
-
-def integer_schema(low: int, high: int) -> Schema:
-    return {"type": "integer", "format": "int32" if high < 2**31 else "int64", "minimum": low, "maximum": high}
-
-
 TEXT, ANYTHING = Schema(type="string"), Schema()
-FLOATS = ("numeric", "float4", "float8")
-TIMES = {"date": "date", "time": "time-local", "timestamp": "date-time-local", "timestamptz": "date-time"}
-PARAMETER_SCHEMAS: dict[str, Schema] = {
-    **{name: integer_schema(*bounds) for name, bounds in INTEGERS.items()},
-    **{name: TEXT | {"format": form} for name, form in TIMES.items()},
-    "interval": TEXT | {"format": "duration"},
-    "uuid": TEXT | {"format": "uuid"},
-    **{name: {"type": "number"} for name in FLOATS},
-    **dict.fromkeys(("json", "jsonb"), TEXT | {"contentMediaType": JSON}),
-    "bool": {"type": "boolean"},
-}
-# Dates that ISO 8601 has no way to write: infinity, -infinity, before Christ, after the year 9999.
-BEYOND = TEXT | {"pattern": r"infinity$|BC$|^\d{5}"}
-# What row_to_json writes in another way than it is sent.
-COLUMN_SCHEMAS: dict[str, Schema] = {
-    **PARAMETER_SCHEMAS,
-    **{name: {"anyOf": [PARAMETER_SCHEMAS[name], BEYOND]} for name in ("date", "timestamptz")},
-    **{name: {"$ref": REF.format(name="Number")} for name in FLOATS},
-    **dict.fromkeys(("oid", "interval", "bytea", "xml"), TEXT),
-    **dict.fromkeys(("json", "jsonb"), ANYTHING),
-}
 WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
+# What pages/openapi.json refers to; what these hold comes with them.
+STRUCTS = [MetricList, MetricResult, MetricDefinition, NewMetric, MetricPatch, Record, Inserted]
+STRUCTS += [Health, Readiness, ProblemDetails]
+
+
+@functools.cache
+def type_schemas() -> dict[str, dict[str, Schema]]:
+    """What PostgreSQL's types are when sent as a parameter and, where that differs, when row_to_json writes them."""
+    return msgspec.json.decode((HERE / "pages" / "types.json").read_bytes(), type=dict[str, dict[str, Schema]])
 
 
 def parameter_schema(kind: Type) -> Schema:
-    item = PARAMETER_SCHEMAS.get(kind.base, TEXT)
+    item = TEXT | {"enum": kind.labels} if kind.labels else type_schemas()["sent"].get(kind.base, TEXT)
     return {"type": "array", "items": item} if kind.is_array else item
-
-
-def column_schema(kind: Type) -> Schema:
-    """Composites, and types that have a cast to JSON, may be anything."""
-    item = COLUMN_SCHEMAS.get(kind.base, TEXT if kind.category in WRITTEN_AS_TEXT else ANYTHING)
-    if kind.is_array:
-        item = {"type": "array", "items": nullable(item)}
-    return nullable(item) | {"description": kind.name}
 
 
 def nullable(schema: Schema) -> Schema:
     return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]} if schema else {}
 
 
+def column_schema(kind: Type) -> Schema:
+    """Composites, and types that have a cast to JSON, may be anything."""
+    known, other = type_schemas(), TEXT if kind.category in WRITTEN_AS_TEXT else ANYTHING
+    item = known["written"].get(kind.base, known["sent"].get(kind.base, other))
+    if kind.is_array:
+        item = {"type": "array", "items": nullable(item)}
+    return nullable(item) | {"description": kind.name}
+
+
 def client_names(ids: Iterable[str]) -> dict[str, str]:
     """What generated clients call each metric: words in lower case, numbered where two ids come to the same."""
-    names: dict[str, str] = {}
-    taken = {"metric"}
+    names, taken = dict[str, str](), {"metric"}
     for metric_id in sorted(ids):
         name = re.sub(r"[^a-z0-9]+", "_", metric_id.lower()).strip("_")
         name = f"metric_{name}" if name[0].isdigit() else name
@@ -4561,20 +4489,8 @@ def client_names(ids: Iterable[str]) -> dict[str, str]:
     return names
 
 
-@functools.cache
-def schema_of(kind: Any) -> Schema:
-    return msgspec.json.schema_components([kind], ref_template=REF)[0][0]
-
-
-def content_of(content: Content) -> Schema:
-    return {"content": {media: {"schema": schema_of(kind)} for media, kind in content.items()}} if content else {}
-
-
-def shared_schemas(operations: Sequence[Operation]) -> Schema:
-    """The Structs that the handlers read and write."""
-    contents = [content for each in operations for content in (*each.answers.values(), each.body or {})]
-    kinds = [ProblemDetails, *(kind for content in contents for kind in content.values())]
-    schemas = msgspec.json.schema_components(kinds, ref_template=REF)[1]
+def struct_schemas() -> Schema:
+    schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)[1]
     for schema in itertools.chain.from_iterable(schema["properties"].values() for schema in schemas.values()):
         # Generators take a field that has a default for one that is always there.
         schema.pop("default", None)
@@ -4582,72 +4498,32 @@ def shared_schemas(operations: Sequence[Operation]) -> Schema:
             # A Decimal is read from a JSON number, with all its digits.
             if option.get("format") == "decimal":
                 option["type"] = "number"
-    return {**schemas, "Number": {"anyOf": [{"type": "number"}, {"type": "string", "enum": SPECIALS}]}}
+    return schemas
 
 
-def operation_schema(operation: Operation, scopes: Sequence[str] | None) -> Schema:
-    """What an operation takes and answers; scopes None means that nobody needs a token."""
-    takes_id = "{id}" in operation.path
-    errors = {400, 414, 431, 500, 503, *operation.errors}
-    errors |= {401, 403} if operation.access != "public" else set()
-    errors |= {404, 422} if takes_id else set()
-    errors |= {408, 413, 415, 422} if operation.body else set()
-    errors |= {422} if operation.query else set()
-    errors |= {409, 504} if operation.access == "write" else set()
-    errors -= {401} if scopes is None else set()
-    responses = {str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(errors)}
-    for status, content in operation.answers.items():
-        either = {**content, PROBLEM: ProblemDetails} if status in errors else content
-        responses[str(status)] = {"description": HTTPStatus(status).phrase, **content_of(either)}
-    query = [{"name": name, "in": "query", "schema": schema_of(kind)} for name, kind in (operation.query or {}).items()]
-    described = {
-        "operationId": getattr(operation.endpoint, "__name__", ""),
-        "tags": ["catalog" if operation.path.startswith("/metrics") else "service"],
-        "summary": str(operation.endpoint.__doc__).partition(".")[0],
-        "parameters": [ID, *query] if takes_id else query,
-        "responses": responses,
-    }
-    if operation.body:
-        described["requestBody"] = {"required": True, **content_of(operation.body)}
-    if scopes is not None:
-        described["security"] = [{"bearer": scopes}] if scopes else []
-    return described
-
-
-def error_response(status: int) -> Schema:
-    header = ERROR_HEADERS.get(status)
-    headers = {"headers": {header: {"schema": {"type": "string"}}}} if header else {}
-    return {"description": ERRORS[status], **headers, **content_of({PROBLEM: ProblemDetails})}
+def fixed_document(settings: Settings, secured: bool) -> Schema:
+    """pages/openapi.json with the scopes that are wanted here, or without what an open service does not ask for."""
+    text = (HERE / "pages" / "openapi.json").read_bytes()
+    text = text.replace(b'"JWT_READ_SCOPE"', encode(settings.jwt_read_scope))
+    text = text.replace(b'"JWT_WRITE_SCOPE"', encode(settings.jwt_write_scope))
+    fixed: Schema = msgspec.json.decode(text)
+    fixed["components"]["schemas"] |= struct_schemas()
+    if not secured:
+        del fixed["components"]["securitySchemes"]
+        for operation in itertools.chain.from_iterable(path.values() for path in fixed["paths"].values()):
+            del operation["security"]
+            operation["responses"].pop("401", None)
+    return fixed
 
 
 def metric_parameters(metric: Metric) -> Iterator[Schema]:
-    about, types = metric.about, dict(zip(metric.names, metric.types, strict=True))
+    types = dict(zip(metric.names, metric.types, strict=True))
     for parameter in parameters_of(metric):
-        yield {
-            "name": parameter.name,
-            "in": "query",
-            "required": parameter.required,
-            "description": parameter.description,
-            "schema": parameter_schema(types[parameter.name]),
-        }
-    for name in sorted(DASHBOARD_FILTERS.difference(metric.names, about.claims)):
-        schema = PARAMETER_SCHEMAS["int4" if name == "day_range" else "date"]
+        said = {"required": parameter.required, "description": parameter.description}
+        yield {"name": parameter.name, "in": "query", **said, "schema": parameter_schema(types[parameter.name])}
+    for name in sorted(DASHBOARD_FILTERS.difference(metric.names, metric.about.claims)):
+        schema = type_schemas()["sent"]["int4" if name == "day_range" else "date"]
         yield {"name": name, "in": "query", "description": "Accepted and ignored.", "schema": schema}
-
-
-def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) -> Schema:
-    """The operation that reads any metric, made exact for one."""
-    about, ok = metric.about, read["responses"]["200"]
-    unit = f"Unit: {about.unit}." if about.unit else ""
-    return read | {
-        "operationId": f"read_{name}",
-        "tags": ["metrics"],
-        "summary": about.title,
-        "description": f"{about.description} {unit}".strip(),
-        "parameters": list(metric_parameters(metric)),
-        "responses": read["responses"]
-        | {"200": ok | {"content": ok["content"] | {"application/json": {"schema": result}}}},
-    }
 
 
 def record_schema(metric: Metric) -> Schema:
@@ -4656,16 +4532,26 @@ def record_schema(metric: Metric) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def document(state: State, operations: Sequence[Operation], metrics: Sequence[Metric]) -> Schema:
+def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) -> Schema:
+    """The operation that reads any metric, made exact for one."""
+    about, ok = metric.about, read["responses"]["200"]
+    unit = f"Unit: {about.unit}." if about.unit else ""
+    content = ok["content"] | {"application/json": {"schema": result}}
+    return read | {
+        "operationId": f"read_{name}",
+        "tags": ["metrics"],
+        "summary": about.title,
+        "description": f"{about.description} {unit}".strip(),
+        "parameters": list(metric_parameters(metric)),
+        "responses": read["responses"] | {"200": ok | {"content": content}},
+    }
+
+
+def document(state: State, metrics: Sequence[Metric]) -> Schema:
     """OpenAPI 3.1, for a caller who sees these metrics."""
-    settings, secured = state["settings"], not state["verifier"].open
-    scopes = {"public": [], "read": [settings.jwt_read_scope]}
-    scopes["write"] = [*scopes["read"], settings.jwt_write_scope]
-    paths: dict[str, Schema] = {}
-    for each in operations:
-        needed = scopes[each.access] if secured else None
-        paths.setdefault(each.path, {})[each.method.lower()] = operation_schema(each, needed)
-    schemas, names = shared_schemas(operations), client_names(state["catalog"].metrics)
+    fixed = fixed_document(state["settings"], secured=not state["verifier"].open)
+    names = client_names(state["catalog"].metrics)
+    paths, schemas = fixed["paths"], fixed["components"]["schemas"]
     for metric in metrics:
         name = names[metric.id]
         kind = "".join(word.capitalize() for word in name.split("_"))
@@ -4673,38 +4559,9 @@ def document(state: State, operations: Sequence[Operation], metrics: Sequence[Me
         properties = schemas["MetricResult"]["properties"] | {"records": records}
         schemas[f"{kind}Record"] = record_schema(metric)
         schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
-        result, read = {"$ref": REF.format(name=f"{kind}Result")}, paths["/metrics/{id}"]["get"]
-        paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, read, result)}
-    bearer = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Metrics API", "version": "1", "description": ABOUT},
-        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "responses": {f"Error{status}": error_response(status) for status in ERRORS},
-            **({"securitySchemes": {"bearer": bearer}} if secured else {}),
-        },
-    }
-
-
-class Documents:
-    """The document's bodies, by the metrics that a caller sees."""
-
-    def __init__(self, operations: Sequence[Operation], catalog: Catalog) -> None:
-        self.operations = operations
-        self.bodies: dict[tuple[str, ...], bytes] = {}
-        catalog.reloaded_by.append(self.bodies.clear)
-
-    def body(self, state: State, caller: Caller) -> bytes:
-        metrics = sorted(state["catalog"].visible(caller), key=lambda metric: metric.id)
-        seen = tuple(metric.id for metric in metrics)
-        if seen not in self.bodies:
-            if len(self.bodies) >= MAX_DOCUMENTS:
-                self.bodies.clear()
-            self.bodies[seen] = encode(document(state, self.operations, metrics))
-        return self.bodies[seen]
+        result = {"$ref": REF.format(name=f"{kind}Result")}
+        paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, paths["/metrics/{id}"]["get"], result)}
+    return fixed
 
 
 MAX_DOCUMENTS = 20
@@ -4717,24 +4574,25 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
     Raises InvalidToken, or Problem 503.
     """
     verifier, given = request.state["verifier"], header(request.scope, b"authorization")
-    if not (given or verifier.open):
-        return STRANGER
-    caller = await verifier.identify(given)
+    caller = await verifier.identify(given) if given or verifier.open else STRANGER
     return caller if verifier.open or verifier.settings.jwt_read_scope in caller.scopes else STRANGER
 
 
 async def openapi(request: Request[State]) -> Response:
-    """This document."""
-    state, caller = request.state, await reader_or_stranger(request)
-    body = state["documents"].body(state, caller)
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    """This document, made once for each set of metrics that callers see."""
+    state, documents = request.state, request.state["documents"]
+    metrics = state["catalog"].visible(await reader_or_stranger(request))
+    metrics.sort(key=lambda metric: metric.id)
+    seen = tuple(metric.id for metric in metrics)
+    if seen not in documents:
+        if len(documents) >= MAX_DOCUMENTS:
+            documents.clear()
+        documents[seen] = encode(document(state, metrics))
+    etag = f'"{hashlib.sha256(documents[seen]).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(header(request.scope, b"if-none-match"), etag.encode()):
         return Response(status_code=304, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
-
-
-DOCS_FILES = frozenset({"/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/docs/favicon-32x32.png"})
+    return Response(documents[seen], headers=headers, media_type="application/json")
 
 
 async def docs(request: Request[State]) -> Response:
@@ -4743,64 +4601,34 @@ async def docs(request: Request[State]) -> Response:
     return Response(page, headers=headers, media_type="text/html")
 
 
-@functools.cache
-def swagger_ui() -> Path:
-    """The folder of Swagger UI in the wheel that ships it, whose code is not wanted."""
-    package = find_spec("swagger_ui_bundle")
-    return next(Path(str(package and package.origin)).parent.glob("vendor/swagger-ui-*"))
-
-
 async def docs_file(request: Request[State]) -> Response:
-    if request.scope["path"] not in DOCS_FILES:
+    """A file of Swagger UI, from the wheel that ships it and whose code is not wanted."""
+    if (name := request.path_params["name"]) not in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"):
         raise HTTPException(404)
-    return FileResponse(swagger_ui() / request.path_params["name"], headers={"Cache-Control": "public, max-age=86400"})
+    package = find_spec("swagger_ui_bundle")
+    folder = next(Path(str(package and package.origin)).parent.glob("vendor/swagger-ui-*"))
+    return FileResponse(folder / name, headers={"Cache-Control": "public, max-age=86400"})
 
 
 # ------------------------------------------------------------------------------------------------ routes
 
-HTML, RECORDS = {"text/html": str}, {"text/csv": str, "application/x-ndjson": str}
-DEFINED = {JSON: MetricDefinition}
-PATCH = {"application/merge-patch+json": MetricPatch, JSON: MetricPatch}
-UPLOAD = {JSON: Record | list[Record], **RECORDS}
-VERSION = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
-OPERATIONS = [
-    Operation("GET", "/metrics", "read", list_metrics, {200: {JSON: MetricList}}),
-    Operation(
-        "POST",
-        "/metrics",
-        "write",
-        create_metric,
-        {201: DEFINED, 200: DEFINED},
-        body={JSON: NewMetric},
-        query={"dry_run": bool},
-        errors=(502,),
-    ),
-    Operation(
-        "GET",
-        "/metrics/{id}",
-        "read",
-        read_metric,
-        {200: {JSON: MetricResult, **RECORDS}, 304: {}},
-        query={"parameters": dict[str, str]},
-        errors=(504,),
-    ),
-    Operation("PATCH", "/metrics/{id}", "write", change_metric, {200: DEFINED}, body=PATCH, errors=(502,)),
-    Operation("DELETE", "/metrics/{id}", "write", delete_metric, {204: {}}, query={"version": VERSION}),
-    Operation(
-        "PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: list[Layout]}}, body={JSON: list[Layout]}
-    ),
-    Operation("POST", "/metrics/{id}/metric-records", "write", create_records, {201: {JSON: Inserted}}, body=UPLOAD),
-    Operation("GET", "/", "public", dashboard, {200: HTML}),
-    Operation("GET", "/docs", "public", docs, {200: HTML}),
-    Operation("GET", "/openapi.json", "public", openapi, {200: {JSON: dict}, 304: {}}, errors=(401, 403)),
-    Operation("GET", "/health", "public", health, {200: {JSON: Health}, 503: {JSON: Health}}),
-    Operation("GET", "/health/live", "public", health_live, {200: {HEALTH: Check}}),
-    Operation("GET", "/health/ready", "public", health_ready, {200: {HEALTH: Readiness}, 503: {HEALTH: Readiness}}),
-    Operation("GET", "/prometheus", "public", prometheus, {200: {"text/plain": str}}),
-]
+# What each takes, answers and who may call it: pages/openapi.json.
 ROUTES = [
-    *(Route(each.path, each.endpoint, methods=[each.method]) for each in OPERATIONS),
+    Route("/metrics", list_metrics),
+    Route("/metrics", create_metric, methods=["POST"]),
+    Route("/metrics/{id}", read_metric),
+    Route("/metrics/{id}", change_metric, methods=["PATCH"]),
+    Route("/metrics/{id}", delete_metric, methods=["DELETE"]),
+    Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
+    Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
+    Route("/", dashboard),
+    Route("/docs", docs),
     Route("/docs/{name}", docs_file),
+    Route("/openapi.json", openapi),
+    Route("/health", health),
+    Route("/health/live", health_live),
+    Route("/health/ready", health_ready),
+    Route("/prometheus", prometheus),
     WebSocketRoute("/live", live),
     WebSocketRoute("/live/", live),
 ]
@@ -4927,7 +4755,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         stack.push_async_callback(results.shared.close)
         broadcast, seen = Broadcast(catalog, changes, results), Seen(results)
         verifier = Verifier(settings)
-        catalog.reloaded_by.append(seen.forget)
+        documents: dict[tuple[str, ...], bytes] = {}
+        catalog.reloaded_by += [seen.forget, documents.clear]
         verifier.forgotten_by += [seen.forget, broadcast.on_keys]
         state = State(
             settings=settings,
@@ -4941,7 +4770,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             results=results,
             seen=seen,
             broadcast=broadcast,
-            documents=Documents(OPERATIONS, catalog),
+            documents=documents,
         )
         add_gauges(instruments, state)
         started = asyncio.Event()

@@ -89,7 +89,7 @@ async def test_a_metric_is_answered_stored_and_there_at_once(
     assert list(body) == ["id", "query", "version", "parameters", "columns"]
     metric_id = body.pop("id")
     assert answer.status_code == 201
-    assert answer.headers["location"] == f"/metrics/{metric_id}"
+    assert answer.headers["location"] == f"metrics/{metric_id}"
     assert body == {
         "query": query,
         "version": 1,

@@ -813,7 +813,7 @@ def command_of(keyword: str) -> list[str]:
 def test_the_image_holds_the_service_and_nothing_else(tmp_path: Path) -> None:
     data = {
         f"{name}/{file}"
-        for name in ("queries", "migrations")
+        for name in ("queries", "migrations", "pages")
         for file in files_below(ROOT / name)
         if "__pycache__" not in file
     }
@@ -914,6 +914,7 @@ def test_the_image_starts_as_it_stands(tmp_path: Path, database_url: str) -> Non
     with running([sys.executable, *start[1:]], workdir, variables_of(tmp_path, database_url)) as service:
         wait_for(f"http://127.0.0.1:{port}/health", service)
         assert status_of(f"http://127.0.0.1:{port}/metrics") == 401
+        assert [status_of(f"http://127.0.0.1:{port}{path}") for path in ("/", "/docs", "/openapi.json")] == [200] * 3
         assert subprocess.run([sys.executable, *probe[1:]]).returncode == 0
         service.send_signal(signal.SIGTERM)
         service.wait(timeout=10)

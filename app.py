@@ -17,7 +17,6 @@ import csv
 import functools
 import gzip
 import hashlib
-import hmac
 import io
 import ipaddress
 import itertools
@@ -1073,21 +1072,13 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
 # ------------------------------------------------------------------------------------------------ database
 
 
-class Login(NamedTuple):
-    """Where and as whom to connect; user and password, if given, go before the URL's."""
-
-    dsn: str
-    user: str | None = None
-    password: str | None = None
-
-
-def database_logins(settings: Settings) -> dict[str, Login]:
+def database_logins(settings: Settings) -> dict[str, apply.Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
     urls = settings.database_url, settings.reader_database_url, settings.guest_database_url
     owner, reader_url, guest_url = (as_dsn(url or "") for url in urls)
-    reader = derived_login(owner, reader_url, owner, "metrics_reader")
-    guest = derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
-    logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
+    reader = apply.derived_login(owner, reader_url, owner, "metrics_reader")
+    guest = apply.derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
+    logins = {"owner": apply.Login(owner), "upload": apply.Login(owner), "reader": reader}
     logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
     if settings.reader_database_url:
         logins |= {"reader on primary": reader, "guest on primary": guest}
@@ -1113,19 +1104,6 @@ def as_dsn(url: str) -> str:
     # To asyncpg, no name after the slash is one, which goes before the option dbname.
     head = re.sub(r"(?<!:/)/$", "", head)
     return f"{head}?{urlencode(known, quote_via=quote)}" if known else head
-
-
-def derived_login(owner: str, url: str, hosts: str, user: str) -> Login:
-    """The login that a URL names, or one that the migrations create, on the hosts of another URL.
-
-    Its password follows from the owner's, so that every instance knows it; an owner without one gives one without.
-    """
-    named = conninfo_to_dict(url)
-    if named.get("password") or named.get("user", user) != user:
-        return Login(url)
-    secret = conninfo_to_dict(owner).get("password") or os.environ.get("PGPASSWORD")
-    password = hmac.new(str(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
-    return Login(url or hosts, user, password)
 
 
 async def keep_session(conn: asyncpg.Connection) -> None:
@@ -1209,7 +1187,7 @@ async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connecti
 class Probe:
     """Asks the database on a connection of its own, at most once a second: a busy pool is no fault."""
 
-    def __init__(self, login: Login, session: dict[str, str]) -> None:
+    def __init__(self, login: apply.Login, session: dict[str, str]) -> None:
         self.login, self.session = login, session
         self.conn: asyncpg.Connection | None = None
         self.lock = asyncio.Lock()
@@ -1897,7 +1875,9 @@ class Catalog:
             async with self.database.connection("owner") as conn:
                 stored = [read_definition(row[0]) for row in await conn.fetch(DEFINITIONS)]
                 if files != self.mirrored:
-                    await mirror(conn, files.values(), stored)
+                    known = {(about.id, about.sql, about.title) for about in stored if about.source == "file"}
+                    rows = {(file.id, file.sql, file.title) for file in files.values() if not file.fault}
+                    await conn.executemany("SELECT mirror_file($1, $2, $3)", sorted(rows - known))
                 self.watched = await keep_watch(conn)
                 unrevoked = await conn.fetch("SELECT DISTINCT name FROM unrevoked_functions() ORDER BY 1")
                 self.unrevoked = tuple(row["name"] for row in unrevoked)
@@ -2018,32 +1998,6 @@ def merge(files: Mapping[str, Definition], stored: Iterable[Definition]) -> dict
         elif definition.source != "file":
             definitions[definition.id] = definition
     return definitions
-
-
-# A series that a data set brought under the same id keeps its query.
-MIRROR_QUERY = """\
-INSERT INTO queries (id, query)
-SELECT $1::text, $2::text
-WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = $1::text AND source <> 'file')
-ON CONFLICT (id) DO UPDATE
-SET query = excluded.query
-"""
-MIRROR_CONFIGURATION = """\
-INSERT INTO metric_configurations (id, query_id, source, title, is_editable)
-VALUES ($1, $1, 'file', $2, false)
-ON CONFLICT (id) DO UPDATE
-SET title = excluded.title
-WHERE metric_configurations.source = 'file'
-"""
-
-
-async def mirror(conn: asyncpg.Connection, files: Iterable[Definition], stored: Iterable[Definition]) -> None:
-    """Give every file the rows that its records and layouts refer to; only what differs is written."""
-    known = {(about.id, about.sql, about.title) for about in stored if about.source == "file"}
-    changed = [file for file in files if not file.fault and (file.id, file.sql, file.title) not in known]
-    async with conn.transaction():
-        await conn.executemany(MIRROR_QUERY, [(file.id, file.sql) for file in changed])
-        await conn.executemany(MIRROR_CONFIGURATION, [(file.id, file.title) for file in changed])
 
 
 async def watch_catalog(catalog: Catalog) -> None:

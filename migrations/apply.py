@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
+import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import psycopg
-import yoyo
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
@@ -31,18 +32,58 @@ HAVING ARRAY_AGG(name) <> '{public}'
 """
 
 
-class Login(Protocol):
-    """One that the migrations create; its password is set when it cannot log in."""
+class Login(NamedTuple):
+    """Where and as whom to connect; user and password, if given, go before the URL's."""
 
-    @property
-    def user(self) -> str | None: ...
-    @property
-    def password(self) -> str | None: ...
+    dsn: str
+    user: str | None = None
+    password: str | None = None
 
 
-def read() -> yoyo.migrations.MigrationList:
+def derived_login(owner: str, url: str, hosts: str, user: str) -> Login:
+    """The login that a URL names, or one that the migrations create, on the hosts of another URL.
+
+    Its password follows from the owner's, so that every instance knows it; an owner without one gives one without.
+    """
+    named = conninfo_to_dict(url)
+    if named.get("password") or named.get("user", user) != user:
+        return Login(url)
+    secret = conninfo_to_dict(owner).get("password") or os.environ.get("PGPASSWORD")
+    password = hmac.new(str(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
+    return Login(url or hosts, user, password)
+
+
+def is_pending(conn: psycopg.Connection) -> bool:
+    """Whether there is anything to apply, which most starts need not load yoyo and its parser of SQL to know."""
+    names = {path.stem for path in Path(__file__).parent.glob("*.sql") if not path.stem.endswith(".rollback")}
+    try:
+        return not names <= {name for (name,) in conn.execute("SELECT migration_id FROM _yoyo_migration")}
+    except psycopg.errors.UndefinedTable:
+        return True
+
+
+def read() -> Any:
     """Those in SQL: yoyo would take this file for one, too."""
+    import yoyo
+
     return yoyo.read_migrations(str(Path(__file__).parent)).filter(lambda migration: migration.is_raw_sql())
+
+
+def apply_pending(conn: psycopg.Connection, url: str) -> None:
+    """Raises PermissionError, or psycopg.Error when a migration fails."""
+    import yoyo
+
+    # yoyo takes one host, and of the URL proper it decodes the login alone.
+    options = conninfo_to_dict(url) | {"host": conn.info.host, "port": conn.info.port}
+    backend = yoyo.get_backend(f"postgresql+psycopg:///?{urlencode(options)}")
+    try:
+        backend.break_lock()
+        backend.apply_migrations(backend.to_apply(read()))
+    except psycopg.errors.UndefinedTable as exc:  # yoyo says nothing when it cannot make its own
+        message = f"{exc.diag.message_primary}, and {conn.info.user} cannot create it in {conn.info.dbname}"
+        raise PermissionError(message) from exc
+    finally:
+        backend.connection.close()
 
 
 def migrate(url: str, logins: Iterable[Login], *, hardened: bool) -> list[str]:
@@ -55,17 +96,8 @@ def migrate(url: str, logins: Iterable[Login], *, hardened: bool) -> list[str]:
     with connect_owner(url) as conn:
         while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
             time.sleep(0.1)
-        # yoyo takes one host, and of the URL proper it decodes the login alone.
-        options = conninfo_to_dict(url) | {"host": conn.info.host, "port": conn.info.port}
-        backend = yoyo.get_backend(f"postgresql+psycopg:///?{urlencode(options)}")
-        try:
-            backend.break_lock()
-            backend.apply_migrations(backend.to_apply(read()))
-        except psycopg.errors.UndefinedTable as exc:  # yoyo says nothing when it cannot make its own
-            message = f"{exc.diag.message_primary}, and {conn.info.user} cannot create it in {conn.info.dbname}"
-            raise PermissionError(message) from exc
-        finally:
-            backend.connection.close()
+        if is_pending(conn):
+            apply_pending(conn, url)
         if hardened:
             harden(conn)
         derived = [login for login in logins if login.user]

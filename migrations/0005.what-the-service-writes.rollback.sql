@@ -1,0 +1,1 @@
+DROP FUNCTION mirror_file(text, text, text);

@@ -1,0 +1,19 @@
+-- What the service writes in more than one statement.
+
+-- Gives a file the rows that its records and layouts refer to. A series that a data set brought under the same id keeps
+-- its query.
+CREATE FUNCTION mirror_file(file_id text, sql text, file_title text) RETURNS void
+LANGUAGE sql
+AS $$
+    INSERT INTO queries (id, query)
+    SELECT file_id, sql
+    WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = file_id AND source <> 'file')
+    ON CONFLICT (id) DO UPDATE
+    SET query = excluded.query;
+
+    INSERT INTO metric_configurations (id, query_id, source, title, is_editable)
+    VALUES (file_id, file_id, 'file', file_title, false)
+    ON CONFLICT (id) DO UPDATE
+    SET title = excluded.title
+    WHERE metric_configurations.source = 'file';
+$$;

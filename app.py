@@ -1914,13 +1914,9 @@ class Catalog:
         """
         for metric in list(self.metrics.values()):
             if metric.fault or any(self.shapes.get(oid, shape) != shape for oid, shape in metric.shapes.items()):
-                try:
+                with suppress(PoolBusy, asyncpg.PostgresError, *DATABASE_DOWN):
                     # A file may take its time, for somebody looked at it.
                     await asyncio.wait_for(self.refresh(metric), 1 if metric.login == "guest" else None)
-                except (TimeoutError, asyncpg.PostgresError):
-                    continue
-                except (PoolBusy, *DATABASE_DOWN):
-                    break
 
     def tell(self) -> None:
         for tell in self.reloaded_by:

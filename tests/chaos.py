@@ -83,7 +83,7 @@ def parse_reply(raw: bytes, began: float) -> Reply:
 
 def compose(target: str, method: str, body: bytes, headers: Mapping[str, str]) -> bytes:
     length = {"Content-Length": str(len(body)), "Content-Type": "application/json"} if body else {}
-    fields = {"Host": "test", "Connection": "close", "Cache-Control": "no-cache", **length, **headers}
+    fields = {"Host": "localhost", "Connection": "close", "Cache-Control": "no-cache", **length, **headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
     return f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body
 

@@ -1364,6 +1364,7 @@ class Database:
 
 # ------------------------------------------------------------------------------------------------ SQL files
 
+MAX_FILE = 2**20  # bytes
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CHARTS = ("number", "line", "bar", "table")
 HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
@@ -1500,16 +1501,22 @@ def read_file(path: Path) -> Definition:
     """A reviewed metric; its header is the comments before the first line of SQL."""
     metric_id = path.stem
     definition = Definition(id=metric_id, source="file", sql="", title=title_of(metric_id), series=metric_id)
+    fault = sql = ""
     try:
-        sql = path.read_bytes().decode("utf-8-sig")
+        # A pipe would be waited for, for ever.
+        if not path.is_file():
+            fault = "is no file"
+        elif path.stat().st_size > MAX_FILE:
+            fault = f"is larger than {MAX_FILE} bytes"
+        else:
+            sql = path.read_bytes().decode("utf-8-sig")
+            fault = "holds a NUL character" if "\0" in sql else "" if sql.strip() else "is empty"
     except UnicodeDecodeError:
-        return msgspec.structs.replace(definition, fault="is not UTF-8")
+        fault = "is not UTF-8"
     except OSError as exc:
-        return msgspec.structs.replace(definition, fault=f"cannot be read: {exc.strerror}")
-    if "\0" in sql:
-        return msgspec.structs.replace(definition, fault="holds a NUL character")
-    if not sql.strip():
-        return msgspec.structs.replace(definition, fault="is empty")
+        fault = f"cannot be read: {exc.strerror}"
+    if fault:
+        return msgspec.structs.replace(definition, fault=fault)
     fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
     for token, _ in tokens(sql):
@@ -1850,8 +1857,9 @@ class Catalog:
 
     def read_files(self) -> dict[str, Definition]:
         paths = sorted(self.settings.queries_dir.glob("*.sql"))
-        self.stray_files = tuple(path.name for path in paths if not METRIC_ID.fullmatch(path.stem))
-        return {path.stem: read_file(path) for path in paths if path.name not in self.stray_files}
+        strays = [path.name for path in paths if not METRIC_ID.fullmatch(path.stem)]
+        self.stray_files = tuple(name.encode(errors="backslashreplace").decode() for name in strays)
+        return {path.stem: read_file(path) for path in paths if path.name not in strays}
 
     def file_stamps(self) -> dict[str, tuple[int, ...]]:
         """What tells that a file has been written to or opened to this user, without reading it."""

@@ -78,7 +78,7 @@ def unlike(value: object, column: str, kind: str) -> Flaw:
 
 def is_too_deep(value: object) -> bool:
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH - 1):  # the record is the first of them
         level = [
             item
             for parent in level
@@ -217,8 +217,8 @@ BOM = b"\xef\xbb\xbf"
 Piece = bytes | Flaw
 
 
-def too_long(what: str) -> Flaw:
-    return Flaw("", f"{what} is longer than {MAX_RECORD} bytes{UNREAD}", malformed=True)
+def too_long() -> Flaw:
+    return Flaw("", f"the record is longer than {MAX_RECORD} bytes{UNREAD}", malformed=True)
 
 
 def sliced(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -261,7 +261,7 @@ async def line_slices(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Piece]
             held.clear()
         held += rest
         if len(held) > MAX_RECORD:
-            yield [too_long("the line")]
+            yield [too_long()]
             return
     if held:
         yield [bytes(held)]
@@ -354,10 +354,10 @@ def element_end(content: bytes, start: int) -> int:
         try:
             end = TOLERANT.raw_decode(window)[1]
         except (ValueError, RecursionError) as error:
-            raise (no_json(error, UNREAD) if len(window) <= MAX_RECORD else too_long("the record")) from None
+            raise (no_json(error, UNREAD) if len(window) <= MAX_RECORD else too_long()) from None
         end = start + len(window[:end].encode("utf-8", "surrogateescape"))
     if end - start > MAX_RECORD:
-        raise too_long("the record")
+        raise too_long()
     return end
 
 
@@ -365,6 +365,8 @@ def element_end(content: bytes, start: int) -> int:
 
 CheckHeader = Callable[[Sequence[str]], None]  # raises Flaw
 Line = tuple[int, list[str] | Flaw]
+# What csv says of quotes that are still open.
+BREAKS_OFF = ("unexpected end of data", "field larger than field limit")
 
 
 async def csv_records(chunks: AsyncIterator[bytes], check_header: CheckHeader) -> AsyncIterator[Slice]:
@@ -416,7 +418,7 @@ async def csv_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Line]]:
             size = sum(map(len, held))
             enough = min(2 * size, MAX_RECORD + 1)
         if len(batch) > len(lines) or size > MAX_RECORD:
-            yield [(begun, too_long("the record"))]
+            yield [(begun, too_long())]
             return
     yield read_cells(held, begun, final=True)[0]
 
@@ -432,7 +434,7 @@ def read_cells(lines: Sequence[bytes], begun: int, final: bool = False) -> tuple
         except StopIteration:
             return found, len(lines)
         except csv.Error as error:
-            if str(error) == "unexpected end of data" and not final:
+            if not final and str(error).startswith(BREAKS_OFF):
                 return found, ready
             place = f"lines {begun + ready} to {begun + reader.line_num - 1}"
             reason = f"{place} cannot be read ({error}): check the quotes"

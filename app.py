@@ -3387,14 +3387,14 @@ def record_error(place: str, flaw: records.Flaw) -> InputError:
     return error
 
 
-async def stage_records(
-    request: Request[State], conn: asyncpg.Connection, rows: list[records.Row], rest: AsyncIterator[list[records.Row]]
-) -> int:
-    """How many there are, now in a table of the session's own: what comes slowly holds no lock."""
-    await conn.execute(records.STAGE)
+async def uploaded(
+    request: Request[State], rows: list[records.Row], rest: AsyncIterator[list[records.Row]]
+) -> AsyncIterator[records.Row]:
+    """One by one, as the driver wants them, with a line in the log now and then."""
     count, began, told = 0, time.monotonic(), 0.0
     while rows:
-        await records.stage(conn, rows)
+        for row in rows:
+            yield row
         count += len(rows)
         lasted = time.monotonic() - began
         if lasted > told + PROGRESS:
@@ -3403,7 +3403,6 @@ async def stage_records(
             fields |= {"records": count, "per_second": round(count / lasted)}
             log.info("an upload goes on", extra={"fields": fields})
         rows = await anext(rest, [])
-    return count
 
 
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
@@ -3902,7 +3901,7 @@ async def create_records(request: Request[State]) -> Response:
     else:
         async with database.connection("upload") as conn:
             try:
-                count = await stage_records(request, conn, rows, batches)
+                count = await records.stage(conn, uploaded(request, rows, batches))
                 inserted = await insert_records(conn, records.INSERT_STAGED)
             finally:
                 await conn.execute(records.UNSTAGE)

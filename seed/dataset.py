@@ -23,7 +23,6 @@ from seed.records import (
     BOM,
     INSERT_STAGED,
     SLICE_BYTES,
-    STAGE,
     TOLERANT,
     UNSTAGE,
     VALUES,
@@ -608,25 +607,23 @@ class Occurrences:
         return uuid.uuid5(RECORD_ID, f"{content}{count}")
 
 
-def parse_records(
-    rows: Rows, series: dict[str, str], occurrences: Occurrences, report: Report
-) -> Iterator[tuple[Any, ...]]:
+async def parse_records(
+    files: dict[str, bytes], series: dict[str, str], report: Report
+) -> AsyncIterator[tuple[Any, ...]]:
     """Rows of metrics."""
-    for place, record in rows:
-        if values := parse_repaired(record, place, series, report):
-            yield values[0], occurrences.identify(values, place), *values[1:]
+    occurrences = Occurrences(report)
+    async for rows in rows_of("metric_records", {"id", "date"}, set(VALUES), files, report):
+        for place, record in rows:
+            if values := parse_repaired(record, place, series, report):
+                yield values[0], occurrences.identify(values, place), *values[1:]
 
 
 async def store_records(
     conn: asyncpg.Connection, files: dict[str, bytes], series: dict[str, str], newest: date | None, report: Report
 ) -> None:
-    occurrences = Occurrences(report)
-    await conn.execute(STAGE)
-    async for rows in rows_of("metric_records", {"id", "date"}, set(VALUES), files, report):
-        await stage(conn, list(parse_records(rows, series, occurrences, report)))
+    staged = await stage(conn, parse_records(files, series, report))
     if newest:
         await conn.execute(SHIFT_STAGED, newest)
-    staged = await conn.fetchval("SELECT COUNT(*) FROM staged_records")
     inserted = await conn.execute(INSERT_STAGED)
     await conn.execute(UNSTAGE)
     report.records_inserted = int(inserted.split()[-1])

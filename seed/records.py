@@ -483,5 +483,8 @@ INSERT_GIVEN = INSERT.format(
 )
 
 
-async def stage(conn: asyncpg.Connection, rows: Sequence[Row]) -> None:
-    await conn.copy_records_to_table("staged_records", records=rows, columns=STAGED)
+async def stage(conn: asyncpg.Connection, rows: AsyncIterator[Row]) -> int:
+    """How many there are; a table of the session's own has no lock that anybody waits for."""
+    await conn.execute(STAGE)
+    done = await conn.copy_records_to_table("staged_records", records=rows, columns=STAGED)
+    return int(done.rpartition(" ")[2])

@@ -3345,11 +3345,11 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
 
 MAX_ERRORS = 100
 PROGRESS = 5  # seconds between two lines of the log about one upload
-READERS: dict[str, Callable[[AsyncIterator[bytes]], AsyncIterator[records.Slice]]] = {
+READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterator[records.Slice]]] = {
     "application/json": records.json_records,
     "application/x-ndjson": records.ndjson_records,
     "application/ndjson": records.ndjson_records,
-    "text/csv": functools.partial(records.csv_records, check_header=records.check_uploaded),
+    "text/csv": records.csv_records,
 }
 
 
@@ -3362,12 +3362,12 @@ async def read_records(request: Request[State], kind: str, series: str) -> Async
     limit, hint = settings.max_upload, ""
     if kind == "application/json":
         limit, hint = settings.max_body, f": send NDJSON or CSV, which may have {settings.max_upload}"
-    async for found in READERS[kind](read_chunks(request, limit, hint)):
-        for place, record in found:
-            try:
-                rows.append((series, *records.parse_upload(record)))
-            except records.Flaw as flaw:
-                errors.append(record_error(f"{'row' if hint else 'line'} {place}", flaw))
+    async for found in READERS[kind](read_chunks(request, limit, hint), records.UPLOAD):
+        for place, row in found:
+            if isinstance(row, records.Flaw):
+                errors.append(record_error(f"{'row' if hint else 'line'} {place}", row))
+            else:
+                rows.append((series, *row))
         if len(errors) >= MAX_ERRORS:
             break
         if len(rows) >= records.SLICE and not errors:

@@ -5,7 +5,6 @@ in one transaction. In this order: findings, values, files, SQL, queries, metric
 """
 
 import asyncio
-import functools
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -21,19 +20,21 @@ import msgspec
 
 from seed.records import (
     BOM,
+    DATASET,
     INSERT_STAGED,
     SLICE_BYTES,
+    TEXT,
     TOLERANT,
     UNSTAGE,
-    VALUES,
     Flaw,
     Record,
+    Row,
+    Schema,
     ShortRow,
+    Slice,
     check_header,
     csv_records,
     json_records,
-    moment,
-    parse_record,
     shown,
     stage,
     text,
@@ -139,9 +140,6 @@ def boolean(value: object, column: str) -> bool:
 
 # --- Files
 
-Row = tuple[Place, Record]
-Rows = Iterable[Row]  # read as they are wanted
-
 
 def read_file(path: Path, report: Report) -> bytes:
     try:
@@ -176,33 +174,49 @@ async def in_chunks(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def rows_of(
-    stem: str, required: set[str], optional: set[str], files: dict[str, bytes], report: Report
-) -> AsyncIterator[Rows]:
-    """A few rows at a time, repaired; what cannot be read is reported, and so is what is not known."""
-    check = functools.partial(check_header, required=required)
-    for name, content in files.items():
-        if name.startswith(stem):
-            known, chunks = required | optional, in_chunks(content)
-            is_csv = name.endswith(".csv")
-            async for found in csv_records(chunks, check) if is_csv else json_records(chunks):
-                placed = ((Place(name, line) if is_csv else Place(name, line - 1, ""), said) for line, said in found)
-                yield repaired(placed, known, report)
-                await asyncio.sleep(0)
+    name: str, content: bytes, required: set[str], schema: Schema, report: Report
+) -> AsyncIterator[Iterable[tuple[Place, Row]]]:
+    """A few rows at a time, repaired as they are wanted; what cannot be is reported."""
+    is_csv, known, chunks = name.endswith(".csv"), set(schema.columns), in_chunks(content)
+
+    def check(header: Sequence[str]) -> None:
+        check_header(header, required)
+        report_unknown(header, known, Place(name, 1), report)
+
+    def repaired_rows(found: Slice) -> Iterator[tuple[Place, Row]]:
+        for line, row in found:
+            place = Place(name, line) if is_csv else Place(name, line - 1, "")
+            if isinstance(row, Flaw):
+                with report.rejecting(place):
+                    yield place, repaired(row, known, place, schema, report)
+            else:
+                yield place, row
+
+    async for found in csv_records(chunks, schema, check) if is_csv else json_records(chunks, schema):
+        yield repaired_rows(found)
+        await asyncio.sleep(0)
 
 
-def repaired(found: Iterable[tuple[Place, Record | Flaw]], known: set[str], report: Report) -> Iterator[Row]:
-    for place, record in found:
-        if isinstance(record, ShortRow):
-            report.add(place, "", "repaired", f"short row: no value for {', '.join(record.missing)}")
-            record = record.record
-        if isinstance(record, Flaw):
-            report.add(place, record.column, "rejected", record.reason)
-            continue
-        if not record.keys() <= known:
-            for column in sorted(record.keys() - known):
-                report.add(place, shown(column), "repaired", "unknown column ignored, here and below")
-                known.add(column)
-        yield place, record
+def report_unknown(columns: Iterable[str], known: set[str], place: Place, report: Report) -> None:
+    for column in columns:
+        if column not in known:
+            report.add(place, shown(column), "repaired", "unknown column ignored, here and below")
+            known.add(column)
+
+
+def repaired(flaw: Flaw, known: set[str], place: Place, schema: Schema, report: Report) -> Row:
+    """What is left of a record without its flaw; raises Flaw."""
+    if flaw.record is None:
+        raise flaw
+    if isinstance(flaw, ShortRow):
+        report.add(place, "", "repaired", f"short row: no value for {', '.join(flaw.missing)}")
+    report_unknown(flaw.record, known, place, report)
+    record = {column: flaw.record.get(column) for column in schema.columns}
+    for column, kind in schema.columns.items():
+        if kind is not TEXT and str(record[column]).strip() in ("NaN", "nan"):
+            report.add(place, column, "repaired", "NaN read as no value")
+            record[column] = None
+    return schema.parse(record)
 
 
 # --- SQL
@@ -313,6 +327,9 @@ SET query = excluded.query
 """
 
 
+QUERIES = Schema(id=TEXT, query=TEXT)
+
+
 class Query(NamedTuple):
     place: Place
     sql: str
@@ -332,20 +349,18 @@ async def accepted_sql(sql: str, place: Place, accept: Accept, tokens: Tokens, r
     return rewritten
 
 
-async def read_queries(
-    files: dict[str, bytes], accept: Accept, tokens: Tokens, report: Report
-) -> dict[str, Query | None]:
+async def read_queries(content: bytes, accept: Accept, tokens: Tokens, report: Report) -> dict[str, Query | None]:
     """The queries by id; None for an id whose query was rejected."""
     queries: dict[str, Query | None] = {}
-    async for rows in rows_of("queries", {"id", "query"}, set(), files, report):
-        for place, row in rows:
+    async for rows in rows_of("queries.csv", content, {"id", "query"}, QUERIES, report):
+        for place, (query_id, sql) in rows:
             with report.rejecting(place):
-                query_id = short_key(row, "id")
+                short_key({"id": query_id}, "id")
                 if taken := queries.get(query_id):
                     raise Flaw("id", f"{shown(query_id)} is taken by {taken.place}")
                 queries[query_id] = None
-                sql = await accepted_sql(key(row, "query"), place, accept, tokens, report)
-                queries[query_id] = Query(place, sql)
+                sql = key({"query": sql}, "query")
+                queries[query_id] = Query(place, await accepted_sql(sql, place, accept, tokens, report))
     return queries
 
 
@@ -535,7 +550,6 @@ async def store_metrics(
 
 RECORD_ID = uuid.UUID("5f0c7e0a-9a55-4b0f-8f3c-2d1b6f6f3a7e")
 NUMERIC = Context(prec=150_000)  # any numeric of PostgreSQL fits, so nothing is rounded
-COLUMNS = {"id": text, "date": moment, **VALUES}
 
 # All dates by the same number of days, so that the newest falls on $1.
 SHIFT_STAGED = """
@@ -545,34 +559,13 @@ FROM (SELECT (MAX(date) AT TIME ZONE 'UTC')::date AS day FROM staged_records) AS
 """
 
 
-def without_nan(record: Record, place: Place, report: Report) -> Record:
-    for column, parse in VALUES.items():
-        if parse is not text and str(record.get(column)).strip() in ("NaN", "nan"):
-            report.add(place, column, "repaired", "NaN read as no value")
-            record = {**record, column: None}
-    return record
-
-
-def parse_row(record: Record, series: dict[str, str]) -> list[Any]:
+def check_keys(row: Row, series: dict[str, str]) -> None:
     """Raises Flaw."""
-    values = parse_record(record, COLUMNS)
-    for column, value in zip(("id", "date"), values, strict=False):
+    for column, value in zip(("id", "date"), row, strict=False):
         if value is None:
             raise Flaw(column, "is missing")
-    if values[0] not in series:
-        raise Flaw("id", f"unknown series {shown(values[0])}")
-    return values
-
-
-def parse_repaired(record: Record, place: Place, series: dict[str, str], report: Report) -> list[Any] | None:
-    """The values, or None when the record is rejected."""
-    try:
-        return parse_row(record, series)
-    except Flaw:
-        pass  # unless a repair helps
-    with report.rejecting(place):
-        return parse_row(without_nan(record, place, report), series)
-    return None
+    if row[0] not in series:
+        raise Flaw("id", f"unknown series {shown(row[0])}")
 
 
 def canonical(written: str | None) -> str | None:
@@ -607,15 +600,17 @@ class Occurrences:
         return uuid.uuid5(RECORD_ID, f"{content}{count}")
 
 
-async def parse_records(
-    files: dict[str, bytes], series: dict[str, str], report: Report
-) -> AsyncIterator[tuple[Any, ...]]:
+async def parse_records(files: dict[str, bytes], series: dict[str, str], report: Report) -> AsyncIterator[Row]:
     """Rows of metrics."""
     occurrences = Occurrences(report)
-    async for rows in rows_of("metric_records", {"id", "date"}, set(VALUES), files, report):
-        for place, record in rows:
-            if values := parse_repaired(record, place, series, report):
-                yield values[0], occurrences.identify(values, place), *values[1:]
+    for name in filter(files.__contains__, FILES[2:]):
+        async for rows in rows_of(name, files[name], {"id", "date"}, DATASET, report):
+            for place, row in rows:
+                if row[0] in series and row[1] is not None:
+                    yield row[0], occurrences.identify(row, place), *row[1:]
+                else:
+                    with report.rejecting(place):
+                        check_keys(row, series)
 
 
 async def store_records(
@@ -643,7 +638,9 @@ async def load(
     report = Report()
     files = await asyncio.to_thread(read_files, directory, report)
     # Before the transaction, for what PostgreSQL does not accept would abort it.
-    queries = await read_queries(files, accept, tokens, report)
+    queries: dict[str, Query | None] = {}
+    if "queries.csv" in files:
+        queries = await read_queries(files["queries.csv"], accept, tokens, report)
     async with conn.transaction():
         # Holds off other loads and edits, not readers.
         await conn.execute("LOCK TABLE queries, metric_configurations IN SHARE ROW EXCLUSIVE MODE")

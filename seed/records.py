@@ -1,18 +1,18 @@
 """Reads records: from bytes in JSON, NDJSON or CSV to rows of metrics, or to what is wrong with them and where.
 
 Uploads and data sets are read by the same rules and refused in the same words; uploads are refused as a whole, data
-sets are repaired and loaded but for what is wrong. In this order: flaws, values, slices, JSON, CSV,
-rows.
+sets are repaired and loaded but for what is wrong. In this order: flaws, values, many
+values at once, schemas, slices, JSON, CSV, rows.
 """
 
 import csv
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
@@ -25,7 +25,7 @@ MAX_DEPTH = 64
 UNREAD = "; nothing is read from here on"
 
 Record = dict[str, Any]  # what is written in each column
-Row = Sequence[Any]  # the values of STAGED
+Row = Sequence[Any]  # the values of a schema's columns
 
 
 # --- Flaws
@@ -34,24 +34,25 @@ Row = Sequence[Any]  # the values of STAGED
 class Flaw(Exception):
     """Why a record is not taken: a column, empty for the whole record, and the reason.
 
-    Malformed is what is no JSON, CSV or UTF-8 at all, whatever it was meant to say.
+    Malformed is what is no JSON, CSV or UTF-8 at all; record is what could be read of it nevertheless.
     """
 
-    def __init__(self, column: str, reason: str, malformed: bool = False) -> None:
+    def __init__(self, column: str, reason: str, malformed: bool = False, record: Record | None = None) -> None:
         super().__init__(reason)
-        self.column, self.reason, self.malformed = column, reason, malformed
+        self.column, self.reason, self.malformed, self.record = column, reason, malformed, record
 
 
 class ShortRow(Flaw):
-    """A row of CSV with fewer cells than the header, and what they say."""
+    """A row of CSV with fewer cells than the header."""
 
     def __init__(self, header: Sequence[str], cells: Sequence[str]) -> None:
-        super().__init__("", f"{len(cells)} cells, but the header has {len(header)}")
-        self.record, self.missing = dict(zip(header, cells, strict=False)), header[len(cells) :]
+        reason = f"{len(cells)} cells, but the header has {len(header)}"
+        super().__init__("", reason, record=dict(zip(header, cells, strict=False)))
+        self.missing = header[len(cells) :]
 
 
-# The place of each record, its line or its number in the array from 1 on, and what it says or why it cannot be read.
-Slice = list[tuple[int, Record | Flaw]]
+# The place of each record, its line or its number in the array from 1 on, with its values or what is wrong with it.
+Slice = list[tuple[int, Row | Flaw]]
 
 
 class Number(str):
@@ -96,7 +97,6 @@ ISO_8601 = re.compile(r"\d{4}-?(?:\d\d-?\d\d|W\d\d(?:-?\d)?)(?:[T ].+)?", re.ASC
 UUID = re.compile(r"[0-9a-fA-F]{8}(-?)(?:[0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}").fullmatch
 SURROGATE = re.compile("[\ud800-\udfff]")
 EXTREMES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # infinities to the driver
-Parse = Callable[[Any, str], Any]
 
 
 def number(value: object, column: str) -> str:
@@ -122,6 +122,10 @@ def whole_number(value: object, column: str) -> int:
     return int(exact)
 
 
+def in_utc(when: datetime) -> datetime:
+    return when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+
+
 def moment(value: object, column: str) -> datetime:
     """In UTC, as it is meant unless it says otherwise; raises Flaw."""
     written = value.upper() if type(value) is str else ""
@@ -130,7 +134,7 @@ def moment(value: object, column: str) -> datetime:
         # fromisoformat takes any character between date and time.
         if not (written[4] == written[7] == "-" and written[10:11] in ("", "T", " ")) and not ISO_8601(written):
             raise ValueError
-        utc = parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+        utc = in_utc(parsed)
     except ValueError:
         raise unlike(value, column, "an ISO 8601 date such as 2026-03-01 or 2026-03-01T12:00:00Z") from None
     except OverflowError:
@@ -158,42 +162,139 @@ def identity(value: object, column: str) -> str:
     return value
 
 
-VALUES: dict[str, Parse] = {
-    "obsolescence_val": number,
-    "obsolescence": number,
-    "parts_flagged": whole_number,
-    "alert_type": text,
-    "alert_category": text,
-}
-# What an upload may have; its series is that of the metric.
-UPLOADED: dict[str, Parse] = {"metric_id": identity, "date": moment, **VALUES}
+# --- Many values at once
+
+# Each takes what nearly all records have and raises ValueError or TypeError when one must be looked at by itself.
 
 
-def parse_record(record: Record, columns: Mapping[str, Parse]) -> list[Any]:
-    """The values of the columns, None for what is missing or blank; raises Flaw."""
-    values = []
-    for column, parse in columns.items():
-        value = record.get(column)
-        if type(value) is str:
-            value = value.strip()
-        values.append(None if value is None or value == "" else parse(value, column))
+def plain_numbers(values: list[Any]) -> list[str]:
+    written = [str(value) if type(value) is int else value for value in values]
+    if not all(map(PLAIN_NUMBER, written)):
+        raise ValueError
+    return written
+
+
+def plain_whole_numbers(values: list[Any]) -> list[int]:
+    if set(map(type, values)) == {str}:
+        digits = "".join(values).replace("-", "")
+        if not (digits.isascii() and digits.isdigit()):
+            raise ValueError
+        values = list(map(int, values))
+    if set(map(type, values)) != {int} or min(values) < -(2**31) or max(values) >= 2**31:
+        raise ValueError
     return values
 
 
-def parse_upload(record: Record | Flaw) -> list[Any]:
-    """Raises Flaw, for a column that records do not have, too."""
-    if isinstance(record, Flaw):
-        raise record
-    if not record.keys() <= UPLOADED.keys():
-        refuse_unknown(record)
-    return parse_record(record, UPLOADED)
+def plain_moments(values: list[Any]) -> list[datetime]:
+    dashes, marks = {value[4:8:3] for value in values}, {value[10:11] for value in values}
+    if dashes != {"--"} or not marks <= {"", "T", " "} or min(values) < "0002" or max(values) > "9999":
+        raise ValueError
+    moments = map(datetime.fromisoformat, values)
+    return [when if when.tzinfo is UTC else in_utc(when) for when in moments]
 
 
-def refuse_unknown(columns: Iterable[str]) -> None:
-    """Raises Flaw for a column that uploads do not have."""
-    for column in columns:
-        if column not in UPLOADED:
-            raise Flaw(shown(column), f"is no column of records, which are {', '.join(UPLOADED)}")
+def plain_texts(values: list[Any]) -> list[str]:
+    if set(map(type, values)) != {str}:
+        raise ValueError
+    joined = "".join(values)
+    if "\0" in joined or (not joined.isascii() and SURROGATE.search(joined)):
+        raise ValueError
+    return values
+
+
+def plain_identities(values: list[Any]) -> list[str]:
+    if not all(map(UUID, values)):
+        raise ValueError
+    return values
+
+
+# --- Schemas
+
+
+class Column(NamedTuple):
+    """What reads one value, and what reads many."""
+
+    parse: Callable[[Any, str], Any]
+    parse_all: Callable[[list[Any]], list[Any]]
+
+
+NUMBER, WHOLE_NUMBER = Column(number, plain_numbers), Column(whole_number, plain_whole_numbers)
+MOMENT, TEXT, IDENTITY = Column(moment, plain_moments), Column(text, plain_texts), Column(identity, plain_identities)
+
+
+class Schema:
+    """The columns that records may have, and the order of their values."""
+
+    def __init__(self, **columns: Column) -> None:
+        self.columns = columns
+        fields = [(name, Any, None) for name in columns]
+        kind = msgspec.defstruct("Fields", fields, forbid_unknown_fields=True, gc=False)
+        self.decode = msgspec.json.Decoder(list[kind], float_hook=Number).decode  # type: ignore[valid-type]
+
+    def check_header(self, header: Sequence[str]) -> None:
+        """Raises Flaw."""
+        check_header(header)
+        self.refuse_unknown(header)
+
+    def refuse_unknown(self, columns: Iterable[str]) -> None:
+        """Raises Flaw."""
+        for column in columns:
+            if column not in self.columns:
+                raise Flaw(shown(column), f"is no column of records, which are {', '.join(self.columns)}")
+
+    def parse(self, record: Record) -> Row:
+        """Without blanks around texts, and None for what is missing or blank; raises Flaw."""
+        self.refuse_unknown(record)
+        values = []
+        for column, (parse, _) in self.columns.items():
+            value = record.get(column)
+            if type(value) is str:
+                value = value.strip()
+            values.append(None if value is None or value == "" else parse(value, column))
+        return values
+
+    def parse_all(self, names: Sequence[str], rows: Sequence[Row]) -> list[Row]:
+        """Raises ValueError, TypeError or OverflowError when one must be looked at by itself."""
+        given = dict(zip(names, zip(*rows, strict=True), strict=True))
+        columns: list[Iterable[Any]] = []
+        for column, (_, parse_all) in self.columns.items():
+            values = [
+                value.strip() or None if type(value) is str else value
+                for value in given.get(column, [None] * len(rows))
+            ]
+            some = [value for value in values if value is not None]
+            parsed = iter(parse_all(some) if some else [])
+            full = len(some) == len(values)
+            columns.append(parsed if full else [None if value is None else next(parsed) for value in values])
+        return list(zip(*columns, strict=True))
+
+    def read(self, record: Record | Flaw) -> Row | Flaw:
+        if isinstance(record, Flaw):
+            return record
+        try:
+            return self.parse(record)
+        except Flaw as flaw:
+            flaw.record = record
+            return flaw
+
+    def read_all(self, names: Sequence[str], rows: Sequence[Row]) -> list[Row | Flaw]:
+        """What rows of the same columns say: all in one go, and one by one where that fails."""
+        try:
+            return [*self.parse_all(names, rows)]
+        except (ValueError, TypeError, OverflowError):
+            return [self.read(dict(zip(names, row, strict=True))) for row in rows]
+
+
+VALUES = {
+    "obsolescence_val": NUMBER,
+    "obsolescence": NUMBER,
+    "parts_flagged": WHOLE_NUMBER,
+    "alert_type": TEXT,
+    "alert_category": TEXT,
+}
+# The series of an upload is its metric's; a record of a data set is identified by what it says.
+UPLOAD = Schema(metric_id=IDENTITY, date=MOMENT, **VALUES)
+DATASET = Schema(id=TEXT, date=MOMENT, **VALUES)
 
 
 def check_header(header: Sequence[str], required: Set[str] = frozenset()) -> None:
@@ -202,12 +303,6 @@ def check_header(header: Sequence[str], required: Set[str] = frozenset()) -> Non
     if len(set(named)) < len(named) or not required <= set(named):
         rule = " and ".join([*sorted(required), "no column twice"])
         raise Flaw("", f"the header must name {rule}; it is {shown(','.join(header))}{UNREAD}")
-
-
-def check_uploaded(header: Sequence[str]) -> None:
-    """Raises Flaw."""
-    check_header(header)
-    refuse_unknown(header)
 
 
 # --- Slices
@@ -269,7 +364,6 @@ async def line_slices(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Piece]
 
 # --- JSON
 
-decode_values = msgspec.json.Decoder(list[Any], float_hook=Number).decode
 # Takes what is almost JSON, too, so that it costs no more than its own record.
 TOLERANT = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=Constant)
 FLAT_OBJECT = re.compile(rb"""\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\}""", re.DOTALL).match
@@ -293,34 +387,34 @@ def read_object(piece: bytes) -> Record | Flaw:
         return no_json(error)
 
 
-def read_objects(batch: Sequence[Piece]) -> list[Record | Flaw]:
+def read_objects(batch: Sequence[Piece], schema: Schema) -> list[Row | Flaw]:
     """What each piece says: all in one go, and one by one where that fails."""
     pieces = [piece for piece in batch if isinstance(piece, bytes)]
     flaws = [piece for piece in batch if isinstance(piece, Flaw)]
     # Lines of which one has two objects and another breaks off do not all end with a brace.
     if all(piece.endswith(b"}") for piece in pieces):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            values = decode_values(b"[" + b",".join(pieces) + b"]")
-            if len(values) == len(pieces):
-                return [*map(as_record, values), *flaws]
-    return [*map(read_object, pieces), *flaws]
+            fields = schema.decode(b"[" + b",".join(pieces) + b"]")
+            if len(fields) == len(pieces):
+                return [*schema.read_all([*schema.columns], list(map(msgspec.structs.astuple, fields))), *flaws]
+    return [*(schema.read(read_object(piece)) for piece in pieces), *flaws]
 
 
-async def ndjson_records(chunks: AsyncIterator[bytes]) -> AsyncIterator[Slice]:
+async def ndjson_records(chunks: AsyncIterator[bytes], schema: Schema) -> AsyncIterator[Slice]:
     number = 1
     async for batch in line_slices(chunks):
         stripped = [piece.strip(BLANKS) if isinstance(piece, bytes) else piece for piece in batch]
         places = [place for place, piece in enumerate(stripped, number) if piece]
-        yield list(zip(places, read_objects([piece for piece in stripped if piece]), strict=True))
+        yield list(zip(places, read_objects([piece for piece in stripped if piece], schema), strict=True))
         number += len(batch)
 
 
-async def json_records(chunks: AsyncIterator[bytes]) -> AsyncIterator[Slice]:
+async def json_records(chunks: AsyncIterator[bytes], schema: Schema) -> AsyncIterator[Slice]:
     """One object, or an array, which is held as a whole."""
     content = b"".join([chunk async for chunk in chunks]).removeprefix(BOM).strip(BLANKS)
     number = 1
     for batch in sliced(array_elements(content) if content.startswith(b"[") else [content]):
-        yield list(enumerate(read_objects(batch), number))
+        yield list(enumerate(read_objects(batch, schema), number))
         number += len(batch)
 
 
@@ -369,25 +463,34 @@ Line = tuple[int, list[str] | Flaw]
 BREAKS_OFF = ("unexpected end of data", "field larger than field limit")
 
 
-async def csv_records(chunks: AsyncIterator[bytes], check_header: CheckHeader) -> AsyncIterator[Slice]:
+async def csv_records(
+    chunks: AsyncIterator[bytes], schema: Schema, check: CheckHeader | None = None
+) -> AsyncIterator[Slice]:
     """RFC 4180 with a header; empty lines do not count."""
     header: list[str] | None = None
     async for lines in csv_lines(chunks):
         if header is None:
             (place, cells), *lines = lines or [(1, [])]
             header = [] if isinstance(cells, Flaw) else [cell.strip() for cell in cells]
-            if flaw := cells if isinstance(cells, Flaw) else header_flaw(header, check_header):
+            if flaw := cells if isinstance(cells, Flaw) else header_flaw(header, check or schema.check_header):
                 yield [(place, flaw)]
                 return
-        yield [(place, record) for place, cells in lines for record in csv_record(header, cells)]
+        yield read_lines(header, lines, schema)
 
 
-def header_flaw(header: Sequence[str], check_header: CheckHeader) -> Flaw | None:
+def header_flaw(header: Sequence[str], check: CheckHeader) -> Flaw | None:
     try:
-        check_header(header)
+        check(header)
     except Flaw as flaw:
         return flaw
     return None
+
+
+def read_lines(header: Sequence[str], lines: Sequence[Line], schema: Schema) -> Slice:
+    whole = [cells for _, cells in lines if isinstance(cells, list) and len(cells) == len(header)]
+    if len(whole) == len(lines):
+        return list(zip([place for place, _ in lines], schema.read_all(header, whole), strict=True))
+    return [(place, schema.read(record)) for place, cells in lines for record in csv_record(header, cells)]
 
 
 def csv_record(header: Sequence[str], cells: list[str] | Flaw) -> Iterator[Record | Flaw]:

@@ -334,9 +334,9 @@ async def test_csv_rows_are_repaired_and_rejected_one_by_one(tmp_path: Path, con
     report = await load(directory, conn, accept, app.tokens)
     assert [line.removeprefix("metric_records.csv:") for line in lines(report)] == [
         "1: repaired: byte order mark left out",
+        "1: 'note': repaired: unknown column ignored, here and below",
         "2: repaired: short row: no value for obsolescence_val, obsolescence, parts_flagged, alert_type, "
         "alert_category, note",
-        "3: 'note': repaired: unknown column ignored, here and below",
         "3: obsolescence: repaired: NaN read as no value",
         "6: date: rejected: '2025-13-01' is not an ISO 8601 date such as 2026-03-01 or 2026-03-01T12:00:00Z",
         "7: date: rejected: 'today' is not an ISO 8601 date such as 2026-03-01 or 2026-03-01T12:00:00Z",

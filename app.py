@@ -336,7 +336,10 @@ class MetricDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One record of a series; date defaults to now, metric_id to a random one."""
+    """One record of a series; date defaults to now, metric_id to a random one.
+
+    Blanks around a value do not count, a blank value is none, and a text that holds a number is that number.
+    """
 
     metric_id: uuid.UUID | None = None
     date: Annotated[str | None, msgspec.Meta(extra_json_schema={"format": "date-time"})] = None
@@ -3407,14 +3410,13 @@ async def uploaded(
 
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
     """How many were not there yet, in a transaction that is as short as can be; raises Problem 503."""
-    for _ in range(3):
-        # Two uploads of the same records in another order wait for each other, until the server ends one of them.
-        with suppress(asyncpg.DeadlockDetectedError):
-            async with conn.transaction():
-                done = await conn.execute(statement, *columns)
-                await notify(conn, "metrics")
-            return int(done.rpartition(" ")[2])
-    raise Problem(503, "Others write the same records; try again.")
+    try:
+        async with conn.transaction():
+            done = await conn.execute(statement, *columns)
+            await notify(conn, "metrics")
+    except asyncpg.DeadlockDetectedError:
+        raise Problem(503, "Others write the same records in another order; try again.") from None
+    return int(done.rpartition(" ")[2])
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -4882,6 +4884,11 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         await server.stop()
 
 
+def tell_progress(count: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{count} records read", end="\r", file=sys.stderr, flush=True)
+
+
 async def load_dataset(database: Database, directory: Path, newest: date | None = None) -> Any:
     """Load a data set; its queries must pass as the guest that will run them. Raises CommandError."""
     from seed import dataset
@@ -4896,7 +4903,7 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
 
     async with writing(database, "metrics") as conn:
         try:
-            report = await dataset.load(directory, conn, accept, tokens, newest=newest)
+            report = await dataset.load(directory, conn, accept, tokens, newest=newest, tell=tell_progress)
         except (dataset.DatasetError, asyncpg.PostgresError) as exc:
             raise CommandError(f"Nothing was loaded: {exc}") from exc
         await notify(conn, "metric_configurations")

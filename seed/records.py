@@ -6,6 +6,7 @@ values at once, schemas, slices, JSON, CSV, rows.
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
@@ -529,7 +530,8 @@ async def csv_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Line]]:
 def read_cells(lines: Sequence[bytes], begun: int, final: bool = False) -> tuple[list[Line], int]:
     """What there is of whole records, and how many lines they take; what breaks off at the very end is a flaw."""
     found: list[Line] = []
-    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
+    text = b"".join(lines).decode("utf-8", "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     while True:
         ready = reader.line_num
         try:
@@ -564,7 +566,8 @@ CREATE TEMPORARY TABLE staged_records (
 )
 """
 UNSTAGE = "DROP TABLE IF EXISTS pg_temp.staged_records"
-# Numbers come as texts, which the driver sends ten times as fast as it does Decimals.
+# Numbers come as texts, which the driver sends several times as fast as it does Decimals. In order, so that two who
+# write the same records wait for each other one way; by date, so that a period stays together on the disk.
 INSERT = """\
 INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
 SELECT
@@ -577,6 +580,7 @@ SELECT
   alert_type,
   alert_category
 FROM {}
+ORDER BY date, metric_id
 ON CONFLICT DO NOTHING
 """
 INSERT_STAGED = INSERT.format("staged_records")

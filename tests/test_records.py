@@ -1,8 +1,11 @@
 """One reader of records: each case through every way in, with the same verdict and the same words."""
 
+import asyncio
 import csv
+import gzip
 import io
 import json
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +13,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service
+from conftest import Serve, Service, eventually
 
 import app
 from seed import dataset
@@ -220,7 +223,7 @@ UNKNOWN = (
     "alert_category"
 )
 LONG = "is longer than 131072 bytes; nothing is read from here on"
-LINES: list[tuple[str, bytes, int, str, list[str | None]]] = [
+LINES: list[tuple[str, bytes, int, str, list[str]]] = [
     ("csv", b"\xef\xbb\xbfalert_type\na\n", 201, "", ["a"]),
     ("ndjson", b'\xef\xbb\xbf{"alert_type": "a"}\n', 201, "", ["a"]),
     ("json", b'\xef\xbb\xbf{"alert_type": "a"}', 201, "", ["a"]),
@@ -271,7 +274,7 @@ async def test_lines_and_shapes_are_read_however_they_arrive(
     body: bytes,
     status: int,
     words: str,
-    values: list[str | None],
+    values: list[str],
     size: int,
 ) -> None:
     async def chunks() -> AsyncIterator[bytes]:
@@ -287,3 +290,114 @@ async def test_lines_and_shapes_are_read_however_they_arrive(
         [words] * bool(words),
     )
     assert sorted(await stored(owner, "alert_type"), key=str) == values
+
+
+# ------------------------------------------------------------------------------------------------ whole uploads
+
+
+def with_ids(ids: list[str], number: int = 1) -> bytes:
+    return b"".join(b'{"metric_id": "%b", "parts_flagged": %d}\n' % (name.encode(), number) for name in ids)
+
+
+async def test_an_id_counts_once_in_a_body_and_in_the_table(
+    client: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(600)]
+    for body, counts in ((with_ids(ids + ids[:5]), (600, 5)), (with_ids([*ids[:10], str(uuid.uuid4())]), (1, 10))):
+        answer = await upload(client, "ndjson", body)
+        assert answer.json() == {"inserted": counts[0], "duplicates": counts[1]}
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 601
+
+
+async def test_the_same_ids_in_opposite_order_get_along(client: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(20_000)]
+    answers = await asyncio.gather(*[upload(client, "ndjson", with_ids(some)) for some in (ids, ids[::-1])])
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert sum(answer.json()["inserted"] for answer in answers) == len(ids)
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == len(ids)
+
+
+async def test_an_upload_that_goes_on_locks_nothing_and_is_written_at_its_end(
+    client: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    ids, begun, goes_on = [str(uuid.uuid4()) for _ in range(3000)], asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield with_ids(ids)
+        begun.set()
+        await goes_on.wait()
+        yield with_ids(ids[:1])
+
+    uploading = asyncio.create_task(upload(client, "ndjson", slowly()))
+    await begun.wait()
+    await eventually(lambda: owner.fetchval("SELECT COUNT(*) FROM pg_class WHERE relname = 'staged_records'"))
+    repeats = await asyncio.gather(*[upload(client, "ndjson", with_ids(ids[:10], 2)) for _ in range(12)])
+    assert [answer.status_code for answer in repeats] == [201] * 12
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 10
+    goes_on.set()
+    assert (await uploading).json() == {"inserted": 2990, "duplicates": 11}
+    await eventually(
+        lambda: owner.fetchval("SELECT NOT EXISTS (SELECT FROM pg_class WHERE relname = 'staged_records')")
+    )
+
+
+@pytest.mark.parametrize("kind", MEDIA)
+async def test_a_body_that_breaks_off_leaves_nothing(
+    client: httpx.AsyncClient, owner: asyncpg.Connection, service: Service, kind: str
+) -> None:
+    body = b"alert_type\n" + b"a\n" * 5000 if kind == "csv" else b'{"alert_type": "a"}\n' * 5000
+
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"[" * (kind == "json") + body
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await upload(client, kind, breaking())
+    line = '"path":"/metrics/echo/metric-records"'
+    await eventually(lambda: asyncio.to_thread(lambda: '"status":499' in service.log.read_text() and line))
+    assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
+
+
+@pytest.mark.parametrize("kind", MEDIA)
+async def test_a_body_that_is_compressed_is_told_to_come_as_it_is(client: httpx.AsyncClient, kind: str) -> None:
+    headers = {"Content-Type": MEDIA[kind], "Content-Encoding": "gzip"}
+    answer = await client.post(RECORDS, content=gzip.compress(b"{}"), headers=headers)
+    assert (answer.status_code, answer.json()["detail"]) == (415, "Send the body without a Content-Encoding.")
+
+
+async def test_a_long_array_is_told_what_may_be_longer(client: httpx.AsyncClient) -> None:
+    answer = await upload(client, "json", b"[" + b"{}," * 170_000 + b"{}]")
+    assert answer.status_code == 413
+    assert answer.json()["detail"] == (
+        "The body is larger than 500000 bytes: send NDJSON or CSV, which may have 268435456."
+    )
+
+
+async def test_the_first_hundred_errors_are_told_and_what_is_malformed_goes_before_them(
+    client: httpx.AsyncClient,
+) -> None:
+    answer = await upload(client, "csv", b"parts_flagged\n" + b"x\n" * 1000)
+    errors = answer.json()["errors"]
+    assert [error["name"] for error in errors] == [f"line {n}, parts_flagged" for n in range(2, 102)]
+    answer = await upload(client, "ndjson", b'{"parts_flagged": "x"}\n' * 99 + b"{")
+    assert (answer.status_code, answer.json()["errors"][0]["name"]) == (400, "line 100")
+
+
+async def test_quotes_that_stay_open_and_lines_that_never_end_stop_nobody(
+    client: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    """However it is cut: what was looked at is not looked at again at each byte that comes."""
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'alert_type\n"'
+        for _ in range(1200):
+            yield b"\n" * 100
+
+    answers: list[httpx.Response] = []
+    uploading = asyncio.create_task(upload(client, "csv", endless()))
+    while not uploading.done():
+        answers.append(await client.get("/health/live"))
+        await asyncio.sleep(0.01)
+    assert {answer.status_code for answer in answers} == {200}
+    error = (await uploading).json()["errors"][0]
+    assert error["detail"] == "lines 2 to 120001 cannot be read (unexpected end of data): check the quotes"

@@ -75,6 +75,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
+from seed import records
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
@@ -300,7 +301,10 @@ class MetricDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One record of a series; date defaults to now, metric_id to a random one."""
+    """One record of a series; date defaults to now, metric_id to a random one.
+
+    Blanks around a value do not count, a blank value is none, and a text that holds a number is that number.
+    """
 
     metric_id: uuid.UUID | None = None
     date: Annotated[str | None, msgspec.Meta(extra_json_schema={"format": "date-time"})] = None
@@ -3115,22 +3119,25 @@ class Seen:
 
 # ------------------------------------------------------------------------------------------------ bodies
 
-MAX_DEPTH = 64
+MAX_DEPTH, MAX_LOOKED_THROUGH = 64, 2**20  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
+MAX_BODY_TIME = 600  # seconds for all of it
 
 
-async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[bytes]:
+async def read_chunks(request: Request[State], limit: int, hint: str = "") -> AsyncIterator[bytes]:
     """The body as it arrives.
 
     Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientDisconnect.
     """
     size, received, more = int(request.headers.get("content-length", 0)), 0, True
+    ends = time.monotonic() + MAX_BODY_TIME
     while more and size <= limit:
         try:
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(min(SILENCE, ends - time.monotonic())):
                 message = await request.receive()
         except TimeoutError:
-            raise Problem(408, f"Nothing of the body has come for {SILENCE} s.") from None
+            detail = f"Nothing of the body has come for {SILENCE} s, or not all of it in {MAX_BODY_TIME} s."
+            raise Problem(408, detail) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more, chunk = message.get("more_body", False), message.get("body", b"")
@@ -3139,7 +3146,7 @@ async def read_chunks(request: Request[State], limit: int) -> AsyncIterator[byte
         if chunk and size <= limit:
             yield chunk
     if size > limit:
-        raise Problem(413, f"The body is larger than {limit} bytes.")
+        raise Problem(413, f"The body is larger than {limit} bytes{hint}.")
 
 
 def media_type(request: Request[State]) -> str:
@@ -3175,10 +3182,10 @@ def not_json(exc: Exception) -> Problem:
 
 
 def check_json(body: bytes) -> None:
-    """Raises Problem 400, which goes before what is wrong with values; how deep a large body is nested may be."""
+    """Raises Problem 400, which goes before what is wrong with values; only of a large body the depth may be any."""
     try:
         msgspec.json.decode(body, type=msgspec.Raw)
-        nested: list[Any] = [[decode_any(body)]] if len(body) <= WHOLE else []
+        nested: list[Any] = [[decode_any(body)]] if len(body) <= MAX_LOOKED_THROUGH else []
     except msgspec.ValidationError:
         return  # a number without end
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -3188,20 +3195,6 @@ def check_json(body: bytes) -> None:
         nested = [item for item in items if isinstance(item, dict | list)]
     if nested:
         raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
-
-
-def decode_json(body: bytes) -> Any:
-    check_json(body)
-    return decode_any(body)
-
-
-def convert(value: Any, kind: type[T]) -> T:
-    """Raises Problem 422 that names the field."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as exc:
-        path, detail = flaw(exc)
-        raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
 
 
 # msgspec's words, and what a caller is told to send.
@@ -3240,243 +3233,76 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
 
 # ------------------------------------------------------------------------------------------------ records
 
-SLICE = 1000  # records, that other requests need not wait for more
-WHOLE = 2**20  # bytes of a JSON body that are decoded in one go
-MAX_ERRORS = 100
-FLAT_OBJECT = re.compile(rb"""\s*+(\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\})\s*+([,\]])""", re.DOTALL)
-decode_record = msgspec.json.Decoder(Record).decode
-
-# The values of a record in the order of its fields, or what is wrong with it.
-Row = tuple[Any, ...] | InputError
-
-
-def read_row(place: str, read: Callable[[Any], Record], given: bytes | list[str]) -> Row:
-    """Raises Problem 400 for what is no JSON."""
-    try:
-        return record_values(read(given))
-    except msgspec.ValidationError as exc:
-        column, detail = flaw(exc)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise Problem(400, f"{place} is not JSON: {exc}.", [InputError(place, "is not JSON")]) from None
-    except ValueError as exc:
-        column, detail = exc.args
-    return InputError(f"{place}, {column}" if column else place, detail)
+PROGRESS = 5  # seconds between two lines of the log about one upload
+READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterator[records.Slice]]] = {
+    "application/json": records.json_records,
+    "application/x-ndjson": records.ndjson_records,
+    "application/ndjson": records.ndjson_records,
+    "text/csv": records.csv_records,
+}
 
 
-def record_values(record: Record) -> tuple[Any, ...]:
-    """Raises ValueError with the column and what is wrong."""
-    for name, number in (("obsolescence_val", record.obsolescence_val), ("obsolescence", record.obsolescence)):
-        if number is not None and not (number.is_finite() and abs(number.adjusted()) < 1000):
-            raise ValueError(name, "must be a number below 10^1000")
-        if number is not None and number.as_tuple().exponent < -16_383:  # type: ignore[operator]
-            raise ValueError(name, "must have 16383 digits after the point at most")
-    for name, text in (("alert_type", record.alert_type), ("alert_category", record.alert_category)):
-        if text and "\0" in text:
-            raise ValueError(name, "must not contain a NUL character")
-    metric_id, when, *rest = msgspec.structs.astuple(record)
-    return metric_id, None if when is None else record_date(when), *rest
+async def read_records(request: Request[State], kind: str, series: str) -> AsyncIterator[list[records.Row]]:
+    """Rows to insert, SLICE or more of them but for the last.
 
-
-INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # to the driver
-
-
-def record_date(text: str) -> datetime:
-    """A moment, in UTC unless it says otherwise."""
-    try:
-        moment = parse_datetime(text).replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("date", "must be ISO 8601, such as 2025-06-30T12:00:00Z") from None
-    if moment in INFINITIES:
-        raise ValueError("date", "must be within the years 1 to 9999, not at their very ends")
-    return moment
-
-
-async def text_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """Whole lines, with their ends, as they arrive; the last may have none.
-
-    Raises Problem 400 for a line that is too long to be held.
+    Raises Problem 400, 413, or 422 with the first hundred errors.
     """
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield [line + b"\n" for line in lines]
-        if len(rest) > WHOLE:
-            raise Problem(400, f"A line is longer than {WHOLE} bytes.", headers={"Connection": "close"})
-    yield [rest] if rest else []
-
-
-async def ndjson_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
-    number = 0
-    async for lines in text_lines(chunks):
-        yield (read_row(f"line {i}", decode_record, line) for i, line in enumerate(lines, number + 1) if line.strip())
-        number += len(lines)
-
-
-async def json_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
-    """One object or an array; a long array is taken apart as it arrives."""
-    start = b""
-    async for chunk in chunks:
-        start += chunk
-        if len(start) > WHOLE:
-            async for rows in array_rows(start, chunks):
-                yield rows
-            return
-    value = decode_json(start)
-    items = msgspec.json.decode(start, type=list[msgspec.Raw]) if isinstance(value, list) else [start]
-    yield (read_row(f"row {i}", decode_record, bytes(item)) for i, item in enumerate(items, 1))
-
-
-async def array_rows(buffer: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
-    """The flat objects of an array that is too long to be held.
-
-    Raises Problem 400.
-    """
-    if not buffer.lstrip().startswith(b"["):
-        raise Problem(400, f"A body over {WHOLE} bytes must be an array of records, NDJSON or CSV.")
-    position, number, delimiter = buffer.index(b"[") + 1, 0, b","
-
-    def complete_rows() -> Iterator[Row]:
-        nonlocal position, number, delimiter
-        while delimiter == b"," and (found := FLAT_OBJECT.match(buffer, position)):
-            position, number, delimiter = found.end(), number + 1, found[2]
-            yield read_row(f"row {number}", decode_record, found[1])
-
-    while True:
-        yield complete_rows()
-        buffer, position = buffer[position:], 0
-        chunk = await anext(chunks, b"")
-        if not chunk and not buffer.strip() and delimiter == b"]":
-            return
-        if not chunk or len(buffer) > WHOLE or (delimiter == b"]" and chunk.strip()):
-            raise Problem(400, f"The body is no JSON array of flat records after row {number}.")
-        buffer += chunk
-
-
-async def csv_rows(chunks: AsyncIterator[bytes]) -> AsyncIterator[Iterable[Row]]:
-    """RFC 4180 with a header; a blank cell is NULL.
-
-    Raises Problem 400 or 422.
-    """
-    header: list[str] = []
-    pending: list[bytes] = []
-    number = 0
-    async for lines in text_lines(chunks):
-        pending += lines
-        ready = complete_lines(pending)
-        rows = read_csv(pending[:ready], number)
-        number, pending = number + ready, pending[ready:]
-        if sum(map(len, pending)) > WHOLE:
+    settings, rows, errors = request.state["settings"], list[records.Row](), list[InputError]()
+    limit, hint = settings.max_upload, ""
+    if kind == "application/json":
+        limit, hint = settings.max_body, f": send NDJSON or CSV, which may have {settings.max_upload}"
+    async for found in READERS[kind](read_chunks(request, limit, hint), records.UPLOAD):
+        for place, row in found:
+            if isinstance(row, records.Flaw):
+                errors.append(record_error(f"{'row' if hint else 'line'} {place}", row))
+            else:
+                rows.append((series, *row))
+        if len(errors) >= MAX_ERRORS:
             break
-        if not header and rows:
-            header = check_header(rows.pop(0)[1])
-        read = functools.partial(csv_record, header)
-        yield (read_row(f"line {line}", read, cells) for line, cells in rows)
-    if pending:
-        raise Problem(400, f"The quotes that line {number + 1} opens are not closed.")
-
-
-def complete_lines(lines: Sequence[bytes]) -> int:
-    """How many lines there are up to the last that ends a record and does not break off within quotes."""
-    quotes = itertools.accumulate(line.count(b'"') for line in lines)
-    return max((i for i, count in enumerate(quotes, 1) if count % 2 == 0), default=0)
-
-
-def read_csv(lines: Sequence[bytes], before: int) -> list[tuple[int, list[str]]]:
-    """The cells of each record and the line it begins on; raises Problem 400."""
-    rows, begun = [], before + 1
-    texts = (line.decode("utf-8-sig" if i == before == 0 else "utf-8") for i, line in enumerate(lines))
-    reader = csv.reader(texts, strict=True)
-    try:
-        for cells in reader:
-            if cells:
-                rows.append((begun, cells))
-            begun = before + reader.line_num + 1
-    except UnicodeDecodeError:
-        raise Problem(400, f"Line {before + reader.line_num + 1} is not UTF-8.") from None
-    except csv.Error as exc:
-        raise Problem(400, f"Line {begun} is not CSV: {exc}.") from None
-    return rows
-
-
-def check_header(header: list[str]) -> list[str]:
-    columns = Record.__struct_fields__
-    if set(header).issubset(columns) and len(set(header)) == len(header):
-        return header
-    detail = f"must name each of its columns once, out of {', '.join(columns)}"
-    raise Problem(422, f"The header {detail}.", [InputError("line 1", detail)])
-
-
-def csv_record(header: list[str], cells: list[str]) -> Record:
-    """Raises ValueError with the column and what is wrong, or msgspec's."""
-    if len(cells) != len(header):
-        raise ValueError("", f"has {len(cells)} cells, the header has {len(header)}")
-    filled = {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
-    record = msgspec.convert(filled, Record, strict=False)
-    for name in filled:
-        # To msgspec the word null is no value, too.
-        if getattr(record, name) is None:
-            raise ValueError(name, "must be blank for no value")
-    return record
-
-
-async def slices(batches: AsyncIterator[Iterable[Row]]) -> AsyncIterator[list[Row]]:
-    """The rows, read as they are wanted, SLICE at a time; the last slice has fewer."""
-    rows: list[Row] = []
-    async for batch in batches:
-        for row in batch:
-            rows.append(row)
-            if len(rows) == SLICE:
-                yield rows
-                rows = []
+        if len(rows) >= records.SLICE and not errors:
+            yield rows
+            rows = []
+        await asyncio.sleep(0)
+    if errors:
+        raise Problem(422, f"Nothing was written: {errors[0].name}: {errors[0].detail}.", errors[:MAX_ERRORS])
     yield rows
 
 
-READERS = {
-    "application/json": json_rows,
-    "application/x-ndjson": ndjson_rows,
-    "application/ndjson": ndjson_rows,
-    "text/csv": csv_rows,
-}
-
-INSERT_RECORDS = """\
-INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
-SELECT
-  $1,
-  COALESCE(metric_id, GEN_RANDOM_UUID()),
-  COALESCE(date, $2),
-  obsolescence_val,
-  obsolescence,
-  parts_flagged,
-  alert_type,
-  alert_category
-FROM UNNEST($3::uuid[], $4::timestamptz[], $5::numeric[], $6::numeric[], $7::int[], $8::text[], $9::text[])
-  AS r(metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
-ON CONFLICT DO NOTHING
-"""
+def record_error(place: str, flaw: records.Flaw) -> InputError:
+    """Raises Problem 400 for what is malformed."""
+    error = InputError(f"{place}, {flaw.column}" if flaw.column else place, flaw.reason)
+    if flaw.malformed:
+        raise Problem(400, f"Nothing was written: {error.name}: {error.detail}.", [error])
+    return error
 
 
-async def insert_records(
-    conn: asyncpg.Connection, series: str, rows: list[Row], batches: AsyncIterator[list[Row]]
-) -> Inserted:
-    """All or nothing, in the caller's transaction: rows, then what else comes.
-
-    Raises Problem 422 with the first hundred errors.
-    """
-    now = datetime.now(UTC)
-    total = inserted = 0
-    errors: list[InputError] = []
+async def uploaded(
+    request: Request[State], rows: list[records.Row], rest: AsyncIterator[list[records.Row]]
+) -> AsyncIterator[records.Row]:
+    """One by one, as the driver wants them, with a line in the log now and then."""
+    count, began, told = 0, time.monotonic(), 0.0
     while rows:
-        errors += [row for row in rows if isinstance(row, InputError)]
-        if len(errors) >= MAX_ERRORS:
-            break
-        if not errors:
-            done = await conn.execute(INSERT_RECORDS, series, now, *map(list, zip(*rows, strict=True)))
-            total, inserted = total + len(rows), inserted + int(done.rpartition(" ")[2])
-        await asyncio.sleep(0)
-        rows = await anext(batches, [])
-    if errors:
-        raise Problem(422, f"Nothing was written: {errors[0].name} {errors[0].detail}.", errors[:MAX_ERRORS])
-    return Inserted(inserted, total - inserted)
+        for row in rows:
+            yield row
+        count += len(rows)
+        lasted = time.monotonic() - began
+        if lasted > told + PROGRESS:
+            told = lasted
+            fields = {"metric_id": request.scope["metric_id"], "request_id": request.scope["request_id"]}
+            fields |= {"records": count, "per_second": round(count / lasted)}
+            log.info("an upload goes on", extra={"fields": fields})
+        rows = await anext(rest, [])
+
+
+async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
+    """How many were not there yet, in a transaction that is as short as can be; raises Problem 503."""
+    try:
+        async with conn.transaction():
+            done = await conn.execute(statement, *columns)
+            await notify(conn, "metrics")
+    except asyncpg.DeadlockDetectedError:
+        raise Problem(503, "Others write the same records in another order; try again.") from None
+    return int(done.rpartition(" ")[2])
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -3928,19 +3754,27 @@ async def put_layouts(request: Request[State]) -> Response:
 
 async def create_records(request: Request[State]) -> Response:
     """Write records of a metric's series, all or nothing."""
-    state, metric = request.state, find_metric(request, editable=False)
+    database, metric = request.state["database"], find_metric(request, editable=False)
     kind = media_type(request)
     if kind not in READERS:
         raise Problem(415, f"Send Content-Type: {', '.join(READERS)}.")
-    batches = slices(READERS[kind](read_chunks(request, state["settings"].max_upload)))
-    # Most bodies are all here before a connection is taken, so that who sends slowly keeps none from the others.
+    batches = read_records(request, kind, metric.about.series)
+    # Most bodies are all here before a connection is taken; what lasts longer keeps no other write from its own.
     rows = await anext(batches)
     refuse_parameters(request)
-    login = "upload" if len(rows) >= SLICE else "owner"
-    async with writing(state["database"], "metrics", login) as conn:
-        done = await insert_records(conn, metric.about.series, rows, batches)
-    audit(request, "records", inserted=done.inserted, duplicates=done.duplicates)
-    return json_response(done, 201)
+    if len(rows) < records.SLICE:
+        count, columns = len(rows), [[row[i] for row in rows] for i in range(len(records.STAGED))]
+        async with database.connection("owner") as conn:
+            inserted = await insert_records(conn, records.INSERT_GIVEN, *columns)
+    else:
+        async with database.connection("upload") as conn:
+            try:
+                count = await records.stage(conn, uploaded(request, rows, batches))
+                inserted = await insert_records(conn, records.INSERT_STAGED)
+            finally:
+                await conn.execute(records.UNSTAGE)
+    audit(request, "records", inserted=inserted, duplicates=count - inserted)
+    return json_response(Inserted(inserted, count - inserted), 201)
 
 
 # ------------------------------------------------------------------------------------------------ pages and health
@@ -4618,6 +4452,11 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         await server.stop()
 
 
+def tell_progress(count: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{count} records read", end="\r", file=sys.stderr, flush=True)
+
+
 async def load_dataset(database: Database, directory: Path, newest: date | None = None) -> Any:
     """Load a data set; its queries must pass as the guest that will run them. Raises CommandError."""
     from seed import dataset
@@ -4632,7 +4471,7 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
 
     async with writing(database, "metrics") as conn:
         try:
-            report = await dataset.load(directory, conn, accept, newest=newest)
+            report = await dataset.load(directory, conn, accept, tokens, newest=newest, tell=tell_progress)
         except (dataset.DatasetError, asyncpg.PostgresError) as exc:
             raise CommandError(f"Nothing was loaded: {exc}") from exc
         await notify(conn, "metric_configurations")

@@ -5,43 +5,58 @@ in one transaction. In this order: findings, values, files, SQL, queries, metric
 """
 
 import asyncio
-import csv
-import io
-import itertools
-import json
+import hashlib
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Context, Decimal
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import asyncpg
 import msgspec
 
+from seed.records import (
+    BOM,
+    DATASET,
+    INSERT_STAGED,
+    SLICE_BYTES,
+    TEXT,
+    TOLERANT,
+    UNSTAGE,
+    Flaw,
+    Record,
+    Row,
+    Schema,
+    ShortRow,
+    Slice,
+    check_header,
+    csv_records,
+    json_records,
+    shown,
+    stage,
+    text,
+    whole_number,
+)
+
 Accept = Callable[[str], Awaitable[str | None]]  # SQL with :named parameters -> PostgreSQL's objection, if any
+Tokens = Callable[[str], Iterable[tuple[re.Match[str], int]]]  # the tokens of SQL, and where each ends
 Kind = Literal["repaired", "rejected", "suspected duplicate", "kept"]
 Metrics = dict[str, Any]  # rows of metric_configurations by id
 
 FILES = ("metrics.json", "queries.csv", "metric_records.json", "metric_records.csv")
-SLICE = 250  # records between two turns of the event loop
 
 
 # --- Findings
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 class DatasetError(Exception):
     """The directory holds no data set."""
-
-
-class Rejected(Exception):
-    """What a row is not loaded for: a column, empty for the whole row, and the reason."""
-
-    def __init__(self, column: str, reason: str) -> None:
-        super().__init__(reason)
-        self.column, self.reason = column, reason
 
 
 class Place(NamedTuple):
@@ -63,7 +78,8 @@ class Finding(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         line = ": ".join(part for part in (str(self.place), self.column, self.kind, self.reason) if part)
-        return line.encode(errors="backslashreplace").decode()  # half a surrogate pair could not be printed
+        # A terminal would obey what controls it, and half a surrogate pair could not be printed.
+        return CONTROL.sub(lambda found: repr(found[0])[1:-1], line).encode(errors="backslashreplace").decode()
 
 
 class Report(msgspec.Struct):
@@ -81,8 +97,8 @@ class Report(msgspec.Struct):
     def rejecting(self, place: Place) -> Iterator[None]:
         try:
             yield
-        except Rejected as rejected:
-            self.add(place, rejected.column, "rejected", rejected.reason)
+        except Flaw as flaw:
+            self.add(place, flaw.column, "rejected", flaw.reason)
 
     def count(self, kind: Kind) -> int:
         return sum(finding.kind == kind for finding in self.findings)
@@ -99,117 +115,51 @@ class Report(msgspec.Struct):
 
 # --- Values
 
-
-class Number(str):
-    """A JSON number as it was written, so that no digit is lost; NaN and Infinity too, which are no JSON."""
-
-
-DECODER = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=Number)
-INFINITIES = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # to asyncpg
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-MARK = re.compile(r"\s*([\[,\]])\s*", re.ASCII)
-DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6})?", re.ASCII)
-ISO_8601 = re.compile(r"\d{4}-?(?:\d\d-?\d\d|W\d\d(?:-?\d)?)(?:[T ][\d:.,]+(?:Z|[+-][\d:]+)?)?", re.ASCII)
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-
-def shown(value: object) -> str:
-    if isinstance(value, list):
-        return "an array"
-    if isinstance(value, dict):
-        return "an object"
-    written = str(value) if isinstance(value, Number) else repr(value)
-    return written if len(written) <= 80 else f"{written[:77]}..."
 
 
 def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def text(value: object, column: str) -> str:
-    if not isinstance(value, str) or isinstance(value, Number):
-        raise Rejected(column, f"{shown(value)} is not text")
-    if UNSTORABLE.search(value):
-        raise Rejected(column, f"{shown(value)} holds a NUL or bytes that are not UTF-8")
-    return value
-
-
-def key(row: dict[str, Any], column: str) -> str:
+def key(row: Record, column: str) -> str:
     if is_blank(row.get(column)):
-        raise Rejected(column, "is missing")
+        raise Flaw(column, "is missing")
     return text(row[column], column).strip()
 
 
-def short_key(row: dict[str, Any], column: str) -> str:
+def short_key(row: Record, column: str) -> str:
     """A key that an index has room for, whatever its characters."""
     name = key(row, column)
     if len(name) > 255:
-        raise Rejected(column, f"{shown(name)} is longer than 255 characters")
+        raise Flaw(column, f"{shown(name)} is longer than 255 characters")
     return name
-
-
-def decimal(value: object, column: str) -> Decimal:
-    if not isinstance(value, str) or not DECIMAL.fullmatch(value.strip()):
-        raise Rejected(column, f"{shown(value)} is not a number")
-    number = Decimal(value.strip())
-    if number.adjusted() >= 131072 or int(number.as_tuple().exponent) < -16383:
-        raise Rejected(column, f"{shown(value)} is out of range for PostgreSQL's numeric")
-    return number
-
-
-def integer(value: object, column: str) -> int:
-    number = decimal(value, column)
-    if not -(2**31) <= number < 2**31 or number != int(number):
-        raise Rejected(column, f"{shown(value)} is not a whole number between -2147483648 and 2147483647")
-    return int(number)
 
 
 def boolean(value: object, column: str) -> bool:
     if not isinstance(value, bool):
-        raise Rejected(column, f"{shown(value)} is neither true nor false")
+        raise Flaw(column, f"{shown(value)} is neither true nor false")
     return value
-
-
-def moment(value: object, column: str) -> datetime:
-    written = text(value, column).strip().upper()
-    try:
-        # fromisoformat takes any character between date and time.
-        if not ISO_8601.fullmatch(written):
-            raise ValueError
-        parsed = datetime.fromisoformat(written)
-        utc = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
-    except ValueError:
-        raise Rejected(column, f"{shown(value)} is not an ISO 8601 date") from None
-    except OverflowError:
-        utc = INFINITIES[0]
-    if utc in INFINITIES:
-        raise Rejected(column, f"{shown(value)} is out of range")
-    return utc
 
 
 # --- Files
 
-Rows = Iterator[tuple[Place, dict[str, Any]]]
 
-
-def read_file(path: Path, report: Report) -> str:
+def read_file(path: Path, report: Report) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise Rejected("", f"cannot be read: {error.strerror}") from error
+        raise Flaw("", f"cannot be read: {error.strerror}") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Rejected("", "is UTF-16: save it as UTF-8; nothing of this file was loaded")
-    if content.startswith(b"\xef\xbb\xbf"):
+        raise Flaw("", "is UTF-16: save it as UTF-8; nothing of this file was loaded")
+    if content.startswith(BOM):
         report.add(Place(path.name, 1), "", "repaired", "byte order mark left out")
-    # Bytes that are not UTF-8 become surrogates, so that they cost their own row and not the file.
-    decoded = content.decode("utf-8-sig", "surrogateescape")
-    if path.suffix == ".csv" and "\r" in decoded:
+    if path.suffix == ".csv" and b"\r" in content:
         report.add(Place(path.name, 1), "", "repaired", "CRLF line ends read as LF")
-        decoded = decoded.replace("\r\n", "\n").replace("\r", "\n")
-    return decoded
+    return content
 
 
-def read_files(directory: Path, report: Report) -> dict[str, str]:
+def read_files(directory: Path, report: Report) -> dict[str, bytes]:
     if not directory.is_dir():
         raise DatasetError(f"{directory} is not a directory: name one that holds a data set.")
     names = [name for name in FILES if (directory / name).is_file()]
@@ -222,149 +172,147 @@ def read_files(directory: Path, report: Report) -> dict[str, str]:
     return files
 
 
-def csv_lines(name: str, content: str, report: Report) -> Iterator[tuple[Place, list[str]]]:
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
-    while True:
-        place = Place(name, reader.line_num + 1)
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            reason = f"lines {place.line} to {reader.line_num} cannot be read ({error}): check the quotes"
-            report.add(place, "", "rejected", reason)
-            continue
-        if cells:
-            yield place, cells
+async def in_chunks(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), SLICE_BYTES):
+        yield content[start : start + SLICE_BYTES]
 
 
-def csv_rows(name: str, content: str, required: set[str], report: Report) -> Rows:
-    lines = csv_lines(name, content, report)
-    place, cells = next(lines, (Place(name, 1), []))
-    header = [cell.strip() for cell in cells]
-    named = [column for column in header if column]
-    if len(set(named)) < len(named) or not required <= set(named):
-        rule = f"the header must name {' and '.join(sorted(required))}, and no column twice"
-        reason = f"{rule}; it is {shown(','.join(header))}; nothing of this file was loaded"
-        report.add(place, "", "rejected", reason)
-        return
-    for place, cells in lines:
-        if len(cells) > len(header):
-            report.add(place, "", "rejected", f"{len(cells)} cells, but the header has {len(header)}")
-            continue
-        if len(cells) < len(header):
-            missing = ", ".join(header[len(cells) :])
-            report.add(place, "", "repaired", f"short row: no value for {missing}")
-        yield place, dict(zip(header, cells, strict=False))
+async def rows_of(
+    name: str, content: bytes, required: set[str], schema: Schema, report: Report
+) -> AsyncIterator[Iterable[tuple[Place, Row]]]:
+    """A few rows at a time, repaired as they are wanted; what cannot be is reported."""
+    is_csv, known, chunks = name.endswith(".csv"), set(schema.columns), in_chunks(content)
 
+    def check(header: Sequence[str]) -> None:
+        check_header(header, required)
+        report_unknown(header, known, Place(name, 1), report)
 
-def json_elements(content: str) -> Iterator[Any]:
-    """The array's elements one by one: decoding a large file in one go would stall the event loop."""
-    mark = MARK.match(content)
-    if not mark or mark[1] != "[":
-        raise Rejected("", "this is no JSON array of records: it does not begin with [")
-    if content.startswith("]", mark.end()):
-        mark = MARK.match(content, mark.end())
-    while mark and mark[1] != "]":
-        try:
-            element, position = DECODER.raw_decode(content, mark.end())
-        except (ValueError, RecursionError) as error:
-            raise Rejected("", f"this is no JSON: {error}") from None
-        yield element
-        mark = MARK.match(content, position)
-        if not mark or mark[1] == "[":
-            raise Rejected("", f"a comma or the closing ] is missing at character {position}")
-    if mark and mark.end() < len(content):
-        raise Rejected("", f"something follows the array at character {mark.end()}")
-
-
-def json_rows(name: str, content: str, report: Report) -> Rows:
-    index = -1
-    try:
-        for index, element in enumerate(json_elements(content)):
-            place = Place(name, index, "")
-            if isinstance(element, dict):
-                yield place, element
+    def repaired_rows(found: Slice) -> Iterator[tuple[Place, Row]]:
+        for line, row in found:
+            place = Place(name, line) if is_csv else Place(name, line - 1, "")
+            if isinstance(row, Flaw):
+                with report.rejecting(place):
+                    yield place, repaired(row, known, place, schema, report)
             else:
-                report.add(place, "", "rejected", f"{shown(element)} is not an object")
-    except Rejected as rejected:
-        reason = f"{rejected.reason}; nothing of this file was loaded from here on"
-        report.add(Place(name, index + 1, ""), "", "rejected", reason)
+                yield place, row
+
+    async for found in csv_records(chunks, schema, check) if is_csv else json_records(chunks, schema):
+        yield repaired_rows(found)
+        await asyncio.sleep(0)
 
 
-def known_columns(rows: Rows, columns: set[str], report: Report) -> Rows:
-    noted = set(columns)
-    for place, row in rows:
-        for column in sorted(row.keys() - noted):
+def report_unknown(columns: Iterable[str], known: set[str], place: Place, report: Report) -> None:
+    for column in columns:
+        if column not in known:
             report.add(place, shown(column), "repaired", "unknown column ignored, here and below")
-            noted.add(column)
-        yield place, row
+            known.add(column)
+
+
+def repaired(flaw: Flaw, known: set[str], place: Place, schema: Schema, report: Report) -> Row:
+    """What is left of a record without its flaw; raises Flaw."""
+    if flaw.record is None:
+        raise flaw
+    if isinstance(flaw, ShortRow):
+        report.add(place, "", "repaired", f"short row: no value for {', '.join(flaw.missing)}")
+    report_unknown(flaw.record, known, place, report)
+    record = {column: flaw.record.get(column) for column in schema.columns}
+    for column, kind in schema.columns.items():
+        if kind is not TEXT and str(record[column]).strip() in ("NaN", "nan"):
+            report.add(place, column, "repaired", "NaN read as no value")
+            record[column] = None
+    return schema.parse(record)
 
 
 # --- SQL
 
-
-def sql_token() -> re.Pattern[str]:
-    block = r"/\*(?:(?!/\*|\*/).)*+\*/"
-    for _ in range(3):  # PostgreSQL's block comments nest
-        block = rf"/\*(?:(?!/\*|\*/).|{block})*+\*/"
-    comment = rf"(?:--[^\n]*|{block})"
-    gap = rf"(?:\s|{comment})*+"
-    space = rf"(?:\s|{comment})++"
-    # A period that is excluded, and an INTERVAL that is an argument (the step of generate_series), are no filters.
-    return re.compile(
-        rf"""{comment}
-        | \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$
-        | E'(?:[^'\\]|\\.|'')*+'
-        | "(?:[^"]|"")*+"
-        | NOT{space}BETWEEN\b
-        | ,{gap}INTERVAL\b
-        | (?P<between>BETWEEN{space})(?:DATE{gap})?'(?P<start>\d{{4}}-\d\d-\d\d)'(?!')
-          (?P<and>(?:::\w+)?{gap}AND{space})(?:DATE{gap})?'(?P<end>\d{{4}}-\d\d-\d\d)'(?!')
-        | INTERVAL{gap}'\s*(?P<days>\d{{1,9}})\s*(?:(?P<unit>days?)\s*)?'(?!')
-          (?(unit)|{gap}DAY\b)(?!{gap}(?:TO|YEAR|MONTH|DAY|HOUR|MINUTE|SECOND)\b)
-        | '(?:[^']|'')*+'
-        | :: | :=
-        | :(?P<name>[^\W\d]\w*)
-        | \w[\w$]*""",
-        re.IGNORECASE | re.DOTALL | re.VERBOSE,
-    )
+DAY = re.compile(r"'(\d{4}-\d\d-\d\d)'", re.ASCII).fullmatch
+DAYS = re.compile(r"'\s*(\d{1,9})\s*(days?\s*)?'", re.ASCII | re.IGNORECASE).fullmatch
+# What makes INTERVAL '7' DAY another interval.
+UNITS = {"TO", "YEAR", "MONTH", "DAY", "HOUR", "MINUTE", "SECOND"}
 
 
-TOKEN = sql_token()
+class Word(NamedTuple):
+    """A token that is no comment, or a literal with the keywords that belong to it and what it says."""
+
+    start: int
+    end: int
+    text: str
 
 
-def period(token: re.Match[str]) -> tuple[str, str] | None:
+Edits = list[tuple[Word, str]]
+
+
+def day_at(words: Sequence[Word], i: int) -> tuple[Word, int] | None:
+    """A literal day, and which word follows it."""
+    first = i
+    if words[i].text.upper() == "DATE":
+        i += 1
+    found = DAY(words[i].text)
     try:
-        return date.fromisoformat(token["start"]).isoformat(), date.fromisoformat(token["end"]).isoformat()
-    except (TypeError, ValueError):
+        if not found or words[i + 1].text.startswith("'"):
+            return None
+        return Word(words[first].start, words[i].end, date.fromisoformat(found[1]).isoformat()), i + 1
+    except ValueError:
         return None
 
 
-def with_parameters(sql: str) -> tuple[str, list[str]]:
+def period_at(words: Sequence[Word], i: int) -> tuple[Word, Word] | None:
+    """The edges of a literal period; one that is excluded is no filter."""
+    if words[i].text.upper() != "BETWEEN" or words[i - 1].text.upper() == "NOT" or not (found := day_at(words, i + 1)):
+        return None
+    first, i = found
+    if words[i].text == "::":
+        i += 2
+    last = day_at(words, i + 1) if words[i].text.upper() == "AND" else None
+    return (first, last[0]) if last else None
+
+
+def days_at(words: Sequence[Word], i: int) -> Word | None:
+    """A literal number of days; an INTERVAL that is an argument, the step of generate_series, is no filter."""
+    found = DAYS(words[i + 1].text)
+    if words[i].text.upper() != "INTERVAL" or words[i - 1].text == "," or not found:
+        return None
+    last = i + 1 if found[2] else i + 2
+    if words[i + 2].text.startswith("'") or (not found[2] and words[last].text.upper() != "DAY"):
+        return None
+    return None if words[last + 1].text.upper() in UNITS else Word(words[i].start, words[last].end, str(int(found[1])))
+
+
+def edited(sql: str, edits: Edits) -> str:
+    parts, position = [], 0
+    for word, replacement in sorted(edits):
+        parts += [sql[position : word.start], replacement]
+        position = word.end
+    return "".join(parts) + sql[position:]
+
+
+def with_parameters(sql: str, tokens: Tokens) -> tuple[str, list[str]]:
     """The SQL with its literal periods as parameters that default to them, and why any had to stay."""
-    tokens = list(TOKEN.finditer(sql))
-    names = {token["name"] for token in tokens}
-    periods = {found for token in tokens if (found := period(token))}
-    ranges = {int(token["days"]) for token in tokens if token["days"]}
-
-    def replaced(token: re.Match[str]) -> str:
-        if (found := period(token)) and len(periods) == 1 and not names & {"start_date", "end_date"}:
-            start, end = found
-            start, end = f"COALESCE(:start_date, DATE '{start}')", f"COALESCE(:end_date, DATE '{end}')"
-            return f"{token['between']}{start}{token['and']}{end}"
-        if token["days"] and len(ranges) == 1 and "day_range" not in names:
-            return f"make_interval(days => COALESCE(:day_range, {int(token['days'])}))"
-        return token[0]
-
+    found = list(tokens(sql))
+    names = {token["name"] for token, _ in found}
+    words = [Word(token.start(), end, sql[token.start() : end]) for token, end in found]
+    words = [word for word in words if not word.text.startswith(("--", "/*"))]
+    count = len(words)
+    words += [Word(len(sql), len(sql), "")] * 9  # so that all have some that follow
+    edges = [period for i in range(count) if (period := period_at(words, i))]
+    intervals = [days for i in range(count) if (days := days_at(words, i))]
+    periods = {(first.text, last.text) for first, last in edges}
+    ranges = {int(days.text) for days in intervals}
+    edits: Edits = []
     stayed = []
+    if len(periods) == 1 and not names & {"start_date", "end_date"}:
+        for first, last in edges:
+            edits.append((first, f"COALESCE(:start_date, DATE '{first.text}')"))
+            edits.append((last, f"COALESCE(:end_date, DATE '{last.text}')"))
+    if len(ranges) == 1 and "day_range" not in names:
+        edits += [(days, f"make_interval(days => COALESCE(:day_range, {days.text}))") for days in intervals]
     if len(periods) > 1:
         several = ", ".join(sorted(f"{start} to {end}" for start, end in periods))
         stayed.append(f"several periods ({several}) cannot be one start_date and end_date: they stay literals")
     if len(ranges) > 1:
         several = ", ".join(map(str, sorted(ranges)))
         stayed.append(f"several intervals ({several} days) cannot be one day_range: they stay literals")
-    return TOKEN.sub(replaced, sql), stayed
+    return edited(sql, edits), stayed
 
 
 def first_comment(sql: str) -> str | None:
@@ -383,35 +331,40 @@ SET query = excluded.query
 """
 
 
+QUERIES = Schema(id=TEXT, query=TEXT)
+
+
 class Query(NamedTuple):
     place: Place
     sql: str
 
 
-async def accepted_sql(sql: str, place: Place, accept: Accept, report: Report) -> str:
+async def accepted_sql(sql: str, place: Place, accept: Accept, tokens: Tokens, report: Report) -> str:
     """The SQL to store: with parameters if PostgreSQL accepts that, else as it was written."""
-    rewritten, stayed = with_parameters(sql)
+    rewritten, stayed = with_parameters(sql, tokens)
     objection = await accept(rewritten)
     if objection and rewritten != sql:
         stayed = [f"its periods stay literals, as PostgreSQL does not take parameters there: {objection}"]
         rewritten, objection = sql, await accept(sql)
     if objection:
-        raise Rejected("query", f"PostgreSQL does not accept it: {objection}")
+        raise Flaw("query", f"PostgreSQL does not accept it: {objection}")
     for reason in stayed:
         report.add(place, "query", "kept", reason)
     return rewritten
 
 
-async def read_queries(rows: Rows, accept: Accept, report: Report) -> dict[str, Query | None]:
+async def read_queries(content: bytes, accept: Accept, tokens: Tokens, report: Report) -> dict[str, Query | None]:
     """The queries by id; None for an id whose query was rejected."""
     queries: dict[str, Query | None] = {}
-    for place, row in rows:
-        with report.rejecting(place):
-            query_id = short_key(row, "id")
-            if taken := queries.get(query_id):
-                raise Rejected("id", f"{shown(query_id)} is taken by {taken.place}")
-            queries[query_id] = None
-            queries[query_id] = Query(place, await accepted_sql(key(row, "query"), place, accept, report))
+    async for rows in rows_of("queries.csv", content, {"id", "query"}, QUERIES, report):
+        for place, (query_id, sql) in rows:
+            with report.rejecting(place):
+                short_key({"id": query_id}, "id")
+                if taken := queries.get(query_id):
+                    raise Flaw("id", f"{shown(query_id)} is taken by {taken.place}")
+                queries[query_id] = None
+                sql = key({"query": sql}, "query")
+                queries[query_id] = Query(place, await accepted_sql(sql, place, accept, tokens, report))
     return queries
 
 
@@ -476,34 +429,34 @@ class Item(msgspec.Struct):
 Tile = tuple[str, str, int, int, int, int, bool]  # a row of layout_items
 
 
-def parse_metrics(content: str) -> tuple[Any, dict[str, Any]]:
+def parse_metrics(content: bytes) -> tuple[Any, dict[str, Any]]:
     try:
-        found = DECODER.decode(content)
+        found = TOLERANT.decode(content.decode("utf-8-sig", "surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise Rejected("", f"this is no JSON: {error}; nothing of this file was loaded") from None
+        raise Flaw("", f"this is no JSON: {error}; nothing of this file was loaded") from None
     layouts = (found.get("layouts") or {}) if isinstance(found, dict) else None
     if not isinstance(layouts, dict):
         form = '{"items": [...], "layouts": {"lg": [...]}}'
-        raise Rejected("", f"this is not of the form {form}; nothing of this file was loaded")
+        raise Flaw("", f"this is not of the form {form}; nothing of this file was loaded")
     return found.get("items"), layouts
 
 
 def elements(array: Any, name: str, report: Report) -> list[Any]:
     with report.rejecting(Place("metrics.json", 1)):
         if not isinstance(array, list | None):
-            raise Rejected(name, f"{shown(array)} is not an array")
+            raise Flaw(name, f"{shown(array)} is not an array")
         return array or []
     return []
 
 
 def parse_item(item: Any, place: Place, series: dict[str, str], report: Report) -> Item:
     if not isinstance(item, dict):
-        raise Rejected("", f"{shown(item)} is not an object")
+        raise Flaw("", f"{shown(item)} is not an object")
     item_id = key(item, "id")
     name = "query_id" if "query_id" in item and is_blank(item.get("queryId")) else "queryId"
     query_id = key(item, name)
     if query_id not in series:
-        raise Rejected(name, f"there is no query {shown(query_id)}")
+        raise Flaw(name, f"there is no query {shown(query_id)}")
     is_editable = item.get("isEditable")
     if is_editable is None:
         report.add(place, "isEditable", "repaired", "is missing, taken as true")
@@ -515,7 +468,7 @@ def claim_id(item: Item, taken: dict[str, Place], orphans: set[str], report: Rep
     if item.id in taken:
         reason = f"{shown(item.id)} is taken by {taken[item.id]}"
         if len(orphans) != 1:
-            raise Rejected("id", f"{reason}, and the layouts have {len(orphans)} ids without an item: give it its own")
+            raise Flaw("id", f"{reason}, and the layouts have {len(orphans)} ids without an item: give it its own")
         item.id = orphans.pop()
         report.add(item.place, "id", "repaired", f"{reason}; it gets {shown(item.id)}, which only the layouts have")
     taken[item.id] = item.place
@@ -523,12 +476,12 @@ def claim_id(item: Item, taken: dict[str, Place], orphans: set[str], report: Rep
 
 async def store_item(conn: asyncpg.Connection, item: Item, title: str | None, stored: Any, report: Report) -> None:
     if not METRIC_ID.fullmatch(item.id):
-        raise Rejected("id", f"{shown(item.id)} is no metric id: 1 to 64 letters, digits, _ and -, no _ or - first")
+        raise Flaw("id", f"{shown(item.id)} is no metric id: 1 to 64 letters, digits, _ and -, no _ or - first")
     row = {"query_id": item.query_id, "title": title, "is_editable": item.is_editable}
     if stored is None:
         await conn.execute(INSERT_METRIC, item.id, *row.values())
     elif stored["source"] != "dataset":
-        raise Rejected("id", f"{shown(item.id)} is taken by a metric of source {stored['source']}: choose another id")
+        raise Flaw("id", f"{shown(item.id)} is taken by a metric of source {stored['source']}: choose another id")
     elif row.items() <= dict(stored).items():
         pass
     elif stored["is_edited"]:
@@ -541,18 +494,18 @@ async def store_item(conn: asyncpg.Connection, item: Item, title: str | None, st
 
 def side(tile: dict[str, Any], column: str, least: int) -> int:
     if tile.get(column) is None:
-        raise Rejected(column, "is missing")
-    if (number := integer(tile[column], column)) < least:
-        raise Rejected(column, f"{number} is less than {least}")
-    return number
+        raise Flaw(column, "is missing")
+    if (length := whole_number(tile[column], column)) < least:
+        raise Flaw(column, f"{length} is less than {least}")
+    return length
 
 
 def parse_tile(tile: Any, breakpoint: str, metrics: set[str]) -> Tile:
     if not isinstance(tile, dict):
-        raise Rejected("", f"{shown(tile)} is not an object")
+        raise Flaw("", f"{shown(tile)} is not an object")
     item_id = key(tile, "i")
     if item_id not in metrics:
-        raise Rejected("i", f"unknown metric {shown(item_id)}")
+        raise Flaw("i", f"unknown metric {shown(item_id)}")
     sides = (side(tile, "x", 0), side(tile, "y", 0), side(tile, "w", 1), side(tile, "h", 1))
     static = tile.get("static") is not None and boolean(tile["static"], "static")
     return item_id, short_key({"breakpoint": breakpoint}, "breakpoint"), *sides, static
@@ -563,7 +516,7 @@ def texts_of(rows: Iterable[Any], column: str) -> set[str]:
 
 
 async def store_metrics(
-    conn: asyncpg.Connection, content: str, series: dict[str, str], metrics: Metrics, report: Report
+    conn: asyncpg.Connection, content: bytes, series: dict[str, str], metrics: Metrics, report: Report
 ) -> None:
     array: Any = None
     layouts: dict[str, Any] = {}
@@ -591,7 +544,7 @@ async def store_metrics(
         with report.rejecting(Place("metrics.json", index, f"layouts.{name}")):
             tile = parse_tile(element, name, known)
             if tile[:2] in placed:
-                raise Rejected("i", f"{shown(tile[0])} has a place in this layout already")
+                raise Flaw("i", f"{shown(tile[0])} has a place in this layout already")
             placed[tile[:2]] = tile
     report.layouts = len(placed)
     await conn.executemany(INSERT_TILE, placed.values())
@@ -599,15 +552,8 @@ async def store_metrics(
 
 # --- Records
 
-RECORD_ID = uuid.UUID("5f0c7e0a-9a55-4b0f-8f3c-2d1b6f6f3a7e")
+RECORD_ID = uuid.UUID("5f0c7e0a-9a55-4b0f-8f3c-2d1b6f6f3a7e").bytes
 NUMERIC = Context(prec=150_000)  # any numeric of PostgreSQL fits, so nothing is rounded
-VALUES: dict[str, Callable[[object, str], Any]] = {
-    "obsolescence_val": decimal,
-    "obsolescence": decimal,
-    "parts_flagged": integer,
-    "alert_type": text,
-    "alert_category": text,
-}
 
 # All dates by the same number of days, so that the newest falls on $1.
 SHIFT_STAGED = """
@@ -617,56 +563,80 @@ FROM (SELECT (MAX(date) AT TIME ZONE 'UTC')::date AS day FROM staged_records) AS
 """
 
 
-def parse_value(row: dict[str, Any], column: str, place: Place, report: Report) -> Any:
-    value = row.get(column)
-    if isinstance(value, str) and value.strip() in ("NaN", "nan"):
-        report.add(place, column, "repaired", "NaN read as no value")
+def check_keys(row: Row, series: dict[str, str]) -> None:
+    """Raises Flaw."""
+    for column, value in zip(("id", "date"), row, strict=False):
+        if value is None:
+            raise Flaw(column, "is missing")
+    if row[0] not in series:
+        raise Flaw("id", f"unknown series {shown(row[0])}")
+
+
+def canonical(written: str | None) -> str | None:
+    """A number without what does not count, such as zeros at its end."""
+    if written is None:
         return None
-    return None if is_blank(value) else VALUES[column](value, column)
+    exact = Decimal(written)
+    return str(NUMERIC.normalize(exact)) if exact else "0"
 
 
-def parse_record(row: dict[str, Any], place: Place, series: dict[str, str], report: Report) -> tuple[Any, ...]:
-    record_id = key(row, "id")
-    if record_id not in series:
-        raise Rejected("id", f"unknown series {shown(record_id)}")
-    key(row, "date")
-    values = [parse_value(row, column, place, report) for column in VALUES]
-    return record_id, moment(row["date"], "date"), *values
+def content_of(values: Sequence[Any]) -> str:
+    """What makes a record the same as another, however it is written; a JSON array."""
+    record_id, when, obsolescence_val, obsolescence, parts_flagged, *texts = values
+    counted = None if parts_flagged is None else str(parts_flagged)
+    parts = (record_id, str(when), canonical(obsolescence_val), canonical(obsolescence), counted, *texts)
+    return f"[{', '.join('null' if part is None else encode_basestring_ascii(part) for part in parts)}]"
 
 
-def canonical(value: object) -> str | None:
-    if isinstance(value, Decimal):
-        return str(NUMERIC.normalize(value)) if value else "0"
-    return None if value is None else str(value)
+def uuid5(namespace: bytes, name: str) -> str:
+    """As the standard library's (RFC 9562), in hexadecimal digits and in a third of its time."""
+    digest = bytearray(hashlib.sha1(namespace + name.encode()).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    return digest.hex()
 
 
-def parse_records(rows: Rows, series: dict[str, str], report: Report) -> Iterator[tuple[Any, ...]]:
-    """Rows of metrics: equal ones are numbered, so that loading the directory again gives each the same metric_id."""
-    seen: dict[str, list[Place]] = {}
-    for place, row in rows:
-        with report.rejecting(place):
-            record_id, *values = parse_record(row, place, series, report)
-            content = json.dumps([canonical(value) for value in (record_id, *values)])
-            places = seen.setdefault(content, [])
-            if places:
-                reason = f"equal to {places[0]}; kept, for it may be a second event"
-                report.add(place, "", "suspected duplicate", reason)
-            yield record_id, uuid.uuid5(RECORD_ID, f"{content}{len(places)}"), *values
-            places.append(place)
+class Occurrences:
+    """Numbers equal records, so that loading the directory again gives each the same metric_id."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.seen: dict[str, tuple[Place, int]] = {}
+
+    def identify(self, values: Sequence[Any], place: Place) -> str:
+        content = content_of(values)
+        first, count = self.seen.get(content, (place, 0))
+        if count:
+            self.report.add(place, "", "suspected duplicate", f"equal to {first}; kept, for it may be a second event")
+        self.seen[content] = first, count + 1
+        return uuid5(RECORD_ID, f"{content}{count}")
+
+
+async def parse_records(
+    files: dict[str, bytes], series: dict[str, str], report: Report, tell: Callable[[int], None]
+) -> AsyncIterator[Row]:
+    """Rows of metrics."""
+    occurrences, count = Occurrences(report), 0
+    for name in filter(files.__contains__, FILES[2:]):
+        async for rows in rows_of(name, files[name], {"id", "date"}, DATASET, report):
+            for place, row in rows:
+                count += 1
+                if row[0] in series and row[1] is not None:
+                    yield row[0], occurrences.identify(row, place), *row[1:]
+                else:
+                    with report.rejecting(place):
+                        check_keys(row, series)
+            tell(count)
 
 
 async def store_records(
-    conn: asyncpg.Connection, rows: Rows, series: dict[str, str], newest: date | None, report: Report
+    conn: asyncpg.Connection, rows: AsyncIterator[Row], newest: date | None, report: Report
 ) -> None:
-    columns = ("id", "metric_id", "date", *VALUES)
-    await conn.execute("CREATE TEMPORARY TABLE staged_records (LIKE metrics) ON COMMIT DROP")
-    records = parse_records(rows, series, report)
-    while batch := list(itertools.islice(records, SLICE)):
-        await conn.copy_records_to_table("staged_records", records=batch, columns=columns)
+    staged = await stage(conn, rows)
     if newest:
         await conn.execute(SHIFT_STAGED, newest)
-    staged = await conn.fetchval("SELECT COUNT(*) FROM staged_records")
-    inserted = await conn.execute("INSERT INTO metrics SELECT * FROM staged_records ON CONFLICT DO NOTHING")
+    inserted = await conn.execute(INSERT_STAGED)
+    await conn.execute(UNSTAGE)
     report.records_inserted = int(inserted.split()[-1])
     report.records_there = staged - report.records_inserted
 
@@ -674,24 +644,25 @@ async def store_records(
 # --- Load
 
 
-def rows_of(stem: str, required: set[str], optional: set[str], files: dict[str, str], report: Report) -> Rows:
-    for name, content in files.items():
-        if name.startswith(stem):
-            is_csv = name.endswith(".csv")
-            rows = csv_rows(name, content, required, report) if is_csv else json_rows(name, content, report)
-            yield from known_columns(rows, required | optional, report)
-
-
-async def load(directory: Path, conn: asyncpg.Connection, accept: Accept, *, newest: date | None = None) -> Report:
+async def load(
+    directory: Path,
+    conn: asyncpg.Connection,
+    accept: Accept,
+    tokens: Tokens,
+    *,
+    newest: date | None = None,
+    tell: Callable[[int], None] = lambda count: None,
+) -> Report:
     """Loads what the directory has in one transaction; with `newest`, dates are shifted to end on that day.
 
-    Raises DatasetError when the directory holds none.
+    Tells how many records have been read now and then. Raises DatasetError when the directory holds none.
     """
     report = Report()
     files = await asyncio.to_thread(read_files, directory, report)
     # Before the transaction, for what PostgreSQL does not accept would abort it.
-    query_rows = rows_of("queries", {"id", "query"}, set(), files, report)
-    queries = await read_queries(query_rows, accept, report)
+    queries: dict[str, Query | None] = {}
+    if "queries.csv" in files:
+        queries = await read_queries(files["queries.csv"], accept, tokens, report)
     async with conn.transaction():
         # Holds off other loads and edits, not readers.
         await conn.execute("LOCK TABLE queries, metric_configurations IN SHARE ROW EXCLUSIVE MODE")
@@ -699,6 +670,5 @@ async def load(directory: Path, conn: asyncpg.Connection, accept: Accept, *, new
         series = await store_queries(conn, queries, metrics, report)
         if "metrics.json" in files:
             await store_metrics(conn, files["metrics.json"], series, metrics, report)
-        records = rows_of("metric_records", {"id", "date"}, set(VALUES), files, report)
-        await store_records(conn, records, series, newest, report)
+        await store_records(conn, parse_records(files, series, report, tell), newest, report)
     return report

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.anyio
 MAX_BODY, MAX_UPLOAD = 200_000, 2 * 2**20
 LIMITS = {"MAX_BODY": str(MAX_BODY), "MAX_UPLOAD": str(MAX_UPLOAD)}
 TILE = {"breakpoint": "lg", "x": 1, "y": 2, "w": 3, "h": 4, "static": False}
-NDJSON, CSV = {"Content-Type": "application/x-ndjson"}, {"Content-Type": "text/csv"}
+JSON, NDJSON = {"Content-Type": "application/json"}, {"Content-Type": "application/x-ndjson"}
+CSV = {"Content-Type": "text/csv"}
 RECORDS = "/metrics/total/metric-records"
 
 
@@ -371,9 +372,12 @@ ORDER: list[tuple[str, str, dict[str, str], bytes, int]] = [
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{", 400),
     ("POST", "/metrics?dry_run=maybe", {"Content-Type": "application/json"}, b"{}", 422),
     ("POST", RECORDS, {"Content-Type": "application/json"}, b'{"x": ', 400),
-    ("POST", RECORDS + "?dry_run=true", {}, b"{", 400),
-    ("POST", RECORDS + "?dry_run=true", {}, b"{}", 422),
-    ("PUT", "/metrics/total/layouts?dry_run=true", {}, b"[]", 422),
+    ("POST", RECORDS + "?dry_run=true", JSON, b"{", 400),
+    ("POST", RECORDS + "?dry_run=true", JSON, b"{}", 422),
+    ("PUT", "/metrics/total/layouts?dry_run=true", JSON, b"[]", 422),
+    ("POST", "/metrics", {}, b'{"query": "SELECT 1 AS n"}', 415),
+    ("POST", RECORDS, {}, b"{}", 415),
+    ("PUT", "/metrics/total/layouts", {}, b"[]", 415),
 ]
 
 
@@ -450,7 +454,6 @@ def as_csv(record: dict[str, Any]) -> bytes:
 
 BODIES = {
     "object": ({"Content-Type": "application/json"}, json.dumps(FULL).encode()),
-    "object without a type": ({}, json.dumps(FULL).encode()),
     "array": ({"Content-Type": "application/json; charset=utf-8"}, json.dumps([FULL], indent=2).encode()),
     "NDJSON": (NDJSON, b"\n" + json.dumps(FULL).encode() + b"\r\n\n"),
     "NDJSON without an end": (NDJSON, json.dumps(FULL, ensure_ascii=False).encode()),
@@ -486,7 +489,7 @@ async def test_the_largest_and_smallest_values_arrive_in_every_format(
     for date in ("0001-01-01T00:00:00.000001", "9999-12-31"):
         text = record % date
         csv = f"date,obsolescence,obsolescence_val\n{date},1e999,0.1000000000000000000000000000000000000001\n"
-        for body, headers in ((text, {}), (f"[{text}]", {}), (text, NDJSON), (csv, CSV)):
+        for body, headers in ((text, JSON), (f"[{text}]", JSON), (text, NDJSON), (csv, CSV)):
             answer = await api.post(RECORDS, content=body, headers=headers)
             assert answer.status_code == 201, answer.text
     same = "date::text, obsolescence = 1e999 AND obsolescence_val::text = '0.1000000000000000000000000000000000000001'"
@@ -506,7 +509,7 @@ async def test_a_record_without_anything_is_now(api: httpx.AsyncClient, owner: a
 
 
 @pytest.mark.parametrize(
-    ("headers", "body"), [({}, b"[]"), (NDJSON, b""), (NDJSON, b"\n \n"), (CSV, b"date\n"), (CSV, b"")]
+    ("headers", "body"), [(JSON, b"[]"), (NDJSON, b""), (NDJSON, b"\n \n"), (CSV, b"date\n"), (CSV, b"")]
 )
 async def test_nothing_is_no_records(api: httpx.AsyncClient, headers: dict[str, str], body: bytes) -> None:
     answer = await api.post(RECORDS, content=body, headers=headers)
@@ -609,7 +612,7 @@ async def test_an_error_names_row_and_column(api: httpx.AsyncClient, owner: asyn
     for name, (record, column) in BAD_RECORDS.items():
         text = json.dumps(record)
         for place, body in (("row 1", text), ("row 2", f"[{{}}, {text}]"), ("line 2", "{}\n" + text)):
-            answer = await api.post(RECORDS, content=body, headers=NDJSON if place == "line 2" else {})
+            answer = await api.post(RECORDS, content=body, headers=NDJSON if place == "line 2" else JSON)
             assert (name, answer.status_code) == (name, 422), answer.text
             assert "errors" in answer.json(), (name, answer.text)
             (error,) = answer.json()["errors"]
@@ -648,10 +651,10 @@ NO_JSON: list[tuple[dict[str, str], bytes]] = [
     (NDJSON, b'{"obsolescence": Infinity}'),
     (NDJSON, b"{}\n{"),
     (NDJSON, b'{"alert_type": "\xff"}'),
-    ({}, b'[{"obsolescence": NaN}]'),
-    ({}, b"[" * 100_000),
-    ({}, b'[{"alert_type": "\xff"}]'),
-    ({}, b'[{"alert_type": "\\ud800"}]'),
+    (JSON, b'[{"obsolescence": NaN}]'),
+    (JSON, b"[" * 100_000),
+    (JSON, b'[{"alert_type": "\xff"}]'),
+    (JSON, b'[{"alert_type": "\\ud800"}]'),
 ]
 
 

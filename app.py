@@ -1238,7 +1238,7 @@ class Loan:
     """A connection of one login, for as long as the block lasts.
 
     A frozen server answers no cancellation, so whoever has it loses it after POOL_TIMEOUT and STATEMENT_TIMEOUT
-    together, an upload after MAX_UPLOAD_TIME.
+    together, an upload after twice MAX_UPLOAD_TIME.
     """
 
     def __init__(self, database: Database, name: str) -> None:
@@ -1262,7 +1262,7 @@ class Loan:
         # Whoever describes asks afterwards whether the server answers others.
         margin = ANSWERS_WITHIN + 0.05 if self.name in ("gate", "catalog") else 0.05
         left = settings.pool_timeout - (time.monotonic() - started) - margin
-        limit = MAX_UPLOAD_TIME if self.name == "upload" else settings.statement_timeout + max(left, 0)
+        limit = 2 * MAX_UPLOAD_TIME if self.name == "upload" else settings.statement_timeout + max(left, 0)
         self.ending = asyncio.get_running_loop().call_later(limit, self.conn.terminate)
         return self.conn
 
@@ -2540,9 +2540,6 @@ class Entry(msgspec.Struct, eq=False):
     def age(self) -> float:
         return time.monotonic() - self.made_at
 
-    def measure(self) -> int:
-        return 1024 + len(self.result.rows) + sum(1024 + len(answer.body) for answer in self.answers.values())
-
 
 class MemoryCache:
     """Entries by key, bounded in bytes; what was used longest ago goes first."""
@@ -2559,7 +2556,8 @@ class MemoryCache:
     def put(self, key: str, entry: Entry) -> None:
         """Keep an entry, counted as large as it now is, unless it is too large; make room."""
         self.drop(key)
-        entry.size = entry.measure() + len(key)
+        answers = sum(1024 + len(answer.body) for answer in entry.answers.values())
+        entry.size = 1024 + len(key) + len(entry.result.rows) + answers
         if entry.size > self.max_bytes:
             return
         self.entries[key] = entry
@@ -4469,7 +4467,7 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
             return str(exc)
         return None
 
-    async with writing(database, "metrics") as conn:
+    async with writing(database, "metrics", "upload") as conn:
         try:
             report = await dataset.load(directory, conn, accept, tokens, newest=newest, tell=tell_progress)
         except (dataset.DatasetError, asyncpg.PostgresError) as exc:
@@ -4484,13 +4482,6 @@ def migrate(settings: Settings) -> list[str]:
     return apply.migrate(settings.database_url or "", logins, hardened=settings.harden_database == "on")
 
 
-# What mirrors the files does not count: other commands write it, too.
-IS_EMPTY = """\
-SELECT NOT EXISTS (SELECT FROM metrics)
-AND NOT EXISTS (SELECT id FROM queries EXCEPT SELECT query_id FROM metric_configurations WHERE source = 'file')
-"""
-
-
 async def start(state: State, embedded: bool) -> None:
     """Migrate, bring the demonstration data to an empty embedded database, read the metrics; try until it is done."""
     settings, database, catalog = state["settings"], state["database"], state["catalog"]
@@ -4499,7 +4490,7 @@ async def start(state: State, embedded: bool) -> None:
             for fault in await asyncio.to_thread(migrate, settings):
                 warn("a login cannot be used", reason=fault)
             async with database.connection("owner") as conn:
-                empty = embedded and await conn.fetchval(IS_EMPTY)
+                empty = embedded and await conn.fetchval("SELECT holds_nothing()")
             if empty:
                 await load_dataset(database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
@@ -4836,26 +4827,16 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
             yield f"  warning: {table} is not watched; `{command}` makes the metric exact"
 
 
-async def watch_tables(database: Database, options: argparse.Namespace, statement: str) -> None:
-    """All that are named, or none; raises CommandError."""
+async def watch_command(database: Database, options: argparse.Namespace) -> int:
+    """Put tables under watch, or end that: all that are named, or none. Raises CommandError."""
     async with database.connection("owner") as conn, conn.transaction():
         for table in options.tables:
             try:
-                await conn.execute(statement, table)
+                await conn.execute(f"SELECT {options.command}($1)", table)
             except asyncpg.PostgresError as exc:
                 raise CommandError(f"{table}: {exc.message}") from exc
         await notify(conn, "metric_configurations")
-
-
-async def watch_command(database: Database, options: argparse.Namespace) -> int:
-    await watch_tables(database, options, "SELECT watch($1)")
-    say(f"Watched: {', '.join(options.tables)}")
-    return 0
-
-
-async def unwatch_command(database: Database, options: argparse.Namespace) -> int:
-    await watch_tables(database, options, "SELECT unwatch($1)")
-    say(f"Not watched any more: {', '.join(options.tables)}")
+    say(f"{'Watched' if options.command == 'watch' else 'Not watched any more'}: {', '.join(options.tables)}")
     return 0
 
 
@@ -4874,19 +4855,19 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 for any that is free")
     parser.add_argument("--workers", type=whole_number(1, 64), default=1, help="processes that serve")
-    commands = parser.add_subparsers(title="commands, instead of serving")
+    commands = parser.add_subparsers(title="commands, instead of serving", dest="command")
     commands.add_parser("migrate", help="apply the migrations and exit").set_defaults(run=migrate_command)
     seed = commands.add_parser("seed", help="load a data set directory")
     seed.add_argument("directory", nargs="?", type=Path, default=HERE / "seed")
     seed.set_defaults(run=seed_command)
     commands.add_parser("check", help="compile every SQL file without running it").set_defaults(run=check_command)
-    for name, aim, run in (
-        ("watch", "put tables under watch, so that metrics that read them are exact", watch_command),
-        ("unwatch", "end that: metrics that read the tables go by their TTL", unwatch_command),
+    for name, aim in (
+        ("watch", "put tables under watch, so that metrics that read them are exact"),
+        ("unwatch", "end that: metrics that read the tables go by their TTL"),
     ):
         command = commands.add_parser(name, help=aim)
         command.add_argument("tables", nargs="+", metavar="TABLE")
-        command.set_defaults(run=run)
+        command.set_defaults(run=watch_command)
     return parser.parse_args()
 
 

@@ -17,3 +17,11 @@ AS $$
     SET title = excluded.title
     WHERE metric_configurations.source = 'file';
 $$;
+
+-- Whether there is neither a record nor a query but those of files: an embedded database in which nobody has begun.
+CREATE FUNCTION holds_nothing() RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+    SELECT NOT EXISTS (SELECT FROM metrics)
+    AND NOT EXISTS (SELECT id FROM queries EXCEPT SELECT query_id FROM metric_configurations WHERE source = 'file')
+$$;

@@ -4096,41 +4096,35 @@ MAX_SUBSCRIPTIONS = 200
 MAX_MESSAGE = 64 * 1024
 PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
-CLOSING_CODES = {401: 4401, 403: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
+CLOSING_CODES = {401: 4401, 403: 4403, 421: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
 
 
 class Subscription(msgspec.Struct, eq=False):
-    """One metric with its parameters on one socket; params are echoed as they were sent."""
+    """One metric with its parameters on one socket, echoed as they were sent; told is what it was told last."""
 
     subscriber: Subscriber
-    key: bytes
-    metric_id: str
-    params: dict[str, Any]
-    pairs: list[tuple[str, str]]
+    metric_id: str | None
+    params: dict[str, Any] | None
     plan: Plan | None = None
-    etag: bytes = b""
+    told: bytes = b""
 
     def tell(self, news: Answer | Exception) -> None:
         """Send a result that is another than the last one, or say, once, what is the matter."""
-        etag = news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
-        if self.etag != etag:
-            self.etag = etag
-            self.subscriber.put(self.key, functools.partial(self.message, news))
+        told = news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
+        if self.told != told:
+            self.told = told
+            self.subscriber.outbox[self] = news
+            self.subscriber.waiting.set()
 
     def message(self, news: Answer | Exception) -> bytes:
-        if isinstance(news, Exception):
-            return problem_message(news, self.metric_id, self.params)
-        head = {"type": "result", "id": self.metric_id, "params": self.params, "etag": news.etag.decode()}
-        return encode(head)[:-1] + b',"result":' + news.body + b"}"
-
-
-def problem_message(exc: Exception, metric_id: Any, params: Any) -> bytes:
-    problem = as_problem(exc)
-    title = HTTPStatus(problem.status).phrase
-    what = {"type": "problem", "id": metric_id, "params": params, "status": problem.status, "title": title}
-    return encode(what | {"detail": problem.detail})
+        said = {"type": "result", "id": self.metric_id, "params": self.params}
+        if isinstance(news, Answer):
+            return encode(said | {"etag": news.etag.decode(), "result": msgspec.Raw(news.body)})
+        problem = as_problem(news)
+        title, detail = HTTPStatus(problem.status).phrase, shortened(problem.detail)
+        return encode(said | {"type": "problem", "status": problem.status, "title": title, "detail": detail})
 
 
 class Topic:
@@ -4186,14 +4180,14 @@ class Broadcast:
     def on_reload(self) -> None:
         """Plan anew what watches a metric that is not what it was, or that could not be planned."""
         for subscriber in self.subscribers:
-            for subscription in list(subscriber.subscriptions.values()):
+            for key, subscription in list(subscriber.subscriptions.items()):
                 plan = subscription.plan
-                if plan is None or self.catalog.metrics.get(subscription.metric_id) is not plan.metric:
-                    subscriber.renew(subscription)
+                if plan is None or self.catalog.metrics.get(plan.metric.id) is not plan.metric:
+                    subscriber.renew(key)
 
     def on_keys(self) -> None:
         for subscriber in self.subscribers:
-            subscriber.suspect()
+            subscriber.recheck.set()
 
     def subscribe(self, subscription: Subscription, plan: Plan) -> None:
         topic = self.topics.get(plan.key) or Topic(self.results, plan)
@@ -4215,22 +4209,19 @@ class Broadcast:
 class Subscriber:
     """One socket: takes messages in, and lets only the newest result of each subscription wait to be sent."""
 
-    def __init__(self, websocket: WebSocket, broadcast: Broadcast) -> None:
-        self.websocket, self.broadcast = websocket, broadcast
+    def __init__(self, websocket: WebSocket) -> None:
+        self.websocket = websocket
+        self.broadcast: Broadcast = websocket.scope["state"]["broadcast"]
         self.caller: Caller | None = None
+        self.given = b""
         self.subscriptions: dict[bytes, Subscription] = {}
-        self.outbox: dict[object, Callable[[], bytes]] = {}
-        self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
-        self.given, self.suspected = b"", False
+        # Messages are made when they are sent, so that what waits for a slow reader is not a copy.
+        self.outbox: OrderedDict[Subscription, Answer | Exception] = OrderedDict()
+        self.waiting, self.recheck = asyncio.Event(), asyncio.Event()
 
-    def put(self, key: object, message: Callable[[], bytes]) -> None:
-        """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
-        self.outbox[key] = message
-        self.waiting.set()
-
-    def put_problem(self, exc: Exception, metric_id: Any = None, params: Any = None) -> None:
+    def refuse(self, exc: Exception, metric_id: str | None = None, params: dict[str, Any] | None = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(object(), functools.partial(problem_message, exc, metric_id, params))
+            Subscription(self, metric_id, params).tell(exc)
 
     async def send(self) -> None:
         """Raises WebSocketException for a reader that takes nothing."""
@@ -4238,57 +4229,53 @@ class Subscriber:
             while not self.outbox:
                 self.waiting.clear()
                 await self.waiting.wait()
-            message = self.outbox.pop(next(iter(self.outbox)))
+            subscription, news = self.outbox.popitem(last=False)
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await self.websocket.send_text(message().decode())
+                    await self.websocket.send_text(subscription.message(news).decode())
             except TimeoutError:
                 raise WebSocketException(1013, f"nothing was read for {PATIENCE} s") from None
 
     async def authenticate(self, given: bytes) -> None:
         """Raises WebSocketException."""
-        known = self.caller
+        scope, known = self.websocket.scope, self.caller
         try:
-            self.caller = await authenticate(self.websocket.scope, given)
+            check_loopback(scope, scope["state"]["settings"])
+            self.caller = await authenticate(scope, given)
         except (InvalidToken, Problem) as exc:
             problem = as_problem(exc)
             raise WebSocketException(CLOSING_CODES[problem.status], problem.detail) from exc
         self.given = given
-        self.renewed.set()
-        if not known or known.lasting_claims() != self.caller.lasting_claims():
-            for subscription in list(self.subscriptions.values()):
-                self.renew(subscription)
+        if known and known.lasting_claims() != self.caller.lasting_claims():
+            for key in list(self.subscriptions):
+                self.renew(key)
 
     async def expire(self) -> None:
         """Raises WebSocketException when there is no token in time, or the last one has expired or lost its key."""
         until = time.time() + AUTH_WITHIN
         while (left := (self.caller.expires if self.caller else until) - time.time()) > 0:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.renewed.wait(), min(left, 3600))
-            self.renewed.clear()
-            if self.suspected and self.caller:
-                self.suspected = False
+                await asyncio.wait_for(self.recheck.wait(), min(left, 3600))
+            self.recheck.clear()
+            if self.caller:
                 await self.authenticate(self.given)
         raise WebSocketException(4401, "no valid token")
 
-    def suspect(self) -> None:
-        """Have the token looked at again, for the keys are others now."""
-        self.suspected = True
-        self.renewed.set()
-
     async def receive(self) -> None:
-        """Until the client leaves; raises WebSocketException."""
+        """Raises WebSocketException, or WebSocketDisconnect when the client leaves."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
             try:
                 await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
             except Problem as exc:
-                self.put_problem(exc)
+                self.refuse(exc)
+        raise WebSocketDisconnect
 
     async def take(self, message: dict[str, Any]) -> None:
         params = message.get("params")
         match {**message, "params": {} if params is None else params}:
             case {"type": "auth", "token": str(token)}:
                 await self.authenticate(b"Bearer " + token.encode(errors="replace"))
+                self.recheck.set()
             case _ if self.caller is None:
                 raise WebSocketException(4401, "the first message must be the token")
             case {"type": "subscribe", "id": str(metric_id), "params": dict(params)}:
@@ -4298,62 +4285,52 @@ class Subscriber:
             case _:
                 detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
                 given = message.get("id")
-                self.put_problem(Problem(422, detail), given if isinstance(given, str) else None)
+                self.refuse(Problem(422, detail), given if isinstance(given, str) else None)
 
     def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
         key = subscription_key(metric_id, params)
         self.unsubscribe(key)
-        try:
-            if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-                raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
-            subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
-        except Problem as exc:
-            return self.put_problem(exc, metric_id, params)
-        self.subscriptions[key] = subscription
-        self.renew(subscription)
+        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+            return self.refuse(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
+        self.subscriptions[key] = Subscription(self, metric_id, params)
+        self.renew(key)
 
     def unsubscribe(self, key: bytes) -> None:
         if known := self.subscriptions.pop(key, None):
             self.broadcast.unsubscribe(known)
-            self.outbox.pop(key, None)
+            self.outbox.pop(known, None)
 
-    def renew(self, subscription: Subscription) -> None:
+    def renew(self, key: bytes) -> None:
         """Subscribe to what the metric is now and the caller may see.
 
         What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription.
         """
+        subscription, caller = self.subscriptions[key], cast(Caller, self.caller)
         self.broadcast.unsubscribe(subscription)
-        caller = cast(Caller, self.caller)
         try:
-            metric = self.broadcast.catalog.find(subscription.metric_id, caller)
-            plan = make_plan(metric, subscription.pairs, caller, "json")
+            metric = self.broadcast.catalog.find(str(subscription.metric_id), caller)
+            plan = make_plan(metric, text_pairs(subscription.params or {}), caller, "json")
         except Exception as exc:
-            if subscription.etag or as_problem(exc).status >= 500:
+            if subscription.told or as_problem(exc).status >= 500:
                 return subscription.tell(exc)
-            del self.subscriptions[subscription.key]
-            return self.put_problem(exc, subscription.metric_id, subscription.params)
+            del self.subscriptions[key]
+            return self.refuse(exc, subscription.metric_id, subscription.params)
         self.broadcast.subscribe(subscription, plan)
 
     async def serve(self) -> None:
-        """Until the client leaves; raises WebSocketException."""
+        """Raises a group of WebSocketException, or of WebSocketDisconnect when the client leaves."""
         self.broadcast.subscribers.add(self)
-        tasks = [asyncio.create_task(part()) for part in (self.receive, self.send, self.expire)]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        except (WebSocketDisconnect, RuntimeError) as exc:
-            # Starlette's word for a message after the close.
-            if isinstance(exc, RuntimeError) and "close message" not in str(exc):
-                raise
+            async with asyncio.TaskGroup() as tasks:
+                given = header(self.websocket.scope, b"authorization")
+                if given or self.websocket.scope["state"]["verifier"].open:
+                    await self.authenticate(given)
+                for part in (self.receive, self.send, self.expire):
+                    tasks.create_task(part())
         finally:
             self.broadcast.subscribers.discard(self)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.outbox.clear()
-            for subscription in self.subscriptions.values():
-                self.broadcast.unsubscribe(subscription)
+            for key in list(self.subscriptions):
+                self.unsubscribe(key)
 
 
 def subscription_key(metric_id: str, params: dict[str, Any]) -> bytes:
@@ -4378,25 +4355,19 @@ def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in params.items():
         for item in as_list(value):
             if isinstance(item, bool) or not isinstance(item, str | int | Decimal):
-                raise Problem(422, f"{name} must be a text or a number.", [InputError(name, "is no text or number")])
+                raise input_problem([InputError(name, "must be a text or a number")])
             yield name, item if isinstance(item, str) else encode(item).decode()
 
 
 async def live(websocket: WebSocket) -> None:
     """One socket for a whole dashboard."""
-    state: State = websocket.scope["state"]
     await websocket.accept()
-    subscriber = Subscriber(websocket, state["broadcast"])
     try:
-        try:
-            check_loopback(websocket.scope, state["settings"])
-        except Problem as exc:
-            raise WebSocketException(4403, exc.detail) from None
-        given = header(websocket.scope, b"authorization")
-        if given or state["verifier"].open:
-            await subscriber.authenticate(given)
-        await subscriber.serve()
-    except WebSocketException as closing:
+        await Subscriber(websocket).serve()
+    except* WebSocketDisconnect:
+        pass
+    except* WebSocketException as group:
+        closing = cast(WebSocketException, group.exceptions[0])
         # A reader that takes nothing does not take this either, until it goes on.
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             await asyncio.wait_for(websocket.close(closing.code, closing.reason), FAREWELL)

@@ -277,8 +277,8 @@ SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Exactly one of query_generation_prompt and query."""
 
-    query_generation_prompt: Prompt | msgspec.UnsetType = msgspec.UNSET
-    query: SQL | msgspec.UnsetType = msgspec.UNSET
+    query_generation_prompt: Prompt = ""
+    query: SQL = ""
     is_editable: bool = True
     layouts: list[Layout] = []
     title: Title | None = None
@@ -287,17 +287,24 @@ class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MetricPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A JSON merge patch (RFC 7396); version, if sent, must be the current one."""
 
-    query_generation_prompt: Prompt | msgspec.UnsetType = msgspec.UNSET
-    query: SQL | msgspec.UnsetType = msgspec.UNSET
+    query_generation_prompt: Prompt = ""
+    query: SQL = ""
     layouts: list[Layout] | msgspec.UnsetType | None = msgspec.UNSET
     title: Title | msgspec.UnsetType | None = msgspec.UNSET
     version: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class MetricDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored definition; a dry run has no id."""
+class DryRun(msgspec.Struct, frozen=True):
+    """What a metric would be."""
 
-    id: str | msgspec.UnsetType = msgspec.UNSET
+    query: str
+    version: int
+    parameters: list[Parameter]
+    columns: list[Column]
+
+
+class MetricDefinition(msgspec.Struct, frozen=True):
+    id: str
     query: str
     version: int
     parameters: list[Parameter]
@@ -3529,8 +3536,8 @@ async def describe_tables(conn: asyncpg.Connection, schema: str) -> str:
 
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
-    headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
+    headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     model = {"model": settings.sql_model} if settings.sql_model else {}
     payload = {**model, "messages": messages, "temperature": 0}
     try:
@@ -3541,19 +3548,19 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
     except ValueError as exc:
         raise ModelFailed(str(exc)) from exc
     try:
-        content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
+        return msgspec.convert(msgspec.json.decode(body)["choices"][0]["message"]["content"], str)
     except (ValueError, LookupError, TypeError, RecursionError) as exc:
-        raise ModelFailed("its answer is no chat completion") from exc
-    if not isinstance(content, str):
-        raise ModelFailed("its answer has no text")
-    return content
+        raise ModelFailed("its answer is no chat completion with a text") from exc
 
 
 def extract_sql(answer: str) -> str:
-    """The SQL in an answer with or without prose and fences around it."""
+    """The SQL in an answer with or without prose and fences around it; raises ModelFailed."""
     texts = [*answer.split("```")[1::2], answer]
     found = next(filter(None, map(BARE_SQL.search, texts)), None)
-    return (found[0] if found else answer).strip()
+    sql = (found[0] if found else answer).strip()
+    if len(sql) > MAX_SQL:
+        raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
+    return sql
 
 
 async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
@@ -3569,36 +3576,25 @@ async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
     schema = await database.schema()
     async with database.connection("gate") as conn:
         tables = await describe_tables(conn, schema)
-    messages = [
-        {"role": "system", "content": MODEL_TASK.format(tables=tables, examples="\n\n".join(examples))},
-        {"role": "user", "content": prompt},
-    ]
+    task = MODEL_TASK.format(tables=tables, examples="\n\n".join(examples))
     try:
         async with asyncio.timeout(settings.sql_model_timeout):
-            # Reading the certificates takes 50 ms.
-            async with await asyncio.to_thread(httpx.AsyncClient, timeout=None) as client:
-                return await converse(client, database, messages, about)
+            return await converse(database, task, prompt, about)
     except TimeoutError:
         raise ModelFailed(f"it took longer than SQL_MODEL_TIMEOUT, {settings.sql_model_timeout:g} s") from None
 
 
-async def converse(
-    client: httpx.AsyncClient, database: Database, messages: list[dict[str, str]], about: Definition
-) -> Metric:
-    objection = ""
-    for _ in range(3):
-        answer = await complete(client, database.settings, messages)
-        sql = extract_sql(answer)
-        if len(sql) > MAX_SQL:
-            raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
-        try:
-            return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
-        except BadStatement as exc:
-            objection = str(exc)
-        messages += [
-            {"role": "assistant", "content": answer},
-            {"role": "user", "content": f"PostgreSQL refuses that: {objection}. Answer with the corrected SQL alone."},
-        ]
+async def converse(database: Database, task: str, prompt: str, about: Definition) -> Metric:
+    messages = [{"role": "system", "content": task}, {"role": "user", "content": prompt}]
+    # Reading the certificates takes 50 ms.
+    async with await asyncio.to_thread(httpx.AsyncClient, timeout=None) as client:
+        for _ in range(3):
+            answer = await complete(client, database.settings, messages)
+            try:
+                return await pass_gate(database, msgspec.structs.replace(about, sql=extract_sql(answer)))
+            except BadStatement as exc:
+                objection = f"PostgreSQL refuses that: {exc}. Answer with the corrected SQL alone."
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": objection}]
     detail = f"no SQL that PostgreSQL accepts came of it; last: {objection}"
     raise Problem(422, f"The prompt gave no metric: {detail}.", [InputError("query_generation_prompt", detail)])
 
@@ -3654,21 +3650,17 @@ def parameters_of(metric: Metric) -> list[Parameter]:
     ]
 
 
-def summary(catalog: Catalog, metric: Metric) -> MetricSummary:
-    about = metric.about
-    return MetricSummary(
-        id=metric.id,
-        title=about.title,
-        description=about.description,
-        unit=about.unit,
-        chart=chart_of(metric),
-        is_editable=about.is_editable,
-        version=about.version,
-        live=catalog.live(metric),
-        parameters=parameters_of(metric),
-        columns=list(metric.columns),
-        layouts=list(about.layouts),
-    )
+def show(metric: Metric, kind: type[T], **more: Any) -> T:
+    """A metric as one of the Structs that show it, of what its author and PostgreSQL say, and of more."""
+    known = {
+        **msgspec.structs.asdict(metric.about),
+        "query": metric.about.sql,
+        "chart": chart_of(metric),
+        "parameters": parameters_of(metric),
+        "columns": metric.columns,
+        **more,
+    }
+    return msgspec.convert(known, kind)
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -3680,9 +3672,8 @@ async def list_metrics(request: Request[State]) -> Response:
     catalog = request.state["catalog"]
     if catalog.fault:
         raise Problem(503, "The database has not been reached yet; try again.")
-    caller: Caller = request.scope["caller"]
-    metrics = [summary(catalog, metric) for metric in catalog.visible(caller)]
-    return json_response(MetricList(metrics))
+    metrics = catalog.visible(request.scope["caller"])
+    return json_response(MetricList([show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]))
 
 
 async def read_metric(request: Request[State]) -> Response:
@@ -3715,7 +3706,7 @@ def audit(request: Request[State], action: str, **fields: Any) -> None:
 def refuse_parameters(request: Request[State], *known: str) -> None:
     """Raises Problem 422: a dry_run that is ignored would write."""
     if unknown := [InputError(name, "is no parameter here") for name in request.query_params if name not in known]:
-        raise Problem(422, f"{', '.join(error.name for error in unknown)} is no parameter here.", unknown)
+        raise input_problem(unknown)
 
 
 def single_parameter(request: Request[State], name: str, allowed: str, expected: str) -> str | None:
@@ -3723,42 +3714,26 @@ def single_parameter(request: Request[State], name: str, allowed: str, expected:
     refuse_parameters(request, name)
     values = request.query_params.getlist(name)
     if len(values) > 1 or not all(re.fullmatch(allowed, value) for value in values):
-        raise Problem(422, f"{name} {expected}.", [InputError(name, expected)])
+        raise input_problem([InputError(name, expected)])
     return values[0] if values else None
-
-
-def definition_of(metric: Metric, dry_run: bool = False) -> MetricDefinition:
-    return MetricDefinition(
-        id=msgspec.UNSET if dry_run else metric.id,
-        query=metric.about.sql,
-        version=metric.about.version,
-        parameters=parameters_of(metric),
-        columns=list(metric.columns),
-    )
 
 
 async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> Metric:
     """The metric that SQL or a prompt makes of a definition; raises Problem 422 unless exactly one is given."""
-    query, prompt = body.query, body.query_generation_prompt
-    if (query is msgspec.UNSET) == (prompt is msgspec.UNSET):
-        detail = "send exactly one of query and query_generation_prompt"
-        raise Problem(422, f"{detail.capitalize()}.", [InputError("query", detail)])
-    if isinstance(prompt, str):
-        check_text("query_generation_prompt", prompt)
-        return await write_sql(state, prompt, about)
-    check_text("query", str(query))
-    return await pass_gate(state["database"], msgspec.structs.replace(about, sql=str(query)))
-
-
-def prompt_of(body: NewMetric | MetricPatch) -> str | None:
-    return body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
+    if bool(body.query) == bool(body.query_generation_prompt):
+        raise input_problem([InputError("query", "or query_generation_prompt must be sent, and not both")])
+    check_text("query", body.query)
+    check_text("query_generation_prompt", body.query_generation_prompt)
+    if body.query_generation_prompt:
+        return await write_sql(state, body.query_generation_prompt, about)
+    return await pass_gate(state["database"], msgspec.structs.replace(about, sql=body.query))
 
 
 def default_title(metric_id: str, body: NewMetric) -> str:
     """The prompt, or the comment that the SQL opens with."""
-    if prompt := prompt_of(body):
-        return " ".join(prompt.split())[:200] or "Metric"
-    comment = re.match(r"\s*--\s*(.+)", str(body.query))
+    if prompt := " ".join(body.query_generation_prompt.split()):
+        return prompt[:200]
+    comment = re.match(r"\s*--\s*(.+)", body.query)
     return comment[1].strip()[:200] if comment else f"Metric {metric_id[:8]}"
 
 
@@ -3781,8 +3756,8 @@ async def create_metric(request: Request[State]) -> Response:
     )
     metric = await write_metric(state, about, body)
     if dry_run:
-        return json_response(definition_of(metric, dry_run=True))
-    prompt = prompt_of(body)
+        return json_response(show(metric, DryRun))
+    prompt = body.query_generation_prompt or None
     async with writing(state["database"], "metric_configurations") as conn:
         await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", metric_id, metric.about.sql)
         values = (metric_id, about.title, about.is_editable, prompt, request.scope["caller"].subject)
@@ -3792,7 +3767,7 @@ async def create_metric(request: Request[State]) -> Response:
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": prompt}})
-    return json_response(definition_of(metric), 201, {"Location": f"/metrics/{metric_id}"})
+    return json_response(show(metric, MetricDefinition), 201, {"Location": f"/metrics/{metric_id}"})
 
 
 INSERT_METRIC = """\
@@ -3860,14 +3835,13 @@ async def change_metric(request: Request[State]) -> Response:
         async with state["database"].connection("owner") as conn:
             await lock_metric(conn, metric.id, wanted)
     about = patched(metric.about, body)
-    rewritten = body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET
-    if rewritten:
+    if rewritten := bool(body.query or body.query_generation_prompt):
         metric = await write_metric(state, about, body)
     async with writing(state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, wanted)
         query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
         title = None if body.title is msgspec.UNSET else about.title
-        await conn.execute(UPDATE_METRIC, metric.id, title, query_id, prompt_of(body))
+        await conn.execute(UPDATE_METRIC, metric.id, title, query_id, body.query_generation_prompt or None)
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
         about = read_definition(await conn.fetchval(f"{DEFINITIONS} WHERE id = $1", metric.id))
@@ -3876,7 +3850,7 @@ async def change_metric(request: Request[State]) -> Response:
     metric = msgspec.structs.replace(metric, about=about)
     await state["catalog"].adopt(metric)
     audit(request, "change", version=about.version)
-    return json_response(definition_of(metric))
+    return json_response(show(metric, MetricDefinition))
 
 
 def patched(about: Definition, body: MetricPatch) -> Definition:
@@ -4002,7 +3976,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
     checks = {
         "reader:responseTime": [latency_check(reader, "fail")],
         "owner:responseTime": [latency_check(owner, "warn")],
-        "database:migrations": [migrations_check(catalog)],
+        "database:migrations": [Check("fail" if catalog.fault else "pass", "datastore", output=catalog.fault or "")],
         "database:privileges": [privileges_check(state)],
         "metrics:files": file_checks(catalog),
         "listener:connectedSince": [listener_check(state["changes"])],
@@ -4029,12 +4003,6 @@ def listener_check(changes: Changes) -> Check:
         return Check("warn", "component", output="not connected: results are kept for their ttl and no longer")
     since = datetime.fromtimestamp(changes.connected_since, UTC)
     return Check("pass", "component", since.isoformat(timespec="seconds"))
-
-
-def migrations_check(catalog: Catalog) -> Check:
-    if catalog.fault:
-        return Check("fail", "datastore", output=catalog.fault)
-    return Check("pass", "datastore", 0, "pending")
 
 
 async def keys_check(keys: KeySet) -> Check:
@@ -4703,7 +4671,7 @@ OPERATIONS = [
         "/metrics",
         "write",
         create_metric,
-        {201: DEFINED, 200: DEFINED},
+        {201: DEFINED, 200: {JSON: DryRun}},
         body={JSON: NewMetric},
         query={"dry_run": bool},
         errors=(502,),

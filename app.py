@@ -77,6 +77,7 @@ from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
@@ -240,6 +241,9 @@ class Layout(msgspec.Struct, frozen=True):
     static: bool = False
 
 
+Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
+
+
 class MetricSummary(msgspec.Struct, frozen=True):
     id: str
     title: str
@@ -280,7 +284,7 @@ class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     query_generation_prompt: Prompt = ""
     query: SQL = ""
     is_editable: bool = True
-    layouts: list[Layout] = []
+    layouts: Layouts = []
     title: Title | None = None
 
 
@@ -289,26 +293,50 @@ class MetricPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     query_generation_prompt: Prompt = ""
     query: SQL = ""
-    layouts: list[Layout] | msgspec.UnsetType | None = msgspec.UNSET
+    layouts: Layouts | msgspec.UnsetType | None = msgspec.UNSET
     title: Title | msgspec.UnsetType | None = msgspec.UNSET
     version: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class DryRun(msgspec.Struct, frozen=True):
-    """What a metric would be."""
+    """What a metric would be, its first records, and what of the prompt was not understood."""
 
     query: str
     version: int
     parameters: list[Parameter]
     columns: list[Column]
+    notes: list[str]
+    records: msgspec.Raw
+    truncated: bool
 
 
 class MetricDefinition(msgspec.Struct, frozen=True):
+    """What was stored, and what of the prompt was not understood."""
+
     id: str
     query: str
     version: int
     parameters: list[Parameter]
     columns: list[Column]
+    notes: list[str]
+
+
+class MetricSource(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a metric is made of; one that does not compile has a fault."""
+
+    id: str
+    title: str
+    description: str
+    source: Literal["file", "dataset", "api"]
+    query: str
+    prompt: str | None
+    created_by: str | None
+    version: int
+    is_editable: bool
+    parameters: list[Parameter]
+    columns: list[Column]
+    tables: list[str]
+    fault: str = ""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -719,10 +747,16 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     return keys
 
 
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+
+
 async def read_answer(response: httpx.Response, limit: int) -> bytes:
     """The body of a 200; raises ValueError for another status, or for more bytes than limit."""
     if response.status_code != 200:
         raise ValueError(f"it answered with status {response.status_code}")
+    # A few hundred bytes may come to gigabytes, and nobody asked for that.
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise ValueError("its answer is compressed")
     body = b""
     async for chunk in response.aiter_bytes():
         body += chunk
@@ -795,7 +829,7 @@ class KeySet:
     async def download(self) -> bytes:
         # Reading the certificates takes 50 ms.
         client = await asyncio.to_thread(httpx.AsyncClient)
-        async with client, client.stream("GET", self.url) as response:
+        async with client, client.stream("GET", self.url, headers=UNCOMPRESSED) as response:
             return await read_answer(response, 256 * 1024)
 
 
@@ -1536,6 +1570,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     series: str = ""
     is_editable: bool = False
     version: int = 1
+    prompt: str | None = None
+    created_by: str | None = None
     layouts: tuple[Layout, ...] = ()
     warnings: tuple[str, ...] = ()
     fault: str = ""
@@ -3494,10 +3530,12 @@ async def insert_records(
 
 MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
+MAX_EXAMPLES = 8000  # characters
 # A blank line after a semicolon ends it.
 BARE_SQL = re.compile(
     r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
 )
+FENCE_LANGUAGE = re.compile(r"\A[ \t]*(?:\w*sql\b|\w*[ \t]*\r?\n)", re.IGNORECASE)
 MODEL_TASK = """\
 Write one PostgreSQL SELECT that answers the request. Answer with the SQL alone.
 Give every column a readable name. Let a dashboard choose the period: compare dates with
@@ -3537,11 +3575,11 @@ async def describe_tables(conn: asyncpg.Connection, schema: str) -> str:
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
-    headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
+    key = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     model = {"model": settings.sql_model} if settings.sql_model else {}
     payload = {**model, "messages": messages, "temperature": 0}
     try:
-        async with client.stream("POST", url, json=payload, headers=headers) as response:
+        async with client.stream("POST", url, json=payload, headers=UNCOMPRESSED | key) as response:
             body = await read_answer(response, MAX_MODEL_ANSWER)
     except httpx.HTTPError as exc:
         raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
@@ -3555,31 +3593,49 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
 
 def extract_sql(answer: str) -> str:
     """The SQL in an answer with or without prose and fences around it; raises ModelFailed."""
-    texts = [*answer.split("```")[1::2], answer]
-    found = next(filter(None, map(BARE_SQL.search, texts)), None)
-    sql = (found[0] if found else answer).strip()
-    if len(sql) > MAX_SQL:
+    fenced = [FENCE_LANGUAGE.sub("", text) for text in answer.split("```")[1::2]]
+    bare = BARE_SQL.search(answer)
+    texts = [*filter(BARE_SQL.search, fenced), *fenced, bare[0] if bare else answer]
+    if len(texts[0]) > MAX_SQL:
         raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
-    return sql
+    return texts[0].strip()
 
 
-async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
-    """A metric for a prompt, by the model that is configured or else the built-in mock.
+def nearest(prompt: str, metrics: Iterable[Metric]) -> str:
+    """The metrics that share most words with a prompt, as many as fit into MAX_EXAMPLES."""
+
+    def shared(metric: Metric) -> int:
+        about = f"{metric.id} {metric.about.title} {metric.about.description}"
+        return len(asked.intersection(re.findall(r"[^\W_]+", about.lower())))
+
+    asked, told, room = set(re.findall(r"[^\W_]+", prompt.lower())), [], MAX_EXAMPLES
+    for metric in sorted(metrics, key=shared, reverse=True):
+        text = f"-- {metric.id}: {metric.about.title}\n{metric.about.sql.strip()}"
+        room -= len(text)
+        if room < 0:
+            break
+        told.append(text)
+    return "\n\n".join(told)
+
+
+async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metric, list[str]]:
+    """A metric for a prompt, by the model that is configured or else the built-in mock, and what that did not read.
 
     PostgreSQL's objections go back to the model, twice at most. Raises ModelFailed, or Problem 422.
     """
     settings, database = state["settings"], state["database"]
     if not settings.sql_model_url:
-        sql = await mock_answer(database, prompt, about.id)
-        return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
-    examples = [m.about.sql for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles][:3]
+        sql, notes = await mock_answer(database, prompt, about.id)
+        return await pass_gate(database, msgspec.structs.replace(about, sql=sql)), notes
+    # What not everybody may see is not for the model, whose answer the caller sees.
+    examples = nearest(prompt, [m for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles])
     schema = await database.schema()
     async with database.connection("gate") as conn:
         tables = await describe_tables(conn, schema)
-    task = MODEL_TASK.format(tables=tables, examples="\n\n".join(examples))
+    task = MODEL_TASK.format(tables=tables, examples=examples)
     try:
         async with asyncio.timeout(settings.sql_model_timeout):
-            return await converse(database, task, prompt, about)
+            return await converse(database, task, prompt, about), []
     except TimeoutError:
         raise ModelFailed(f"it took longer than SQL_MODEL_TIMEOUT, {settings.sql_model_timeout:g} s") from None
 
@@ -3599,7 +3655,7 @@ async def converse(database: Database, task: str, prompt: str, about: Definition
     raise Problem(422, f"The prompt gave no metric: {detail}.", [InputError("query_generation_prompt", detail)])
 
 
-async def mock_answer(database: Database, prompt: str, metric_id: str) -> str:
+async def mock_answer(database: Database, prompt: str, metric_id: str) -> tuple[str, list[str]]:
     from seed import mock_model
 
     async with database.connection("gate") as conn:
@@ -3658,6 +3714,8 @@ def show(metric: Metric, kind: type[T], **more: Any) -> T:
         "chart": chart_of(metric),
         "parameters": parameters_of(metric),
         "columns": metric.columns,
+        "tables": sorted(metric.tables.values()),
+        "fault": metric.fault,
         **more,
     }
     return msgspec.convert(known, kind)
@@ -3718,15 +3776,34 @@ def single_parameter(request: Request[State], name: str, allowed: str, expected:
     return values[0] if values else None
 
 
-async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> Metric:
-    """The metric that SQL or a prompt makes of a definition; raises Problem 422 unless exactly one is given."""
+async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> tuple[Metric, list[str]]:
+    """The metric that SQL or a prompt makes of a definition, and what of the prompt was not understood.
+
+    Raises Problem 422 unless exactly one is given, ModelFailed and BadStatement.
+    """
     if bool(body.query) == bool(body.query_generation_prompt):
         raise input_problem([InputError("query", "or query_generation_prompt must be sent, and not both")])
     check_text("query", body.query)
     check_text("query_generation_prompt", body.query_generation_prompt)
     if body.query_generation_prompt:
         return await write_sql(state, body.query_generation_prompt, about)
-    return await pass_gate(state["database"], msgspec.structs.replace(about, sql=body.query))
+    return await pass_gate(state["database"], msgspec.structs.replace(about, sql=body.query)), []
+
+
+PREVIEW = 100  # records
+
+
+async def preview(state: State, metric: Metric, notes: list[str]) -> DryRun:
+    """What a metric would be; raises as run_metric does, and BadStatement for what fails on the data."""
+    try:
+        result = await run_metric(state["catalog"], metric, (None,) * len(metric.names))
+    except Problem as exc:
+        if isinstance(exc.__cause__, asyncpg.PostgresError):
+            raise BadStatement(exc.__cause__.message) from exc
+        raise
+    rows = result.rows.split(b"\n")[:PREVIEW]
+    truncated = result.truncated or result.row_count > PREVIEW
+    return show(metric, DryRun, notes=notes, records=msgspec.Raw(b"[%b]" % b",".join(rows)), truncated=truncated)
 
 
 def default_title(metric_id: str, body: NewMetric) -> str:
@@ -3752,22 +3829,23 @@ async def create_metric(request: Request[State]) -> Response:
         title=body.title or default_title(metric_id, body),
         series=metric_id,
         is_editable=body.is_editable,
+        prompt=body.query_generation_prompt or None,
+        created_by=request.scope["caller"].subject,
         layouts=tuple(body.layouts),
     )
-    metric = await write_metric(state, about, body)
+    metric, notes = await write_metric(state, about, body)
     if dry_run:
-        return json_response(show(metric, DryRun))
-    prompt = body.query_generation_prompt or None
+        return json_response(await preview(state, metric, notes))
     async with writing(state["database"], "metric_configurations") as conn:
         await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", metric_id, metric.about.sql)
-        values = (metric_id, about.title, about.is_editable, prompt, request.scope["caller"].subject)
+        values = (metric_id, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute(INSERT_METRIC, *values)
         await store_layouts(conn, metric_id, body.layouts)
     await state["catalog"].adopt(metric)
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
-    log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": prompt}})
-    return json_response(show(metric, MetricDefinition), 201, {"Location": f"/metrics/{metric_id}"})
+    log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
+    return json_response(show(metric, MetricDefinition, notes=notes), 201, {"Location": f"/metrics/{metric_id}"})
 
 
 INSERT_METRIC = """\
@@ -3802,10 +3880,10 @@ async def lock_metric(conn: asyncpg.Connection, metric_id: str, wanted: int | No
         raise Problem(409, f"The version is {current} by now, not {wanted}; read it again.")
 
 
-# A query that several metrics of a data set share is not changed under the others.
+# A query that several metrics of a data set share is not changed under the others, nor one that has the metric's id.
 UPDATE_QUERY = """\
 INSERT INTO queries (id, query)
-SELECT CASE COUNT(*) WHEN 1 THEN MIN(query_id) ELSE $1 END, $2
+SELECT CASE COUNT(*) WHEN 1 THEN MIN(query_id) ELSE $3 END, $2
 FROM metric_configurations
 WHERE query_id = (SELECT query_id FROM metric_configurations WHERE id = $1)
 ON CONFLICT (id) DO UPDATE
@@ -3817,11 +3895,16 @@ UPDATE metric_configurations
 SET
   title = COALESCE($2, title),
   query_id = COALESCE($3, query_id),
-  prompt = COALESCE($4, prompt),
+  prompt = CASE WHEN $3 IS NULL THEN prompt ELSE $4 END,
   version = version + 1,
   is_edited = true
 WHERE id = $1
 """
+
+
+async def show_definition(request: Request[State]) -> Response:
+    """What a metric is made of, whether it compiles or not."""
+    return json_response(show(find_metric(request, editable=False), MetricSource))
 
 
 async def change_metric(request: Request[State]) -> Response:
@@ -3835,11 +3918,13 @@ async def change_metric(request: Request[State]) -> Response:
         async with state["database"].connection("owner") as conn:
             await lock_metric(conn, metric.id, wanted)
     about = patched(metric.about, body)
+    notes: list[str] = []
     if rewritten := bool(body.query or body.query_generation_prompt):
-        metric = await write_metric(state, about, body)
+        metric, notes = await write_metric(state, about, body)
     async with writing(state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, wanted)
-        query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
+        written = (metric.id, metric.about.sql, str(uuid.uuid4()))
+        query_id = await conn.fetchval(UPDATE_QUERY, *written) if rewritten else None
         title = None if body.title is msgspec.UNSET else about.title
         await conn.execute(UPDATE_METRIC, metric.id, title, query_id, body.query_generation_prompt or None)
         if body.layouts is not msgspec.UNSET:
@@ -3850,7 +3935,7 @@ async def change_metric(request: Request[State]) -> Response:
     metric = msgspec.structs.replace(metric, about=about)
     await state["catalog"].adopt(metric)
     audit(request, "change", version=about.version)
-    return json_response(show(metric, MetricDefinition))
+    return json_response(show(metric, MetricDefinition, notes=notes))
 
 
 def patched(about: Definition, body: MetricPatch) -> Definition:
@@ -3890,7 +3975,7 @@ async def delete_metric(request: Request[State]) -> Response:
 async def put_layouts(request: Request[State]) -> Response:
     """Place a metric's tile on the dashboard, for each breakpoint."""
     metric = find_metric(request, editable=False)
-    layouts = await read_json(request, list[Layout])
+    layouts = await read_json(request, Layouts)
     refuse_parameters(request)
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
@@ -4034,7 +4119,21 @@ def add_gauges(instruments: Instruments, state: State) -> None:
     if state["settings"].jwt_issuer:
         instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
     instruments.gauge("cache_bytes", "In-process cache", lambda: results.memory.bytes)
+    state["catalog"].reloaded_by.append(forget_metrics(instruments, state["catalog"]))
     instruments.gauge("live_subscribers", "Open sockets", lambda: len(state["broadcast"].subscribers))
+
+
+def forget_metrics(instruments: Instruments, catalog: Catalog) -> Callable[[], None]:
+    """What takes away the figures of metrics that are gone, each time that the catalog is another."""
+    known: set[str] = set()
+
+    def forget() -> None:
+        for metric_id in known - catalog.metrics.keys():
+            instruments.forget(metric_id)
+        known.intersection_update(())
+        known.update(catalog.metrics)
+
+    return forget
 
 
 def privileges_check(state: State) -> Check:
@@ -4060,122 +4159,103 @@ def file_checks(catalog: Catalog) -> list[Check]:
 # ------------------------------------------------------------------------------------------------ live updates
 
 DEBOUNCE = 0.1  # seconds: at most ten results a second for each subscription
-MAX_SUBSCRIPTIONS = 200
+SOON, LATE = 1.0, 60.0  # seconds after which what cannot be had is asked for again, first and at last
+MAX_SOCKETS, MAX_SUBSCRIPTIONS = 20, 200  # of a caller, and of each socket
 MAX_MESSAGE = 64 * 1024
 PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
 CLOSING_CODES = {401: 4401, 403: 4403, 421: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
-SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
 
 
-class Subscription(msgspec.Struct, eq=False):
-    """One metric with its parameters on one socket, echoed as they were sent; told is what it was told last."""
+class Subscription:
+    """One metric with its parameters on one socket, echoed as they were sent."""
 
-    subscriber: Subscriber
-    metric_id: str | None
-    params: dict[str, Any] | None
-    plan: Plan | None = None
-    told: bytes = b""
+    task: asyncio.Task[None]
 
-    def tell(self, news: Answer | Exception) -> None:
-        """Send a result that is another than the last one, or say, once, what is the matter."""
-        told = news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
-        if self.told != told:
-            self.told = told
-            self.subscriber.outbox[self] = news
-            self.subscriber.waiting.set()
-
-    def message(self, news: Answer | Exception) -> bytes:
-        said = {"type": "result", "id": self.metric_id, "params": self.params}
-        if isinstance(news, Answer):
-            return encode(said | {"etag": news.etag.decode(), "result": msgspec.Raw(news.body)})
-        problem = as_problem(news)
-        title, detail = HTTPStatus(problem.status).phrase, shortened(problem.detail)
-        return encode(said | {"type": "problem", "status": problem.status, "title": title, "detail": detail})
-
-
-class Topic:
-    """One metric with one set of values, asked for once on behalf of everybody who watches it."""
-
-    def __init__(self, results: Results, plan: Plan) -> None:
-        self.results, self.plan = results, plan
-        self.subscriptions: set[Subscription] = set()
+    def __init__(self, subscriber: Subscriber, metric_id: str, params: dict[str, Any]) -> None:
+        self.subscriber, self.metric_id, self.params = subscriber, metric_id, params
+        self.metric: Metric | None = None
         self.outdated = asyncio.Event()
-        self.task = asyncio.create_task(self.run(), name=f"topic {plan.metric.id}")
+
+    def plan(self) -> Plan:
+        """What the metric is now and the caller may see; raises Problem."""
+        catalog, caller = self.subscriber.broadcast.catalog, cast(Caller, self.subscriber.caller)
+        self.metric = catalog.metrics.get(self.metric_id)
+        return make_plan(catalog.find(self.metric_id, caller), text_pairs(self.params), caller, "json")
+
+    async def ask(self) -> tuple[Answer, float]:
+        """A result, and for how many seconds it will do; raises what keeps it from being had."""
+        plan, broadcast = self.plan(), self.subscriber.broadcast
+        entry = await broadcast.result(plan)
+        # What stands in while the database fails is looked at again, whatever its TTL.
+        seconds = max(SOON, entry.ttl - entry.age) if broadcast.results.is_current(entry) else SOON
+        return await broadcast.results.answer(plan, entry), seconds
 
     async def run(self) -> None:
-        """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
+        """Send the result whenever it really changes; what nobody watches for changes is looked at when it is aged."""
+        news: Answer | Exception
+        told, delay = b"", SOON
         while True:
             self.outdated.clear()
-            # Who comes while it runs is not given what a change before that may have overtaken.
-            waiting = self.subscriptions.copy()
-            news, seconds = await self.ask()
-            for subscription in waiting & self.subscriptions:
-                subscription.tell(news)
-            await asyncio.sleep(DEBOUNCE)
+            try:
+                news, seconds = await self.ask()
+                delay = SOON
+            except Exception as exc:
+                warn("a live result cannot be had", metric_id=self.metric_id, reason=repr(exc.__cause__ or exc))
+                news, seconds, delay = exc, delay, min(2 * delay, LATE)
+            before, told = told, news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
+            if told != before:
+                self.subscriber.put(self, functools.partial(live_message, news, self.metric_id, self.params))
+            # On a common beat, so that those who watch the same ask at the same time and share a run.
+            await asyncio.sleep(DEBOUNCE / 2 + (DEBOUNCE / 2 - time.monotonic()) % DEBOUNCE)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.outdated.wait(), seconds)
-
-    async def ask(self) -> tuple[Answer | Exception, float]:
-        """A result, or what is the matter, and for how many seconds that will do."""
-        try:
-            entry, _ = await self.results.get(self.plan, Directives())
-            answer = await self.results.answer(self.plan, entry)
-        except Exception as exc:
-            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
-            return exc, SOON
-        # What stands in while the database fails is looked at again, whatever its TTL.
-        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
+                async with asyncio.timeout(seconds):
+                    await self.outdated.wait()
 
 
 class Broadcast:
-    """The topics that somebody watches, by the key of their results."""
+    """The open sockets, and the turns that their runs take: whoever asks over HTTP has half of each pool."""
 
     def __init__(self, catalog: Catalog, changes: Changes, results: Results) -> None:
         self.catalog, self.results = catalog, results
-        self.topics: dict[str, Topic] = {}
         self.subscribers: set[Subscriber] = set()
+        sizes = {login: pool.get_max_size() for login, pool in catalog.database.pools.items()}
+        self.turns = {login: asyncio.Semaphore(max(1, size // 2)) for login, size in sizes.items()}
         changes.heard_by.append(self.on_change)
         catalog.reloaded_by.append(self.on_reload)
 
+    def subscriptions(self) -> Iterator[Subscription]:
+        return itertools.chain.from_iterable(subscriber.subscriptions.values() for subscriber in self.subscribers)
+
     def on_change(self, tables: Iterable[int] | None) -> None:
-        """Tell the topics that read a table, or all of them when anything may have changed."""
-        for topic in self.topics.values():
-            if tables is None or not topic.plan.metric.tables.keys().isdisjoint(tables):
-                topic.outdated.set()
+        """Have asked again for what reads a table, or for everything when anything may have changed."""
+        for subscription in self.subscriptions():
+            read = subscription.metric.tables.keys() if subscription.metric else set()
+            if tables is None or not read.isdisjoint(tables):
+                subscription.outdated.set()
 
     def on_reload(self) -> None:
-        """Plan anew what watches a metric that is not what it was, or that could not be planned."""
-        for subscriber in self.subscribers:
-            for key, subscription in list(subscriber.subscriptions.items()):
-                plan = subscription.plan
-                if plan is None or self.catalog.metrics.get(plan.metric.id) is not plan.metric:
-                    subscriber.renew(key)
+        for subscription in self.subscriptions():
+            if self.catalog.metrics.get(subscription.metric_id) is not subscription.metric:
+                subscription.outdated.set()
 
     def on_keys(self) -> None:
         for subscriber in self.subscribers:
             subscriber.recheck.set()
 
-    def subscribe(self, subscription: Subscription, plan: Plan) -> None:
-        topic = self.topics.get(plan.key) or Topic(self.results, plan)
-        self.topics[plan.key] = topic
-        topic.plan = subscription.plan = plan
-        topic.subscriptions.add(subscription)
-        topic.outdated.set()
-
-    def unsubscribe(self, subscription: Subscription) -> None:
-        if subscription.plan:
-            topic = self.topics[subscription.plan.key]
-            topic.subscriptions.remove(subscription)
-            subscription.plan = None
-            if not topic.subscriptions:
-                topic.task.cancel()
-                del self.topics[topic.plan.key]
+    async def result(self, plan: Plan) -> Entry:
+        """One run for all who ask at the same time; who joins one takes no turn."""
+        async with self.turns[plan.metric.login]:
+            if plan.key not in self.results.flights:
+                return (await self.results.get(plan, Directives()))[0]
+        return (await self.results.get(plan, Directives()))[0]
 
 
 class Subscriber:
     """One socket: takes messages in, and lets only the newest result of each subscription wait to be sent."""
+
+    tasks: asyncio.TaskGroup
 
     def __init__(self, websocket: WebSocket) -> None:
         self.websocket = websocket
@@ -4183,13 +4263,17 @@ class Subscriber:
         self.caller: Caller | None = None
         self.given = b""
         self.subscriptions: dict[bytes, Subscription] = {}
-        # Messages are made when they are sent, so that what waits for a slow reader is not a copy.
-        self.outbox: OrderedDict[Subscription, Answer | Exception] = OrderedDict()
+        self.outbox: OrderedDict[object, Callable[[], bytes]] = OrderedDict()
         self.waiting, self.recheck = asyncio.Event(), asyncio.Event()
+
+    def put(self, key: object, message: Callable[[], bytes]) -> None:
+        """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
+        self.outbox[key] = message
+        self.waiting.set()
 
     def refuse(self, exc: Exception, metric_id: str | None = None, params: dict[str, Any] | None = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            Subscription(self, metric_id, params).tell(exc)
+            self.put(object(), functools.partial(live_message, exc, metric_id, params))
 
     async def send(self) -> None:
         """Raises WebSocketException for a reader that takes nothing."""
@@ -4197,10 +4281,10 @@ class Subscriber:
             while not self.outbox:
                 self.waiting.clear()
                 await self.waiting.wait()
-            subscription, news = self.outbox.popitem(last=False)
+            _, message = self.outbox.popitem(last=False)
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await self.websocket.send_text(subscription.message(news).decode())
+                    await self.websocket.send_text(message().decode())
             except TimeoutError:
                 raise WebSocketException(1013, f"nothing was read for {PATIENCE} s") from None
 
@@ -4209,14 +4293,19 @@ class Subscriber:
         scope, known = self.websocket.scope, self.caller
         try:
             check_loopback(scope, scope["state"]["settings"])
-            self.caller = await authenticate(scope, given)
+            self.caller = caller = await authenticate(scope, given)
         except (InvalidToken, Problem) as exc:
             problem = as_problem(exc)
             raise WebSocketException(CLOSING_CODES[problem.status], problem.detail) from exc
         self.given = given
-        if known and known.lasting_claims() != self.caller.lasting_claims():
-            for key in list(self.subscriptions):
-                self.renew(key)
+        if known and known.lasting_claims() == caller.lasting_claims():
+            return
+        others = [each.caller for each in self.broadcast.subscribers if each.caller and each is not self]
+        # An open service cannot tell callers apart.
+        if caller is not OPEN and sum(other.subject == caller.subject for other in others) >= MAX_SOCKETS:
+            raise WebSocketException(1013, f"{MAX_SOCKETS} sockets of one caller are open; close one")
+        for subscription in self.subscriptions.values():
+            subscription.outdated.set()
 
     async def expire(self) -> None:
         """Raises WebSocketException when there is no token in time, or the last one has expired or lost its key."""
@@ -4236,6 +4325,7 @@ class Subscriber:
                 await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
             except Problem as exc:
                 self.refuse(exc)
+            await asyncio.sleep(0)  # messages that are here already would not let others have their turn
         raise WebSocketDisconnect
 
     async def take(self, message: dict[str, Any]) -> None:
@@ -4249,60 +4339,52 @@ class Subscriber:
             case {"type": "subscribe", "id": str(metric_id), "params": dict(params)}:
                 self.subscribe(metric_id, params)
             case {"type": "unsubscribe", "id": str(metric_id), "params": dict(params)}:
-                self.unsubscribe(subscription_key(metric_id, params))
+                self.unsubscribe(encode_sorted([metric_id, params]))
             case _:
                 detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
                 given = message.get("id")
                 self.refuse(Problem(422, detail), given if isinstance(given, str) else None)
 
     def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
-        key = subscription_key(metric_id, params)
+        """What never could be had is refused; what cannot be had just now comes as soon as it can."""
+        key, subscription = encode_sorted([metric_id, params]), Subscription(self, metric_id, params)
         self.unsubscribe(key)
-        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-            return self.refuse(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
-        self.subscriptions[key] = Subscription(self, metric_id, params)
-        self.renew(key)
+        try:
+            if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+                raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
+            subscription.plan()
+        except Problem as exc:
+            if exc.status < 500:
+                return self.refuse(exc, metric_id, params)
+        self.subscriptions[key] = subscription
+        subscription.task = self.tasks.create_task(subscription.run(), name=f"subscription to {metric_id}")
 
     def unsubscribe(self, key: bytes) -> None:
         if known := self.subscriptions.pop(key, None):
-            self.broadcast.unsubscribe(known)
+            known.task.cancel()
             self.outbox.pop(known, None)
-
-    def renew(self, key: bytes) -> None:
-        """Subscribe to what the metric is now and the caller may see.
-
-        What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription.
-        """
-        subscription, caller = self.subscriptions[key], cast(Caller, self.caller)
-        self.broadcast.unsubscribe(subscription)
-        try:
-            metric = self.broadcast.catalog.find(str(subscription.metric_id), caller)
-            plan = make_plan(metric, text_pairs(subscription.params or {}), caller, "json")
-        except Exception as exc:
-            if subscription.told or as_problem(exc).status >= 500:
-                return subscription.tell(exc)
-            del self.subscriptions[key]
-            return self.refuse(exc, subscription.metric_id, subscription.params)
-        self.broadcast.subscribe(subscription, plan)
 
     async def serve(self) -> None:
         """Raises a group of WebSocketException, or of WebSocketDisconnect when the client leaves."""
         self.broadcast.subscribers.add(self)
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as self.tasks:
                 given = header(self.websocket.scope, b"authorization")
                 if given or self.websocket.scope["state"]["verifier"].open:
                     await self.authenticate(given)
                 for part in (self.receive, self.send, self.expire):
-                    tasks.create_task(part())
+                    self.tasks.create_task(part())
         finally:
             self.broadcast.subscribers.discard(self)
-            for key in list(self.subscriptions):
-                self.unsubscribe(key)
 
 
-def subscription_key(metric_id: str, params: dict[str, Any]) -> bytes:
-    return encode_sorted([metric_id, params])
+def live_message(news: Answer | Exception, metric_id: str | None, params: dict[str, Any] | None) -> bytes:
+    said = {"type": "result", "id": metric_id, "params": params}
+    if isinstance(news, Answer):
+        return encode(said | {"etag": news.etag.decode(), "result": msgspec.Raw(news.body)})
+    problem = as_problem(news)
+    title, detail = HTTPStatus(problem.status).phrase, shortened(problem.detail)
+    return encode(said | {"type": "problem", "status": problem.status, "title": title, "detail": detail})
 
 
 def parse_message(text: str | bytes) -> dict[str, Any]:
@@ -4685,11 +4767,10 @@ OPERATIONS = [
         query={"parameters": dict[str, str]},
         errors=(504,),
     ),
+    Operation("GET", "/metrics/{id}/definition", "read", show_definition, {200: {JSON: MetricSource}}),
     Operation("PATCH", "/metrics/{id}", "write", change_metric, {200: DEFINED}, body=PATCH, errors=(502,)),
     Operation("DELETE", "/metrics/{id}", "write", delete_metric, {204: {}}, query={"version": VERSION}),
-    Operation(
-        "PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: list[Layout]}}, body={JSON: list[Layout]}
-    ),
+    Operation("PUT", "/metrics/{id}/layouts", "write", put_layouts, {200: {JSON: Layouts}}, body={JSON: Layouts}),
     Operation("POST", "/metrics/{id}/metric-records", "write", create_records, {201: {JSON: Inserted}}, body=UPLOAD),
     Operation("GET", "/", "public", dashboard, {200: HTML}),
     Operation("GET", "/docs", "public", docs, {200: HTML}),
@@ -5006,6 +5087,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         "app:app",
         workers=options.workers,
         http="app:Connection",
+        ws="app:Socket",
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -5024,6 +5106,37 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         listener.close()
     else:
         uvicorn.Server(config).run(sockets=[listener])
+
+
+MAX_FRAMES = 1000
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """uvicorn's, closed for more than MAX_FRAMES in a second: one without content costs as much as any other."""
+
+    counted, counted_since = 0, 0.0
+
+    def data_received(self, data: bytes) -> None:
+        """A KB at a time, for what comes at once may be 40,000 frames."""
+        for start in range(0, len(data), 1024):
+            if not self.transport.is_closing():
+                super().data_received(data[start : start + 1024])
+
+    def handle_events(self) -> None:
+        if (now := self.loop.time()) - self.counted_since > 1:
+            self.counted, self.counted_since = 0, now
+        self.counted += len(self.conn.events)
+        # What waits for the end of its message is held.
+        if self.counted + len(self.frames) > MAX_FRAMES:
+            self.conn.fail(1008, f"more than {MAX_FRAMES} frames a second")
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            return self.transport.close()
+        super().handle_events()
+
+    async def run_asgi(self) -> None:
+        """What a reader has not taken for so long after the end, it never will."""
+        await super().run_asgi()
+        self.loop.call_later(SILENCE, self.transport.abort)
 
 
 class Workers(Multiprocess):

@@ -339,7 +339,7 @@ async def test_a_value_cannot_leave_its_quotes(data: Data) -> None:
     "text", ["last 99999999999999999999 days", "last " + "9" * 9000 + " days alerts", "alerts last 36501 days"]
 )
 def test_the_longest_period_is_a_hundred_years(text: str) -> None:
-    assert "36500)" in mock_sql(text, "own", TYPES, CATEGORIES)
+    assert "36500)" in mock_sql(text, "own", TYPES, CATEGORIES).sql
 
 
 def test_a_value_named_as_it_is_written_goes_before_its_inflections() -> None:

@@ -72,6 +72,7 @@ from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
@@ -236,6 +237,9 @@ class Layout(msgspec.Struct, frozen=True):
     static: bool = False
 
 
+Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
+
+
 class MetricSummary(msgspec.Struct, frozen=True):
     id: str
     title: str
@@ -273,31 +277,62 @@ SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Exactly one of query_generation_prompt and query."""
 
-    query_generation_prompt: Prompt | msgspec.UnsetType = msgspec.UNSET
-    query: SQL | msgspec.UnsetType = msgspec.UNSET
+    query_generation_prompt: Prompt = ""
+    query: SQL = ""
     is_editable: bool = True
-    layouts: list[Layout] = []
+    layouts: Layouts = []
     title: Title | None = None
 
 
 class MetricPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A JSON merge patch (RFC 7396); version, if sent, must be the current one."""
 
-    query_generation_prompt: Prompt | msgspec.UnsetType = msgspec.UNSET
-    query: SQL | msgspec.UnsetType = msgspec.UNSET
-    layouts: list[Layout] | msgspec.UnsetType | None = msgspec.UNSET
+    query_generation_prompt: Prompt = ""
+    query: SQL = ""
+    layouts: Layouts | msgspec.UnsetType | None = msgspec.UNSET
     title: Title | msgspec.UnsetType | None = msgspec.UNSET
     version: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class MetricDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored definition; a dry run has no id."""
+class DryRun(msgspec.Struct, frozen=True):
+    """What a metric would be, its first records, and what of the prompt was not understood."""
 
-    id: str | msgspec.UnsetType = msgspec.UNSET
     query: str
     version: int
     parameters: list[Parameter]
     columns: list[Column]
+    notes: list[str]
+    records: msgspec.Raw
+    truncated: bool
+
+
+class MetricDefinition(msgspec.Struct, frozen=True):
+    """What was stored, and what of the prompt was not understood."""
+
+    id: str
+    query: str
+    version: int
+    parameters: list[Parameter]
+    columns: list[Column]
+    notes: list[str]
+
+
+class MetricSource(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a metric is made of; one that does not compile has a fault."""
+
+    id: str
+    title: str
+    description: str
+    source: Literal["file", "dataset", "api"]
+    query: str
+    prompt: str | None
+    created_by: str | None
+    version: int
+    is_editable: bool
+    parameters: list[Parameter]
+    columns: list[Column]
+    tables: list[str]
+    fault: str = ""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -706,10 +741,16 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     return keys
 
 
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+
+
 async def read_answer(response: httpx.Response, limit: int) -> bytes:
     """The body of a 200; raises ValueError for another status, or for more bytes than limit."""
     if response.status_code != 200:
         raise ValueError(f"it answered with status {response.status_code}")
+    # A few hundred bytes may come to gigabytes, and nobody asked for that.
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise ValueError("its answer is compressed")
     body = b""
     async for chunk in response.aiter_bytes():
         body += chunk
@@ -765,7 +806,7 @@ class KeySet:
             async with asyncio.timeout(3):
                 # Reading the certificates takes 50 ms.
                 client = await asyncio.to_thread(httpx.AsyncClient)
-                async with client, client.stream("GET", self.url) as response:
+                async with client, client.stream("GET", self.url, headers=UNCOMPRESSED) as response:
                     body = await read_answer(response, 256 * 1024)
             keys = parse_keys(body)
         except Exception as exc:  # whatever an endpoint may do and whatever it may send
@@ -1492,6 +1533,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     series: str = ""
     is_editable: bool = False
     version: int = 1
+    prompt: str | None = None
+    created_by: str | None = None
     layouts: tuple[Layout, ...] = ()
     warnings: tuple[str, ...] = ()
     fault: str = ""
@@ -3307,10 +3350,12 @@ async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Seq
 
 MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
+MAX_EXAMPLES = 8000  # characters
 # A blank line after a semicolon ends it.
 BARE_SQL = re.compile(
     r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
 )
+FENCE_LANGUAGE = re.compile(r"\A[ \t]*(?:\w*sql\b|\w*[ \t]*\r?\n)", re.IGNORECASE)
 MODEL_TASK = """\
 Write one PostgreSQL SELECT that answers the request. Answer with the SQL alone.
 Give every column a readable name. Let a dashboard choose the period: compare dates with
@@ -3349,81 +3394,88 @@ async def describe_tables(conn: asyncpg.Connection, schema: str) -> str:
 
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
-    headers = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
+    key = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
     model = {"model": settings.sql_model} if settings.sql_model else {}
     payload = {**model, "messages": messages, "temperature": 0}
     try:
-        async with client.stream("POST", url, json=payload, headers=headers) as response:
+        async with client.stream("POST", url, json=payload, headers=UNCOMPRESSED | key) as response:
             body = await read_answer(response, MAX_MODEL_ANSWER)
     except httpx.HTTPError as exc:
         raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
     except ValueError as exc:
         raise ModelFailed(str(exc)) from exc
     try:
-        content = msgspec.json.decode(body)["choices"][0]["message"]["content"]
+        return msgspec.convert(msgspec.json.decode(body)["choices"][0]["message"]["content"], str)
     except (ValueError, LookupError, TypeError, RecursionError) as exc:
-        raise ModelFailed("its answer is no chat completion") from exc
-    if not isinstance(content, str):
-        raise ModelFailed("its answer has no text")
-    return content
+        raise ModelFailed("its answer is no chat completion with a text") from exc
 
 
 def extract_sql(answer: str) -> str:
-    """The SQL in an answer with or without prose and fences around it."""
-    texts = [*answer.split("```")[1::2], answer]
-    found = next(filter(None, map(BARE_SQL.search, texts)), None)
-    return (found[0] if found else answer).strip()
+    """The SQL in an answer with or without prose and fences around it; raises ModelFailed."""
+    fenced = [FENCE_LANGUAGE.sub("", text) for text in answer.split("```")[1::2]]
+    bare = BARE_SQL.search(answer)
+    texts = [*filter(BARE_SQL.search, fenced), *fenced, bare[0] if bare else answer]
+    if len(texts[0]) > MAX_SQL:
+        raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
+    return texts[0].strip()
 
 
-async def write_sql(state: State, prompt: str, about: Definition) -> Metric:
-    """A metric for a prompt, by the model that is configured or else the built-in mock.
+def nearest(prompt: str, metrics: Iterable[Metric]) -> str:
+    """The metrics that share most words with a prompt, as many as fit into MAX_EXAMPLES."""
+
+    def shared(metric: Metric) -> int:
+        about = f"{metric.id} {metric.about.title} {metric.about.description}"
+        return len(asked.intersection(re.findall(r"[^\W_]+", about.lower())))
+
+    asked, told, room = set(re.findall(r"[^\W_]+", prompt.lower())), [], MAX_EXAMPLES
+    for metric in sorted(metrics, key=shared, reverse=True):
+        text = f"-- {metric.id}: {metric.about.title}\n{metric.about.sql.strip()}"
+        room -= len(text)
+        if room < 0:
+            break
+        told.append(text)
+    return "\n\n".join(told)
+
+
+async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metric, list[str]]:
+    """A metric for a prompt, by the model that is configured or else the built-in mock, and what that did not read.
 
     PostgreSQL's objections go back to the model, twice at most. Raises ModelFailed, or Problem 422.
     """
     settings, database = state["settings"], state["database"]
     if not settings.sql_model_url:
-        sql = await mock_answer(database, prompt, about.id)
-        return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
-    examples = [m.about.sql for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles][:3]
+        sql, notes = await mock_answer(database, prompt, about.id)
+        return await pass_gate(database, msgspec.structs.replace(about, sql=sql)), notes
+    # What not everybody may see is not for the model, whose answer the caller sees.
+    examples = nearest(prompt, [m for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles])
     schema = await database.schema()
     async with database.connection("gate") as conn:
         tables = await describe_tables(conn, schema)
-    messages = [
-        {"role": "system", "content": MODEL_TASK.format(tables=tables, examples="\n\n".join(examples))},
-        {"role": "user", "content": prompt},
-    ]
+    task = MODEL_TASK.format(tables=tables, examples=examples)
     try:
         async with asyncio.timeout(settings.sql_model_timeout):
-            # Reading the certificates takes 50 ms.
-            async with await asyncio.to_thread(httpx.AsyncClient, timeout=None) as client:
-                return await converse(client, database, messages, about)
+            return await converse(database, task, prompt, about), []
     except TimeoutError:
         raise ModelFailed(f"it took longer than SQL_MODEL_TIMEOUT, {settings.sql_model_timeout:g} s") from None
 
 
-async def converse(
-    client: httpx.AsyncClient, database: Database, messages: list[dict[str, str]], about: Definition
-) -> Metric:
-    objection = ""
-    for _ in range(3):
-        answer = await complete(client, database.settings, messages)
-        sql = extract_sql(answer)
-        if len(sql) > MAX_SQL:
-            raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
-        try:
-            return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
-        except BadStatement as exc:
-            objection = str(exc)
-        messages += [
-            {"role": "assistant", "content": answer},
-            {"role": "user", "content": f"PostgreSQL refuses that: {objection}. Answer with the corrected SQL alone."},
-        ]
+async def converse(database: Database, task: str, prompt: str, about: Definition) -> Metric:
+    messages = [{"role": "system", "content": task}, {"role": "user", "content": prompt}]
+    # Reading the certificates takes 50 ms.
+    async with await asyncio.to_thread(httpx.AsyncClient, timeout=None) as client:
+        for _ in range(3):
+            answer = await complete(client, database.settings, messages)
+            try:
+                return await pass_gate(database, msgspec.structs.replace(about, sql=extract_sql(answer)))
+            except BadStatement as exc:
+                objection = f"PostgreSQL refuses that: {exc}. Answer with the corrected SQL alone."
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": objection}]
     detail = f"no SQL that PostgreSQL accepts came of it; last: {objection}"
     raise Problem(422, f"The prompt gave no metric: {detail}.", [InputError("query_generation_prompt", detail)])
 
 
-async def mock_answer(database: Database, prompt: str, metric_id: str) -> str:
+async def mock_answer(database: Database, prompt: str, metric_id: str) -> tuple[str, list[str]]:
     from seed import mock_model
 
     async with database.connection("gate") as conn:
@@ -3474,21 +3526,19 @@ def parameters_of(metric: Metric) -> list[Parameter]:
     ]
 
 
-def summary(catalog: Catalog, metric: Metric) -> MetricSummary:
-    about = metric.about
-    return MetricSummary(
-        id=metric.id,
-        title=about.title,
-        description=about.description,
-        unit=about.unit,
-        chart=chart_of(metric),
-        is_editable=about.is_editable,
-        version=about.version,
-        live=catalog.live(metric),
-        parameters=parameters_of(metric),
-        columns=list(metric.columns),
-        layouts=list(about.layouts),
-    )
+def show(metric: Metric, kind: type[T], **more: Any) -> T:
+    """A metric as one of the Structs that show it, of what its author and PostgreSQL say, and of more."""
+    known = {
+        **msgspec.structs.asdict(metric.about),
+        "query": metric.about.sql,
+        "chart": chart_of(metric),
+        "parameters": parameters_of(metric),
+        "columns": metric.columns,
+        "tables": sorted(metric.tables.values()),
+        "fault": metric.fault,
+        **more,
+    }
+    return msgspec.convert(known, kind)
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -3500,9 +3550,8 @@ async def list_metrics(request: Request[State]) -> Response:
     catalog = request.state["catalog"]
     if catalog.fault:
         raise Problem(503, "The database has not been reached yet; try again.")
-    caller: Caller = request.scope["caller"]
-    metrics = [summary(catalog, metric) for metric in catalog.visible(caller)]
-    return json_response(MetricList(metrics))
+    metrics = catalog.visible(request.scope["caller"])
+    return json_response(MetricList([show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]))
 
 
 async def read_metric(request: Request[State]) -> Response:
@@ -3535,7 +3584,7 @@ def audit(request: Request[State], action: str, **fields: Any) -> None:
 def refuse_parameters(request: Request[State], *known: str) -> None:
     """Raises Problem 422: a dry_run that is ignored would write."""
     if unknown := [InputError(name, "is no parameter here") for name in request.query_params if name not in known]:
-        raise Problem(422, f"{', '.join(error.name for error in unknown)} is no parameter here.", unknown)
+        raise input_problem(unknown)
 
 
 def single_parameter(request: Request[State], name: str, allowed: str, expected: str) -> str | None:
@@ -3543,42 +3592,45 @@ def single_parameter(request: Request[State], name: str, allowed: str, expected:
     refuse_parameters(request, name)
     values = request.query_params.getlist(name)
     if len(values) > 1 or not all(re.fullmatch(allowed, value) for value in values):
-        raise Problem(422, f"{name} {expected}.", [InputError(name, expected)])
+        raise input_problem([InputError(name, expected)])
     return values[0] if values else None
 
 
-def definition_of(metric: Metric, dry_run: bool = False) -> MetricDefinition:
-    return MetricDefinition(
-        id=msgspec.UNSET if dry_run else metric.id,
-        query=metric.about.sql,
-        version=metric.about.version,
-        parameters=parameters_of(metric),
-        columns=list(metric.columns),
-    )
+async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> tuple[Metric, list[str]]:
+    """The metric that SQL or a prompt makes of a definition, and what of the prompt was not understood.
+
+    Raises Problem 422 unless exactly one is given, ModelFailed and BadStatement.
+    """
+    if bool(body.query) == bool(body.query_generation_prompt):
+        raise input_problem([InputError("query", "or query_generation_prompt must be sent, and not both")])
+    check_text("query", body.query)
+    check_text("query_generation_prompt", body.query_generation_prompt)
+    if body.query_generation_prompt:
+        return await write_sql(state, body.query_generation_prompt, about)
+    return await pass_gate(state["database"], msgspec.structs.replace(about, sql=body.query)), []
 
 
-async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> Metric:
-    """The metric that SQL or a prompt makes of a definition; raises Problem 422 unless exactly one is given."""
-    query, prompt = body.query, body.query_generation_prompt
-    if (query is msgspec.UNSET) == (prompt is msgspec.UNSET):
-        detail = "send exactly one of query and query_generation_prompt"
-        raise Problem(422, f"{detail.capitalize()}.", [InputError("query", detail)])
-    if isinstance(prompt, str):
-        check_text("query_generation_prompt", prompt)
-        return await write_sql(state, prompt, about)
-    check_text("query", str(query))
-    return await pass_gate(state["database"], msgspec.structs.replace(about, sql=str(query)))
+PREVIEW = 100  # records
 
 
-def prompt_of(body: NewMetric | MetricPatch) -> str | None:
-    return body.query_generation_prompt if isinstance(body.query_generation_prompt, str) else None
+async def preview(state: State, metric: Metric, notes: list[str]) -> DryRun:
+    """What a metric would be; raises as run_metric does, and BadStatement for what fails on the data."""
+    try:
+        result = await run_metric(state["catalog"], metric, (None,) * len(metric.names))
+    except Problem as exc:
+        if isinstance(exc.__cause__, asyncpg.PostgresError):
+            raise BadStatement(exc.__cause__.message) from exc
+        raise
+    rows = result.rows.split(b"\n")[:PREVIEW]
+    truncated = result.truncated or result.row_count > PREVIEW
+    return show(metric, DryRun, notes=notes, records=msgspec.Raw(b"[%b]" % b",".join(rows)), truncated=truncated)
 
 
 def default_title(metric_id: str, body: NewMetric) -> str:
     """The prompt, or the comment that the SQL opens with."""
-    if prompt := prompt_of(body):
-        return " ".join(prompt.split())[:200] or "Metric"
-    comment = re.match(r"\s*--\s*(.+)", str(body.query))
+    if prompt := " ".join(body.query_generation_prompt.split()):
+        return prompt[:200]
+    comment = re.match(r"\s*--\s*(.+)", body.query)
     return comment[1].strip()[:200] if comment else f"Metric {metric_id[:8]}"
 
 
@@ -3597,24 +3649,25 @@ async def create_metric(request: Request[State]) -> Response:
         title=body.title or default_title(metric_id, body),
         series=metric_id,
         is_editable=body.is_editable,
+        prompt=body.query_generation_prompt or None,
+        created_by=request.scope["caller"].subject,
         layouts=tuple(body.layouts),
     )
-    metric = await write_metric(state, about, body)
+    metric, notes = await write_metric(state, about, body)
     if dry_run:
-        return json_response(definition_of(metric, dry_run=True))
-    prompt = prompt_of(body)
+        return json_response(await preview(state, metric, notes))
     async with writing(state["database"], "metric_configurations") as conn:
         await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", metric_id, metric.about.sql)
-        values = (metric_id, about.title, about.is_editable, prompt, request.scope["caller"].subject)
+        values = (metric_id, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute(INSERT_METRIC, *values)
         await store_layouts(conn, metric_id, body.layouts)
     await state["catalog"].adopt(metric)
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
-    log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": prompt}})
+    log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
     # Relative to what was asked for, for a proxy may strip a prefix.
     location = metric_id if request.scope["raw_path"].endswith(b"/") else f"metrics/{metric_id}"
-    return json_response(definition_of(metric), 201, {"Location": location})
+    return json_response(show(metric, MetricDefinition, notes=notes), 201, {"Location": location})
 
 
 INSERT_METRIC = """\
@@ -3649,10 +3702,10 @@ async def lock_metric(conn: asyncpg.Connection, metric_id: str, wanted: int | No
         raise Problem(409, f"The version is {current} by now, not {wanted}; read it again.")
 
 
-# A query that several metrics of a data set share is not changed under the others.
+# A query that several metrics of a data set share is not changed under the others, nor one that has the metric's id.
 UPDATE_QUERY = """\
 INSERT INTO queries (id, query)
-SELECT CASE COUNT(*) WHEN 1 THEN MIN(query_id) ELSE $1 END, $2
+SELECT CASE COUNT(*) WHEN 1 THEN MIN(query_id) ELSE $3 END, $2
 FROM metric_configurations
 WHERE query_id = (SELECT query_id FROM metric_configurations WHERE id = $1)
 ON CONFLICT (id) DO UPDATE
@@ -3664,11 +3717,16 @@ UPDATE metric_configurations
 SET
   title = COALESCE($2, title),
   query_id = COALESCE($3, query_id),
-  prompt = COALESCE($4, prompt),
+  prompt = CASE WHEN $3 IS NULL THEN prompt ELSE $4 END,
   version = version + 1,
   is_edited = true
 WHERE id = $1
 """
+
+
+async def show_definition(request: Request[State]) -> Response:
+    """What a metric is made of, whether it compiles or not."""
+    return json_response(show(find_metric(request, editable=False), MetricSource))
 
 
 async def change_metric(request: Request[State]) -> Response:
@@ -3682,14 +3740,15 @@ async def change_metric(request: Request[State]) -> Response:
         async with state["database"].connection("owner") as conn:
             await lock_metric(conn, metric.id, wanted)
     about = patched(metric.about, body)
-    rewritten = body.query is not msgspec.UNSET or body.query_generation_prompt is not msgspec.UNSET
-    if rewritten:
-        metric = await write_metric(state, about, body)
+    notes: list[str] = []
+    if rewritten := bool(body.query or body.query_generation_prompt):
+        metric, notes = await write_metric(state, about, body)
     async with writing(state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, wanted)
-        query_id = await conn.fetchval(UPDATE_QUERY, metric.id, metric.about.sql) if rewritten else None
+        written = (metric.id, metric.about.sql, str(uuid.uuid4()))
+        query_id = await conn.fetchval(UPDATE_QUERY, *written) if rewritten else None
         title = None if body.title is msgspec.UNSET else about.title
-        await conn.execute(UPDATE_METRIC, metric.id, title, query_id, prompt_of(body))
+        await conn.execute(UPDATE_METRIC, metric.id, title, query_id, body.query_generation_prompt or None)
         if body.layouts is not msgspec.UNSET:
             await store_layouts(conn, metric.id, about.layouts)
         about = read_definition(await conn.fetchval(f"{DEFINITIONS} WHERE id = $1", metric.id))
@@ -3698,7 +3757,7 @@ async def change_metric(request: Request[State]) -> Response:
     metric = msgspec.structs.replace(metric, about=about)
     await state["catalog"].adopt(metric)
     audit(request, "change", version=about.version)
-    return json_response(definition_of(metric))
+    return json_response(show(metric, MetricDefinition, notes=notes))
 
 
 def patched(about: Definition, body: MetricPatch) -> Definition:
@@ -3738,7 +3797,7 @@ async def delete_metric(request: Request[State]) -> Response:
 async def put_layouts(request: Request[State]) -> Response:
     """Place a metric's tile on the dashboard, for each breakpoint."""
     metric = find_metric(request, editable=False)
-    layouts = await read_json(request, list[Layout])
+    layouts = await read_json(request, Layouts)
     refuse_parameters(request)
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
@@ -3832,7 +3891,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
     checks = {
         "reader:responseTime": [latency_check(reader, "fail")],
         "owner:responseTime": [latency_check(owner, "warn")],
-        "database:migrations": [migrations_check(catalog)],
+        "database:migrations": [Check("fail" if catalog.fault else "pass", "datastore", output=catalog.fault or "")],
         "database:privileges": [privileges_check(state)],
         "metrics:files": file_checks(catalog),
         "listener:connectedSince": [listener_check(state["changes"])],
@@ -3859,12 +3918,6 @@ def listener_check(changes: Changes) -> Check:
         return Check("warn", "component", output="not connected: results are kept for their ttl and no longer")
     since = datetime.fromtimestamp(changes.connected_since, UTC)
     return Check("pass", "component", since.isoformat(timespec="seconds"))
-
-
-def migrations_check(catalog: Catalog) -> Check:
-    if catalog.fault:
-        return Check("fail", "datastore", output=catalog.fault)
-    return Check("pass", "datastore", 0, "pending")
 
 
 async def keys_check(keys: KeySet) -> Check:
@@ -3896,7 +3949,21 @@ def add_gauges(instruments: Instruments, state: State) -> None:
     if state["settings"].jwt_issuer:
         instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
     instruments.gauge("cache_bytes", "In-process cache", lambda: results.memory.bytes)
+    state["catalog"].reloaded_by.append(forget_metrics(instruments, state["catalog"]))
     instruments.gauge("live_subscribers", "Open sockets", lambda: len(state["broadcast"].subscribers))
+
+
+def forget_metrics(instruments: Instruments, catalog: Catalog) -> Callable[[], None]:
+    """What takes away the figures of metrics that are gone, each time that the catalog is another."""
+    known: set[str] = set()
+
+    def forget() -> None:
+        for metric_id in known - catalog.metrics.keys():
+            instruments.forget(metric_id)
+        known.intersection_update(())
+        known.update(catalog.metrics)
+
+    return forget
 
 
 def privileges_check(state: State) -> Check:
@@ -3922,145 +3989,121 @@ def file_checks(catalog: Catalog) -> list[Check]:
 # ------------------------------------------------------------------------------------------------ live updates
 
 DEBOUNCE = 0.1  # seconds: at most ten results a second for each subscription
-MAX_SUBSCRIPTIONS = 200
+SOON, LATE = 1.0, 60.0  # seconds after which what cannot be had is asked for again, first and at last
+MAX_SOCKETS, MAX_SUBSCRIPTIONS = 20, 200  # of a caller, and of each socket
 MAX_MESSAGE = 64 * 1024
 PATIENCE = 5  # seconds for a reader to take a message
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
-CLOSING_CODES = {401: 4401, 403: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
+CLOSING_CODES = {401: 4401, 403: 4403, 421: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
-SOON = 1.0  # seconds after which a result that cannot be had, or is only a stand-in, is asked for again
 
 
-class Subscription(msgspec.Struct, eq=False):
-    """One metric with its parameters on one socket; params are echoed as they were sent."""
+class Subscription:
+    """One metric with its parameters on one socket, echoed as they were sent."""
 
-    subscriber: Subscriber
-    key: bytes
-    metric_id: str
-    params: dict[str, Any]
-    pairs: list[tuple[str, str]]
-    plan: Plan | None = None
-    etag: bytes = b""
+    task: asyncio.Task[None]
 
-    def tell(self, news: Answer | Exception) -> None:
-        """Send a result that is another than the last one, or say, once, what is the matter."""
-        etag = news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
-        if self.etag != etag:
-            self.etag = etag
-            self.subscriber.put(self.key, functools.partial(self.message, news))
-
-    def message(self, news: Answer | Exception) -> bytes:
-        if isinstance(news, Exception):
-            return problem_message(news, self.metric_id, self.params)
-        head = {"type": "result", "id": self.metric_id, "params": self.params, "etag": news.etag.decode()}
-        return encode(head)[:-1] + b',"result":' + news.body + b"}"
-
-
-def problem_message(exc: Exception, metric_id: Any, params: Any) -> bytes:
-    problem = as_problem(exc)
-    title = HTTPStatus(problem.status).phrase
-    what = {"type": "problem", "id": metric_id, "params": params, "status": problem.status, "title": title}
-    return encode(what | {"detail": problem.detail})
-
-
-class Topic:
-    """One metric with one set of values, asked for once on behalf of everybody who watches it."""
-
-    def __init__(self, results: Results, plan: Plan) -> None:
-        self.results, self.plan = results, plan
-        self.subscriptions: set[Subscription] = set()
+    def __init__(self, subscriber: Subscriber, metric_id: str, params: dict[str, Any]) -> None:
+        self.subscriber, self.metric_id, self.params = subscriber, metric_id, params
+        self.metric: Metric | None = None
         self.outdated = asyncio.Event()
-        self.task = asyncio.create_task(self.run(), name=f"topic {plan.metric.id}")
+
+    def plan(self) -> Plan:
+        """What the metric is now and the caller may see; raises Problem."""
+        catalog, caller = self.subscriber.broadcast.catalog, cast(Caller, self.subscriber.caller)
+        self.metric = catalog.metrics.get(self.metric_id)
+        return make_plan(catalog.find(self.metric_id, caller), text_pairs(self.params), caller, "json")
+
+    async def ask(self) -> tuple[Answer, float]:
+        """A result, and for how many seconds it will do; raises what keeps it from being had."""
+        plan, broadcast = self.plan(), self.subscriber.broadcast
+        entry = await broadcast.result(plan)
+        # What stands in while the database fails is looked at again, whatever its TTL.
+        seconds = max(SOON, entry.ttl - entry.age) if broadcast.results.is_current(entry) else SOON
+        return await broadcast.results.answer(plan, entry), seconds
 
     async def run(self) -> None:
-        """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
+        """Send the result whenever it really changes; what nobody watches for changes is looked at when it is aged."""
+        news: Answer | Exception
+        told, delay = b"", SOON
         while True:
             self.outdated.clear()
-            # Who comes while it runs is not given what a change before that may have overtaken.
-            waiting = self.subscriptions.copy()
-            news, seconds = await self.ask()
-            for subscription in waiting & self.subscriptions:
-                subscription.tell(news)
-            await asyncio.sleep(DEBOUNCE)
+            try:
+                news, seconds = await self.ask()
+                delay = SOON
+            except Exception as exc:
+                warn("a live result cannot be had", metric_id=self.metric_id, reason=repr(exc.__cause__ or exc))
+                news, seconds, delay = exc, delay, min(2 * delay, LATE)
+            before, told = told, news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
+            if told != before:
+                self.subscriber.put(self, functools.partial(live_message, news, self.metric_id, self.params))
+            # On a common beat, so that those who watch the same ask at the same time and share a run.
+            await asyncio.sleep(DEBOUNCE / 2 + (DEBOUNCE / 2 - time.monotonic()) % DEBOUNCE)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.outdated.wait(), seconds)
-
-    async def ask(self) -> tuple[Answer | Exception, float]:
-        """A result, or what is the matter, and for how many seconds that will do."""
-        try:
-            entry, _ = await self.results.get(self.plan, Directives())
-            answer = await self.results.answer(self.plan, entry)
-        except Exception as exc:
-            log.info("a live result cannot be had", extra={"fields": {"reason": repr(exc)}})
-            return exc, SOON
-        # What stands in while the database fails is looked at again, whatever its TTL.
-        return answer, max(SOON, entry.ttl - entry.age) if self.results.is_current(entry) else SOON
+                async with asyncio.timeout(seconds):
+                    await self.outdated.wait()
 
 
 class Broadcast:
-    """The topics that somebody watches, by the key of their results."""
+    """The open sockets, and the turns that their runs take: whoever asks over HTTP has half of each pool."""
 
     def __init__(self, catalog: Catalog, changes: Changes, results: Results) -> None:
         self.catalog, self.results = catalog, results
-        self.topics: dict[str, Topic] = {}
         self.subscribers: set[Subscriber] = set()
+        sizes = {login: pool.get_max_size() for login, pool in catalog.database.pools.items()}
+        self.turns = {login: asyncio.Semaphore(max(1, size // 2)) for login, size in sizes.items()}
         changes.heard_by.append(self.on_change)
         catalog.reloaded_by.append(self.on_reload)
 
+    def subscriptions(self) -> Iterator[Subscription]:
+        return itertools.chain.from_iterable(subscriber.subscriptions.values() for subscriber in self.subscribers)
+
     def on_change(self, tables: Iterable[int] | None) -> None:
-        """Tell the topics that read a table, or all of them when anything may have changed."""
-        for topic in self.topics.values():
-            if tables is None or not topic.plan.metric.tables.keys().isdisjoint(tables):
-                topic.outdated.set()
+        """Have asked again for what reads a table, or for everything when anything may have changed."""
+        for subscription in self.subscriptions():
+            read = subscription.metric.tables.keys() if subscription.metric else set()
+            if tables is None or not read.isdisjoint(tables):
+                subscription.outdated.set()
 
     def on_reload(self) -> None:
-        """Plan anew what watches a metric that is not what it was, or that could not be planned."""
-        for subscriber in self.subscribers:
-            for subscription in list(subscriber.subscriptions.values()):
-                plan = subscription.plan
-                if plan is None or self.catalog.metrics.get(subscription.metric_id) is not plan.metric:
-                    subscriber.renew(subscription)
+        for subscription in self.subscriptions():
+            if self.catalog.metrics.get(subscription.metric_id) is not subscription.metric:
+                subscription.outdated.set()
 
     def on_keys(self) -> None:
         for subscriber in self.subscribers:
-            subscriber.suspect()
+            subscriber.recheck.set()
 
-    def subscribe(self, subscription: Subscription, plan: Plan) -> None:
-        topic = self.topics.get(plan.key) or Topic(self.results, plan)
-        self.topics[plan.key] = topic
-        topic.plan = subscription.plan = plan
-        topic.subscriptions.add(subscription)
-        topic.outdated.set()
-
-    def unsubscribe(self, subscription: Subscription) -> None:
-        if subscription.plan:
-            topic = self.topics[subscription.plan.key]
-            topic.subscriptions.remove(subscription)
-            subscription.plan = None
-            if not topic.subscriptions:
-                topic.task.cancel()
-                del self.topics[topic.plan.key]
+    async def result(self, plan: Plan) -> Entry:
+        """One run for all who ask at the same time; who joins one takes no turn."""
+        async with self.turns[plan.metric.login]:
+            if plan.key not in self.results.flights:
+                return (await self.results.get(plan, Directives()))[0]
+        return (await self.results.get(plan, Directives()))[0]
 
 
 class Subscriber:
     """One socket: takes messages in, and lets only the newest result of each subscription wait to be sent."""
 
-    def __init__(self, websocket: WebSocket, broadcast: Broadcast) -> None:
-        self.websocket, self.broadcast = websocket, broadcast
+    tasks: asyncio.TaskGroup
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self.websocket = websocket
+        self.broadcast: Broadcast = websocket.scope["state"]["broadcast"]
         self.caller: Caller | None = None
+        self.given = b""
         self.subscriptions: dict[bytes, Subscription] = {}
-        self.outbox: dict[object, Callable[[], bytes]] = {}
-        self.waiting, self.renewed = asyncio.Event(), asyncio.Event()
-        self.given, self.suspected = b"", False
+        self.outbox: OrderedDict[object, Callable[[], bytes]] = OrderedDict()
+        self.waiting, self.recheck = asyncio.Event(), asyncio.Event()
 
     def put(self, key: object, message: Callable[[], bytes]) -> None:
         """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
         self.outbox[key] = message
         self.waiting.set()
 
-    def put_problem(self, exc: Exception, metric_id: Any = None, params: Any = None) -> None:
+    def refuse(self, exc: Exception, metric_id: str | None = None, params: dict[str, Any] | None = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(object(), functools.partial(problem_message, exc, metric_id, params))
+            self.put(object(), functools.partial(live_message, exc, metric_id, params))
 
     async def send(self) -> None:
         """Raises WebSocketException for a reader that takes nothing."""
@@ -4068,7 +4111,7 @@ class Subscriber:
             while not self.outbox:
                 self.waiting.clear()
                 await self.waiting.wait()
-            message = self.outbox.pop(next(iter(self.outbox)))
+            _, message = self.outbox.popitem(last=False)
             try:
                 async with asyncio.timeout(PATIENCE):
                     await self.websocket.send_text(message().decode())
@@ -4077,117 +4120,101 @@ class Subscriber:
 
     async def authenticate(self, given: bytes) -> None:
         """Raises WebSocketException."""
-        known = self.caller
+        scope, known = self.websocket.scope, self.caller
         try:
-            self.caller = await authenticate(self.websocket.scope, given)
+            check_loopback(scope, scope["state"]["settings"])
+            self.caller = caller = await authenticate(scope, given)
         except (InvalidToken, Problem) as exc:
             problem = as_problem(exc)
             raise WebSocketException(CLOSING_CODES[problem.status], problem.detail) from exc
         self.given = given
-        self.renewed.set()
-        if not known or known.lasting_claims() != self.caller.lasting_claims():
-            for subscription in list(self.subscriptions.values()):
-                self.renew(subscription)
+        if known and known.lasting_claims() == caller.lasting_claims():
+            return
+        others = [each.caller for each in self.broadcast.subscribers if each.caller and each is not self]
+        # An open service cannot tell callers apart.
+        if caller is not OPEN and sum(other.subject == caller.subject for other in others) >= MAX_SOCKETS:
+            raise WebSocketException(1013, f"{MAX_SOCKETS} sockets of one caller are open; close one")
+        for subscription in self.subscriptions.values():
+            subscription.outdated.set()
 
     async def expire(self) -> None:
         """Raises WebSocketException when there is no token in time, or the last one has expired or lost its key."""
         until = time.time() + AUTH_WITHIN
         while (left := (self.caller.expires if self.caller else until) - time.time()) > 0:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.renewed.wait(), min(left, 3600))
-            self.renewed.clear()
-            if self.suspected and self.caller:
-                self.suspected = False
+                await asyncio.wait_for(self.recheck.wait(), min(left, 3600))
+            self.recheck.clear()
+            if self.caller:
                 await self.authenticate(self.given)
         raise WebSocketException(4401, "no valid token")
 
-    def suspect(self) -> None:
-        """Have the token looked at again, for the keys are others now."""
-        self.suspected = True
-        self.renewed.set()
-
     async def receive(self) -> None:
-        """Until the client leaves; raises WebSocketException."""
+        """Raises WebSocketException, or WebSocketDisconnect when the client leaves."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
             try:
                 await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
             except Problem as exc:
-                self.put_problem(exc)
+                self.refuse(exc)
+            await asyncio.sleep(0)  # messages that are here already would not let others have their turn
+        raise WebSocketDisconnect
 
     async def take(self, message: dict[str, Any]) -> None:
         params = message.get("params")
         match {**message, "params": {} if params is None else params}:
             case {"type": "auth", "token": str(token)}:
                 await self.authenticate(b"Bearer " + token.encode(errors="replace"))
+                self.recheck.set()
             case _ if self.caller is None:
                 raise WebSocketException(4401, "the first message must be the token")
             case {"type": "subscribe", "id": str(metric_id), "params": dict(params)}:
                 self.subscribe(metric_id, params)
             case {"type": "unsubscribe", "id": str(metric_id), "params": dict(params)}:
-                self.unsubscribe(subscription_key(metric_id, params))
+                self.unsubscribe(encode_sorted([metric_id, params]))
             case _:
                 detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
                 given = message.get("id")
-                self.put_problem(Problem(422, detail), given if isinstance(given, str) else None)
+                self.refuse(Problem(422, detail), given if isinstance(given, str) else None)
 
     def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
-        key = subscription_key(metric_id, params)
+        """What never could be had is refused; what cannot be had just now comes as soon as it can."""
+        key, subscription = encode_sorted([metric_id, params]), Subscription(self, metric_id, params)
         self.unsubscribe(key)
         try:
             if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
                 raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
-            subscription = Subscription(self, key, metric_id, params, list(text_pairs(params)))
+            subscription.plan()
         except Problem as exc:
-            return self.put_problem(exc, metric_id, params)
+            if exc.status < 500:
+                return self.refuse(exc, metric_id, params)
         self.subscriptions[key] = subscription
-        self.renew(subscription)
+        subscription.task = self.tasks.create_task(subscription.run(), name=f"subscription to {metric_id}")
 
     def unsubscribe(self, key: bytes) -> None:
         if known := self.subscriptions.pop(key, None):
-            self.broadcast.unsubscribe(known)
-            self.outbox.pop(key, None)
-
-    def renew(self, subscription: Subscription) -> None:
-        """Subscribe to what the metric is now and the caller may see.
-
-        What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription.
-        """
-        self.broadcast.unsubscribe(subscription)
-        caller = cast(Caller, self.caller)
-        try:
-            metric = self.broadcast.catalog.find(subscription.metric_id, caller)
-            plan = make_plan(metric, subscription.pairs, caller, "json")
-        except Exception as exc:
-            if subscription.etag or as_problem(exc).status >= 500:
-                return subscription.tell(exc)
-            del self.subscriptions[subscription.key]
-            return self.put_problem(exc, subscription.metric_id, subscription.params)
-        self.broadcast.subscribe(subscription, plan)
+            known.task.cancel()
+            self.outbox.pop(known, None)
 
     async def serve(self) -> None:
-        """Until the client leaves; raises WebSocketException."""
+        """Raises a group of WebSocketException, or of WebSocketDisconnect when the client leaves."""
         self.broadcast.subscribers.add(self)
-        tasks = [asyncio.create_task(part()) for part in (self.receive, self.send, self.expire)]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        except (WebSocketDisconnect, RuntimeError) as exc:
-            # Starlette's word for a message after the close.
-            if isinstance(exc, RuntimeError) and "close message" not in str(exc):
-                raise
+            async with asyncio.TaskGroup() as self.tasks:
+                given = header(self.websocket.scope, b"authorization")
+                if given or self.websocket.scope["state"]["verifier"].open:
+                    await self.authenticate(given)
+                for part in (self.receive, self.send, self.expire):
+                    self.tasks.create_task(part())
         finally:
             self.broadcast.subscribers.discard(self)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.outbox.clear()
-            for subscription in self.subscriptions.values():
-                self.broadcast.unsubscribe(subscription)
 
 
-def subscription_key(metric_id: str, params: dict[str, Any]) -> bytes:
-    return encode_sorted([metric_id, params])
+def live_message(news: Answer | Exception, metric_id: str | None, params: dict[str, Any] | None) -> bytes:
+    said = {"type": "result", "id": metric_id, "params": params}
+    if isinstance(news, Answer):
+        return encode(said | {"etag": news.etag.decode(), "result": msgspec.Raw(news.body)})
+    problem = as_problem(news)
+    title, detail = HTTPStatus(problem.status).phrase, shortened(problem.detail)
+    return encode(said | {"type": "problem", "status": problem.status, "title": title, "detail": detail})
 
 
 def parse_message(text: str | bytes) -> dict[str, Any]:
@@ -4208,25 +4235,19 @@ def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in params.items():
         for item in as_list(value):
             if isinstance(item, bool) or not isinstance(item, str | int | Decimal):
-                raise Problem(422, f"{name} must be a text or a number.", [InputError(name, "is no text or number")])
+                raise input_problem([InputError(name, "must be a text or a number")])
             yield name, item if isinstance(item, str) else encode(item).decode()
 
 
 async def live(websocket: WebSocket) -> None:
     """One socket for a whole dashboard."""
-    state: State = websocket.scope["state"]
     await websocket.accept()
-    subscriber = Subscriber(websocket, state["broadcast"])
     try:
-        try:
-            check_loopback(websocket.scope, state["settings"])
-        except Problem as exc:
-            raise WebSocketException(4403, exc.detail) from None
-        given = header(websocket.scope, b"authorization")
-        if given or state["verifier"].open:
-            await subscriber.authenticate(given)
-        await subscriber.serve()
-    except WebSocketException as closing:
+        await Subscriber(websocket).serve()
+    except* WebSocketDisconnect:
+        pass
+    except* WebSocketException as group:
+        closing = cast(WebSocketException, group.exceptions[0])
         # A reader that takes nothing does not take this either, until it goes on.
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             await asyncio.wait_for(websocket.close(closing.code, closing.reason), FAREWELL)
@@ -4239,7 +4260,7 @@ REF = "#/components/schemas/{name}"
 TEXT, ANYTHING = Schema(type="string"), Schema()
 WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
-STRUCTS = [MetricList, MetricResult, MetricDefinition, NewMetric, MetricPatch, Record, Inserted]
+STRUCTS = [MetricList, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch, Record, Inserted]
 STRUCTS += [Health, Readiness, ProblemDetails]
 
 
@@ -4407,6 +4428,7 @@ ROUTES = [
     Route("/metrics", list_metrics),
     Route("/metrics", create_metric, methods=["POST"]),
     Route("/metrics/{id}", read_metric),
+    Route("/metrics/{id}/definition", show_definition),
     Route("/metrics/{id}", change_metric, methods=["PATCH"]),
     Route("/metrics/{id}", delete_metric, methods=["DELETE"]),
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
@@ -4722,6 +4744,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         "app:app" if options.workers > 1 else app,
         workers=options.workers,
         http="app:Connection" if options.workers > 1 else Connection,
+        ws="app:Socket" if options.workers > 1 else Socket,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -4740,6 +4763,37 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         listener.close()
     else:
         uvicorn.Server(config).run(sockets=[listener])
+
+
+MAX_FRAMES = 1000
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """uvicorn's, closed for more than MAX_FRAMES in a second: one without content costs as much as any other."""
+
+    counted, counted_since = 0, 0.0
+
+    def data_received(self, data: bytes) -> None:
+        """A KB at a time, for what comes at once may be 40,000 frames."""
+        for start in range(0, len(data), 1024):
+            if not self.transport.is_closing():
+                super().data_received(data[start : start + 1024])
+
+    def handle_events(self) -> None:
+        if (now := self.loop.time()) - self.counted_since > 1:
+            self.counted, self.counted_since = 0, now
+        self.counted += len(self.conn.events)
+        # What waits for the end of its message is held.
+        if self.counted + len(self.frames) > MAX_FRAMES:
+            self.conn.fail(1008, f"more than {MAX_FRAMES} frames a second")
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            return self.transport.close()
+        super().handle_events()
+
+    async def run_asgi(self) -> None:
+        """What a reader has not taken for so long after the end, it never will."""
+        await super().run_asgi()
+        self.loop.call_later(SILENCE, self.transport.abort)
 
 
 class Workers(Multiprocess):

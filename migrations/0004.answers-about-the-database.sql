@@ -9,6 +9,8 @@ SELECT
     c.title,
     c.is_editable,
     c.version,
+    c.prompt,
+    c.created_by,
     COALESCE(json_agg(l ORDER BY l.breakpoint) FILTER (WHERE l.item_id IS NOT NULL), '[]') AS layouts
 FROM metric_configurations AS c
 JOIN queries AS q ON q.id = c.query_id

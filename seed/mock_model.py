@@ -6,6 +6,7 @@ from calendar import month_name, monthrange
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from typing import NamedTuple
 
 MONTHS = [name.lower() for name in month_name[1:]]
 MONTH = f"(?:{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)}|sept)"
@@ -56,8 +57,24 @@ GROUPS = {unit: f"CAST(date_trunc('{unit}', date) AS date) AS {unit}" for unit i
 RECORD_COLUMNS = ["obsolescence_val", "obsolescence", "parts_flagged", "alert_type", "alert_category"]
 VALUE_COLUMNS = {"type": "alert_type", "category": "alert_category"}
 PARTICLES = frozenset(["a", "an", "and", "for", "in", "is", "of", "on", "or", "the", "then", "to", "with"])
+# What a prompt may say without meaning more.
+FILLER = re.compile(
+    "a|all|an|and|any|are|as|at|be|been|between|by|chart|count|data|did|display|do|during|each|every|for|from"
+    "|get|give|had|has|have|i|in|is|it|its|kpi|list|many|me|metric|metrics|number|of|on|or|our|over|please"
+    "|record|records|report|see|show|starting|table|that|the|then|there|these|this|those|to|until|up|us|want"
+    "|was|we|were|what|which|who|with|within"
+)
 MAX_PHRASE = 12  # words
+MAX_NOTED = 20  # words
+UNREADABLE = "The prompt is not read; these are the metric's own records of the last 30 days."
 Meaning = tuple[str, str]  # kind and name, a key of GRAMMAR, or column and value
+
+
+class Written(NamedTuple):
+    """The SELECT, and what of the prompt it does not heed."""
+
+    sql: str
+    notes: list[str]
 
 
 def days_of(point: str, year: int) -> tuple[date, date]:
@@ -173,9 +190,10 @@ def meant(meanings: list[Meaning], said: list[str], before: str) -> list[Meaning
     return [meaning for meaning in values if meaning[0] == values[0][0]]
 
 
-def read_words(words: list[str], known: dict[tuple[str, ...], list[Meaning]]) -> dict[str, list[str]]:
-    """What the words name, by kind: columns, functions, groups and values of the data."""
+def read_words(words: list[str], known: dict[tuple[str, ...], list[Meaning]]) -> tuple[dict[str, list[str]], list[str]]:
+    """What the words name, by kind: columns, functions, groups and values of the data; and those that name nothing."""
     named: dict[str, list[str]] = defaultdict(list)
+    unread: list[str] = []
     stems, at, before, grouping = [stem(word) for word in words], 0, "", False
     while at < len(words):
         size = next((size for size in range(MAX_PHRASE, 0, -1) if tuple(stems[at : at + size]) in known), 0)
@@ -185,8 +203,10 @@ def read_words(words: list[str], known: dict[tuple[str, ...], list[Meaning]]) ->
         grouping = kind == "by" or (grouping and (kind == "group" or said[0] in ("and", "then", "the")))
         for name, value in meanings if grouping or kind != "group" else []:
             named[name].append(value)
+        if not meanings or kind == "negation" or (kind == "group" and not grouping and said[-1] not in VALUE_COLUMNS):
+            unread += said
         at, before = at + len(said), said[-1]
-    return {kind: list(dict.fromkeys(values)) for kind, values in named.items()}
+    return {kind: list(dict.fromkeys(values)) for kind, values in named.items()}, unread
 
 
 def quoted(value: str) -> str:
@@ -227,16 +247,24 @@ def readable(named: dict[str, list[str]], dated: bool) -> bool:
     return bool(dated or filtered or "COUNT" in functions or named.keys() & {"column", "group", "alert"})
 
 
-def mock_sql(prompt: str, metric_id: str, types: Sequence[str], categories: Sequence[str]) -> str:
+def unused(words: list[str]) -> list[str]:
+    """What a note says of words that had no effect; none when they are such as say nothing."""
+    named = [word for word in dict.fromkeys(words) if not FILLER.fullmatch(word)]
+    more = f" and {len(named) - MAX_NOTED} more" if len(named) > MAX_NOTED else ""
+    return [f"Not used: {', '.join(word[:40] for word in named[:MAX_NOTED])}{more}."] if named else []
+
+
+def mock_sql(prompt: str, metric_id: str, types: Sequence[str], categories: Sequence[str]) -> Written:
     """The SELECT for a prompt; nothing of its text gets in but values that the data have, dates and numbers of days."""
     try:
         period, text = split_period(plain(prompt))
     except ValueError:
         period, text = None, ""
-    named = read_words(words_of(text), lexicon(types, categories))
-    where = conditions(named)
+    named, unread = read_words(words_of(text), lexicon(types, categories))
+    where, notes = conditions(named), unused(unread)
     if not readable(named, dated=period is not None):
         named, period, where = {}, (LAST_DAYS.format(30), ANY_END), [f"id = {quoted(metric_id)}"]
+        notes = [UNREADABLE, *unused(words_of(plain(prompt)))]
     start, end = period or (ANY_START, ANY_END)
     where += [f"date >= COALESCE(:start_date, {start})", f"date < COALESCE(:end_date, {end}) + 1"]
     groups, measured = named.get("group", []), measures(named)
@@ -247,5 +275,7 @@ def mock_sql(prompt: str, metric_id: str, types: Sequence[str], categories: Sequ
     columns, filters, grouped = ",\n    ".join(selected), "\nAND ".join(where), ", ".join(groups)
     sql = f"SELECT\n    {columns}\nFROM metrics\nWHERE {filters}"
     if groups:
-        return f"{sql}\nGROUP BY {grouped}\nORDER BY {grouped}"
-    return sql if measured else f"{sql}\nORDER BY date, id, metric_id"
+        sql = f"{sql}\nGROUP BY {grouped}\nORDER BY {grouped}"
+    elif not measured:
+        sql = f"{sql}\nORDER BY date, id, metric_id"
+    return Written(sql, notes)

@@ -339,16 +339,16 @@ async def test_a_value_cannot_leave_its_quotes(data: Data) -> None:
     "text", ["last 99999999999999999999 days", "last " + "9" * 9000 + " days alerts", "alerts last 36501 days"]
 )
 def test_the_longest_period_is_a_hundred_years(text: str) -> None:
-    assert "36500)" in mock_sql(text, "own", TYPES, CATEGORIES)
+    assert "36500)" in mock_sql(text, "own", TYPES, CATEGORIES).sql
 
 
 def test_a_value_named_as_it_is_written_goes_before_its_inflections() -> None:
     def named(prompt: str) -> list[str]:
-        return re.findall("'([A-Z][a-z]+)'", mock_sql(prompt, "own", ["Delay", "Delayed", "DELAYED"], []))
+        return re.findall("'([A-Z][a-z]+)'", mock_sql(prompt, "own", ["Delay", "Delayed", "DELAYED"], []).sql)
 
     assert named("metrics with delay") == ["Delay"]
     assert named("metrics delayed") == ["Delayed"]
-    assert "'Delayed', 'DELAYED'" in mock_sql("metrics delayed", "own", ["Delay", "Delayed", "DELAYED"], [])
+    assert "'Delayed', 'DELAYED'" in mock_sql("metrics delayed", "own", ["Delay", "Delayed", "DELAYED"], []).sql
     assert named("metrics that delay or are delayed") == ["Delay", "Delayed"]
 
 

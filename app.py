@@ -3373,10 +3373,11 @@ async def read_records(request: Request[State], kind: str, series: str) -> Async
                 rows.append((series, *row))
         if len(errors) >= MAX_ERRORS:
             break
+        await asyncio.sleep(0)
         if len(rows) >= records.SLICE and not errors:
             yield rows
             rows = []
-        await asyncio.sleep(0)
+            await asyncio.sleep(0)
     if errors:
         raise Problem(422, f"Nothing was written: {errors[0].name}: {errors[0].detail}.", errors[:MAX_ERRORS])
     yield rows

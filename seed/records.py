@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-SLICE = 500  # records that are read at a time: a few milliseconds in which nobody else has a turn
-SLICE_BYTES = 2**16
+SLICE = 250  # records that are read at a time: a millisecond or two in which nobody else has a turn
+SLICE_BYTES = 2**15
 MAX_RECORD = 2**17  # bytes of one record as it is written, which is what csv takes for one cell
 MAX_DEPTH = 64
 

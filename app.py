@@ -3274,6 +3274,7 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
 
 # ------------------------------------------------------------------------------------------------ records
 
+MAX_SLICES = 32  # of which each may hold one large record
 PROGRESS = 5  # seconds between two lines of the log about one upload
 READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterator[records.Slice]]] = {
     "application/json": records.json_records,
@@ -3284,26 +3285,31 @@ READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterato
 
 
 async def read_records(request: Request[State], kind: str, series: str) -> AsyncIterator[list[records.Row]]:
-    """Rows to insert, SLICE or more of them but for the last.
+    """Rows to insert, some hundreds or megabytes at a time; the last may be none.
 
     Raises Problem 400, 413, or 422 with the first hundred errors.
     """
     settings, rows, errors = request.state["settings"], list[records.Row](), list[InputError]()
-    limit, hint = settings.max_upload, ""
+    limit, hint, unit = settings.max_upload, "", "line"
     if kind == "application/json":
-        limit, hint = settings.max_body, f": send NDJSON or CSV, which may have {settings.max_upload}"
+        limit, hint, unit = settings.max_body, f": send NDJSON or CSV, which may have {limit}", "row"
+    slices = 0
     async for found in READERS[kind](read_chunks(request, limit, hint), records.UPLOAD):
+        slices += 1
         for place, row in found:
             if isinstance(row, records.Flaw):
-                errors.append(record_error(f"{'row' if hint else 'line'} {place}", row))
+                errors.append(record_error(f"{unit} {place}", row))
             else:
                 rows.append((series, *row))
         if len(errors) >= MAX_ERRORS:
             break
-        if len(rows) >= records.SLICE and not errors:
-            yield rows
-            rows = []
         await asyncio.sleep(0)
+        if errors:
+            rows.clear()
+        if len(rows) >= records.SLICE or (rows and slices >= MAX_SLICES):
+            yield rows
+            rows, slices = [], 0
+            await asyncio.sleep(0)
     if errors:
         raise Problem(422, f"Nothing was written: {errors[0].name}: {errors[0].detail}.", errors[:MAX_ERRORS])
     yield rows
@@ -3318,21 +3324,21 @@ def record_error(place: str, flaw: records.Flaw) -> InputError:
 
 
 async def uploaded(
-    request: Request[State], rows: list[records.Row], rest: AsyncIterator[list[records.Row]]
+    request: Request[State], begun: Sequence[list[records.Row]], rest: AsyncIterator[list[records.Row]]
 ) -> AsyncIterator[records.Row]:
     """One by one, as the driver wants them, with a line in the log now and then."""
-    count, began, told = 0, time.monotonic(), 0.0
-    while rows:
+    count, started, told = 0, time.monotonic(), 0.0
+    batches = [*begun]
+    while rows := batches.pop(0) if batches else await anext(rest, []):
         for row in rows:
             yield row
         count += len(rows)
-        lasted = time.monotonic() - began
+        lasted = time.monotonic() - started
         if lasted > told + PROGRESS:
             told = lasted
             fields = {"metric_id": request.scope["metric_id"], "request_id": request.scope["request_id"]}
             fields |= {"records": count, "per_second": round(count / lasted)}
             log.info("an upload goes on", extra={"fields": fields})
-        rows = await anext(rest, [])
 
 
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
@@ -3817,16 +3823,16 @@ async def create_records(request: Request[State]) -> Response:
         raise Problem(415, f"Send Content-Type: {', '.join(READERS)}.")
     batches = read_records(request, kind, metric.about.series)
     # Most bodies are all here before a connection is taken; what lasts longer keeps no other write from its own.
-    rows = await anext(batches)
+    rows, more = await anext(batches), await anext(batches, None)
     refuse_parameters(request)
-    if len(rows) < records.SLICE:
+    if not more:
         count, columns = len(rows), [[row[i] for row in rows] for i in range(len(records.STAGED))]
         async with database.connection("owner") as conn:
             inserted = await insert_records(conn, records.INSERT_GIVEN, *columns)
     else:
         async with database.connection("upload") as conn:
             try:
-                count = await records.stage(conn, uploaded(request, rows, batches))
+                count = await records.stage(conn, uploaded(request, (rows, more), batches))
                 inserted = await insert_records(conn, records.INSERT_STAGED)
             finally:
                 await conn.execute(records.UNSTAGE)

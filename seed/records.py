@@ -1,8 +1,8 @@
 """Reads records: from bytes in JSON, NDJSON or CSV to rows of metrics, or to what is wrong with them and where.
 
 Uploads and data sets are read by the same rules and refused in the same words; uploads are refused as a whole, data
-sets are repaired and loaded but for what is wrong. In this order: flaws, values, many
-values at once, schemas, slices, JSON, CSV, rows.
+sets are repaired and loaded but for what is wrong. In this order: flaws, values, many values at once, schemas, slices,
+JSON, CSV, rows.
 """
 
 import csv
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-SLICE = 500  # records that are read at a time: a few milliseconds in which nobody else has a turn
-SLICE_BYTES = 2**16
+SLICE = 250  # records that are read at a time: a millisecond or two in which nobody else has a turn
+SLICE_BYTES = 2**15
 MAX_RECORD = 2**17  # bytes of one record as it is written, which is what csv takes for one cell
 MAX_DEPTH = 64
 
@@ -93,7 +93,7 @@ def is_too_deep(value: object) -> bool:
 # --- Values
 
 PLAIN_NUMBER = re.compile(r"[+-]?[0-9]{1,100}(?:\.[0-9]{1,100})?").fullmatch
-DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?").fullmatch
+DECIMAL = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,6})?").fullmatch
 ISO_8601 = re.compile(r"\d{4}-?(?:\d\d-?\d\d|W\d\d(?:-?\d)?)(?:[T ].+)?", re.ASCII).fullmatch
 UUID = re.compile(r"[0-9a-fA-F]{8}(-?)(?:[0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}").fullmatch
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -318,7 +318,7 @@ def too_long() -> Flaw:
 
 
 def sliced(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """A few milliseconds' work at a time."""
+    """As many as take a millisecond or two to read."""
     batch: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -340,7 +340,7 @@ async def unix_text(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             held = chunk
             continue
         chunk, begun = chunk if begun else chunk.removeprefix(BOM), True
-        held = chunk[len(chunk.rstrip(b"\r")) :][-1:]
+        held = b"\r" if chunk.endswith(b"\r") else b""
         chunk = chunk.removesuffix(held)
         yield chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in chunk else chunk
     yield held.replace(b"\r", b"\n")
@@ -420,7 +420,7 @@ async def json_records(chunks: AsyncIterator[bytes], schema: Schema) -> AsyncIte
 
 
 def array_elements(content: bytes) -> Iterator[Piece]:
-    """Each element as it is written, so that many can be decoded at a time without all being held."""
+    """Each element as it is written: an array of millions of small ones is never decoded as a whole."""
     mark = MARK(content)
     if mark and content.startswith(b"]", mark.end()):
         mark = MARK(content, mark.end())
@@ -470,13 +470,15 @@ async def csv_records(
     """RFC 4180 with a header; empty lines do not count."""
     header: list[str] | None = None
     async for lines in csv_lines(chunks):
-        if header is None:
-            (place, cells), *lines = lines or [(1, [])]
+        if header is None and lines:
+            (place, cells), *lines = lines
             header = [] if isinstance(cells, Flaw) else [cell.strip() for cell in cells]
             if flaw := cells if isinstance(cells, Flaw) else header_flaw(header, check or schema.check_header):
                 yield [(place, flaw)]
                 return
-        yield read_lines(header, lines, schema)
+        yield read_lines(header or [], lines, schema)
+    if header is None and (flaw := header_flaw([], check or schema.check_header)):
+        yield [(1, flaw)]
 
 
 def header_flaw(header: Sequence[str], check: CheckHeader) -> Flaw | None:
@@ -506,21 +508,21 @@ def csv_record(header: Sequence[str], cells: list[str] | Flaw) -> Iterator[Recor
 
 
 async def csv_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[Line]]:
-    """The cells of each record and the line that it begins on."""
+    """The cells of each record and the line that it begins on; none while one goes on."""
     begun, size, enough = 1, 0, 0
     held: list[bytes] = []
     async for batch in line_slices(chunks):
         lines = [piece + b"\n" for piece in batch if isinstance(piece, bytes)]
         held += lines
         size += sum(map(len, lines))
+        found: list[Line] = []
         # What breaks off within quotes is read again when there is twice as much of it, not at each line.
         if size >= enough:
             found, ready = read_cells(held, begun)
-            if found:
-                yield found
             begun, held = begun + ready, held[ready:]
             size = sum(map(len, held))
             enough = min(2 * size, MAX_RECORD + 1)
+        yield found
         if len(batch) > len(lines) or size > MAX_RECORD:
             yield [(begun, too_long())]
             return

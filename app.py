@@ -30,18 +30,9 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
@@ -385,9 +376,9 @@ def input_problem(errors: Sequence[InputError]) -> Problem:
 class InvalidToken(Exception):
     """Why a token is refused; the caller is told no more than that it is."""
 
-    def __init__(self, reason: str, missing: bool = False) -> None:
+    def __init__(self, reason: str, challenge: str = 'Bearer error="invalid_token"') -> None:
         super().__init__(reason)
-        self.missing = missing
+        self.challenge = challenge
 
 
 class ModelFailed(Exception):
@@ -435,6 +426,7 @@ FAILS_ON_DATA = (
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections and a full disk among the insufficient resources.
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
+    (asyncio.CancelledError, 503, "The service is stopping; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
@@ -446,7 +438,7 @@ PROBLEMS: tuple[tuple[Any, int, str], ...] = (
 )
 
 
-def as_problem(exc: Exception) -> Problem:
+def as_problem(exc: BaseException) -> Problem:
     """The only place that maps exceptions to a status; what the driver says stays in the log."""
     match exc:
         case Problem():
@@ -454,9 +446,8 @@ def as_problem(exc: Exception) -> Problem:
         case HTTPException():
             return Problem(exc.status_code, exc.detail, headers=exc.headers)
         case InvalidToken():
-            challenge = "Bearer" if exc.missing else 'Bearer error="invalid_token"'
             detail = "Send a valid access token: Authorization: Bearer <JWT>."
-            return Problem(401, detail, headers={"WWW-Authenticate": challenge})
+            return Problem(401, detail, headers={"WWW-Authenticate": exc.challenge})
         case BadStatement():
             return Problem(422, f"The SQL is refused: {exc}.", [InputError("query", str(exc))])
         case ModelFailed():
@@ -465,7 +456,7 @@ def as_problem(exc: Exception) -> Problem:
             return next(Problem(status, detail) for kind, status, detail in PROBLEMS if isinstance(exc, kind))
 
 
-def problem_response(exc: Exception, scope: Scope) -> Response:
+def problem_response(exc: BaseException, scope: Scope) -> Response:
     problem = as_problem(exc)
     errors = [InputError(shortened(error.name), shortened(error.detail)) for error in problem.errors[:MAX_ERRORS]]
     details = ProblemDetails(
@@ -482,20 +473,19 @@ def problem_response(exc: Exception, scope: Scope) -> Response:
 
 # ------------------------------------------------------------------------------------------------ logging
 
-MAX_UNREAD = 8 * 2**20  # bytes of lines that wait for a reader of standard output
+MAX_UNREAD = 16_384  # lines that wait for a reader of standard output
 
 
 class LogStream(logging.Handler):
     """JSON lines for standard output, written by a thread of their own twenty times a second.
 
-    A reader who is slow stops nobody: he loses what does not fit into MAX_UNREAD bytes. The library's QueueListener
-    wakes its thread for each line, which costs as much as the rest of an answer from the cache.
+    A reader who is slow stops nobody: he loses the oldest. The library's QueueListener wakes its thread for each line,
+    which costs as much as the rest of an answer from the cache.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: deque[bytes] = deque()
-        self.bytes = 0
+        self.lines: deque[bytes] = deque(maxlen=MAX_UNREAD)
         self.second, self.second_text = 0, b""
         self.closed = threading.Event()
         self.writer = threading.Thread(target=self.run, name="log", daemon=True)
@@ -509,23 +499,27 @@ class LogStream(logging.Handler):
         return b"%b.%03d+00:00" % (self.second_text, millisecond)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.put(encode(log_line(record)))
+        fields = getattr(record, "fields", {})
+        cut = {name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()}
+        if record.exc_info:
+            cut["traceback"] = logging.Formatter().formatException(record.exc_info)[-16 * 1024 :]
+        self.tell(record.levelname.lower(), record.name, record.getMessage(), cut)
+
+    def tell(self, level: str, logger: str, message: str, fields: dict[str, Any]) -> None:
+        line = {"time": self.clock().decode(), "level": level, "logger": logger, "message": message}
+        self.put(encode(line | fields))
 
     def put(self, line: bytes) -> None:
-        if self.bytes < MAX_UNREAD:
-            self.lines.append(line)
-            self.bytes += len(line)
+        self.lines.append(line)
         if self.closed.is_set():
             self.write()
 
     def write(self) -> None:
-        batch = [self.lines.popleft() for _ in range(len(self.lines))]
-        text = b"\n".join(batch) + b"\n" if batch and sys.stdout else b""
+        text = b"".join([self.lines.popleft() + b"\n" for _ in range(len(self.lines))]) if sys.stdout else b""
         # A closed pipe or a full disk costs lines, and Python's own buffer a thread that is stuck in it the exit.
         with suppress(OSError, ValueError):
             while text:
                 text = text[os.write(sys.stdout.fileno(), text) :]
-        self.bytes = sum(map(len, self.lines.copy()))
 
     def run(self) -> None:
         while not self.closed.wait(0.05):
@@ -564,20 +558,6 @@ class Repeats(logging.Filter):
         return True
 
 
-def log_line(record: logging.LogRecord) -> dict[str, Any]:
-    fields = getattr(record, "fields", {})
-    line = {
-        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-        "level": record.levelname.lower(),
-        "logger": record.name,
-        "message": record.getMessage(),
-        **{name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()},
-    }
-    if record.exc_info:
-        line["traceback"] = "".join(traceback.format_exception(*record.exc_info))[-16 * 1024 :]
-    return line
-
-
 def configure_logging(level: str) -> LogStream:
     """Everything the process says becomes JSON lines on standard output, the server's own lines included."""
     stream = LogStream()
@@ -609,22 +589,14 @@ class Instruments:
     """What /prometheus tells; the values of gauges are asked for when it is read."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self.requests = Histogram(
-            "http_request_duration_seconds",
-            "Requests",
-            ["method", "route", "status"],
-            registry=registry,
-            buckets=BUCKETS,
-        )
-        self.results = Counter(
-            "metric_results", "Results by where they came from", ["metric_id", "cache"], registry=registry
-        )
-        self.runs = Histogram(
-            "metric_run_seconds", "Runs of metrics", ["metric_id"], registry=registry, buckets=BUCKETS
-        )
-        self.rows = Counter("metric_rows", "Rows that runs gave", ["metric_id"], registry=registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        counter = functools.partial(Counter, registry=self.registry)
+        histogram = functools.partial(Histogram, registry=self.registry, buckets=BUCKETS)
+        self.requests = histogram("http_request_duration_seconds", "Requests", ["method", "route", "status"])
+        self.results = counter("metric_results", "Results by where they came from", ["metric_id", "cache"])
+        self.runs = histogram("metric_run_seconds", "Runs of metrics", ["metric_id"])
+        self.rows = counter("metric_rows", "Rows that runs gave", ["metric_id"])
         self.gauges: dict[str, Gauge] = {}
 
     def request(self, method: str, route: str, status: int) -> Histogram:
@@ -645,10 +617,9 @@ class Instruments:
             figures.remove_by_labels({"metric_id": metric_id})
 
     def hit_ratio(self) -> float:
-        (family,) = self.results.collect()
-        counts = {tuple(s.labels.values()): s.value for s in family.samples if s.name.endswith("_total")}
-        hits = sum(count for (_, cache), count in counts.items() if cache == "hit")
-        return round(hits / (sum(counts.values()) or 1), 3)
+        counts = [sample for sample in next(iter(self.results.collect())).samples if sample.name.endswith("_total")]
+        hits = sum(count.value for count in counts if count.labels["cache"] == "hit")
+        return round(hits / (sum(count.value for count in counts) or 1), 3)
 
     def gauge(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
         """A value by label; the first call for a name names its labels."""
@@ -694,13 +665,8 @@ KEYS_REFRESH, KEYS_KEPT = 60, 24 * 3600  # seconds
 
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     """The usable signing keys of a JWK set (RFC 7517) by kid; raises when there is none."""
-    keys: dict[str, jwt.PyJWK] = {}
-    for item in msgspec.json.decode(body)["keys"]:
-        # One key that PyJWT cannot make anything of does not take the others with it.
-        with suppress(Exception):
-            key = jwt.PyJWK(item)
-            if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str) and item.get("use", "sig") == "sig":
-                keys[key.key_id] = key
+    signing = [key for key in jwt.PyJWKSet.from_json(body.decode()) if key.public_key_use in (None, "sig")]
+    keys = {key.key_id: key for key in signing if key.key_id and key.algorithm_name in ALGORITHMS}
     if not keys:
         raise ValueError("no usable key")
     return keys
@@ -719,14 +685,13 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
 
 
 class KeySet:
-    """The issuer's keys, fetched when an unknown one is asked for, by a clock after that, and kept for a day while the
-    endpoint fails.
+    """The issuer's keys, fetched when an unknown one is asked for and by a clock, kept for a day while that fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str, changed: Callable[[], None]) -> None:
-        self.url, self.changed = url, changed
+    def __init__(self, url: str, forgotten_by: list[Callable[[], None]]) -> None:
+        self.url, self.forgotten_by = url, forgotten_by
         self.keys: dict[str, jwt.PyJWK] = {}
         self.body = b""
         self.failures = 0
@@ -749,37 +714,37 @@ class KeySet:
             await asyncio.sleep(1)
             age = time.monotonic() - self.fetched_at
             if self.keys and age > KEYS_KEPT:
-                self.keys, self.body = {}, b""
-                self.changed()
+                self.replace({}, b"")
             elif self.keys and age > KEYS_REFRESH:
                 self.fetch()
 
     def fetch(self) -> asyncio.Task[None] | None:
-        """The fetch under way or a new one; None while it is too early for another."""
-        if self.fetching is None and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.replace_keys(), name="keys")
+        """The last fetch, or a new one when it is over and time for another."""
+        under_way = self.fetching and not self.fetching.done()
+        if not under_way and time.monotonic() >= self.next_fetch:
+            self.fetching = asyncio.create_task(self.fetch_keys(), name="keys")
         return self.fetching
 
-    async def replace_keys(self) -> None:
+    async def fetch_keys(self) -> None:
         try:
             async with asyncio.timeout(3):
                 # Reading the certificates takes 50 ms.
                 client = await asyncio.to_thread(httpx.AsyncClient)
                 async with client, client.stream("GET", self.url) as response:
                     body = await read_answer(response, 256 * 1024)
-            keys = parse_keys(body)
+            self.replace(parse_keys(body), body)
+            self.failures, self.fetched_at = 0, time.monotonic()
+            self.next_fetch = self.fetched_at + 10
         except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
             warn("keys cannot be fetched", reason=repr(exc))
-        else:
-            changed = body != self.body
-            self.keys, self.body, self.failures, self.fetched_at = keys, body, 0, time.monotonic()
-            self.next_fetch = self.fetched_at + 10
-            if changed:
-                self.changed()
-        finally:
-            self.fetching = None
+
+    def replace(self, keys: dict[str, jwt.PyJWK], body: bytes) -> None:
+        """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
+        changed, self.keys, self.body = body != self.body, keys, body
+        for forget in self.forgotten_by if changed else ():
+            forget()
 
 
 class Verifier:
@@ -791,12 +756,7 @@ class Verifier:
         self.remembered: dict[bytes, Caller] = {}
         self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
         url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-        self.keys = KeySet(url, changed=self.forget)
-
-    def forget(self) -> None:
-        """Whoever was let in by keys that were the issuer's has to be looked at again."""
-        for forget in self.forgotten_by:
-            forget()
+        self.keys = KeySet(url, self.forgotten_by)
 
     async def identify(self, header: bytes) -> Caller:
         """The caller whom an Authorization header (RFC 6750) names; raises InvalidToken, or Problem 503."""
@@ -805,7 +765,7 @@ class Verifier:
         scheme, _, token = header.partition(b" ")
         token = token.strip()
         if scheme.lower() != b"bearer" or not token:
-            raise InvalidToken("there is no bearer token", missing=True)
+            raise InvalidToken("there is no bearer token", challenge="Bearer")
         caller = self.remembered.get(token)
         if caller is None or caller.expires <= time.time():
             caller = await self.verify(token)
@@ -828,9 +788,7 @@ class Verifier:
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
             encode(claims)  # refuses half a character (a lone surrogate), which neither log nor database could take
             return as_caller(claims, self.settings.jwt_client_ids)
-        except KeyError:
-            raise InvalidToken("it names no key") from None
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
 
 
@@ -864,10 +822,7 @@ def words(value: Any) -> list[str]:
 
 
 async def authenticate(scope: Scope, header: bytes) -> Caller:
-    """Who asks: the token holds and has the read scope, and for what changes anything the write scope too.
-
-    Raises InvalidToken, or Problem 403 or 503.
-    """
+    """Who asks, with the read scope, and for changes the write scope too; raises InvalidToken, Problem 403 or 503."""
     verifier: Verifier = scope["state"]["verifier"]
     scope["caller"] = caller = await verifier.identify(header)
     wanted = [verifier.settings.jwt_read_scope]
@@ -913,10 +868,7 @@ def request_ids() -> Iterator[bytes]:
 
 
 def name_request(ids: Iterator[bytes], given: bytes, parent: bytes) -> tuple[bytes, bytes]:
-    """A request's id, the client's or one of ours, and its traceparent with a span of our own.
-
-    A malformed traceparent (W3C Trace Context) is ignored.
-    """
+    """A request's id, the client's or ours, and its traceparent (W3C Trace Context), if well-formed, with our span."""
     request_id = given if given and REQUEST_ID.fullmatch(given) else next(ids)
     trace = TRACEPARENT.fullmatch(parent) if parent else None
     return request_id, b"00-%b-%016x-%b" % (trace[1], getrandbits(63) + 1, trace[2]) if trace else b""
@@ -932,11 +884,7 @@ def finish(scope: Scope, started: float) -> None:
         state["instruments"].result(metric_id, cache).inc()
     if not (stream := state["log"]):
         return
-    line = {
-        "time": stream.clock().decode(),
-        "level": "info",
-        "logger": "metrics_api",
-        "message": "request",
+    fields = {
         "request_id": scope["request_id"],
         "method": scope["method"],
         "path": shortened(scope["path"]),
@@ -945,10 +893,9 @@ def finish(scope: Scope, started: float) -> None:
         "duration_ms": round(seconds * 1000, 3),
         "cache": cache,
         "subject": scope["caller"].subject if "caller" in scope else None,
-        **({"trace_id": scope["trace_id"]} if "trace_id" in scope else {}),
-        **({"reason": shortened(scope["reason"])} if "reason" in scope else {}),
     }
-    stream.put(encode(line))
+    fields |= {name: scope[name] for name in ("trace_id", "reason") if name in scope}
+    stream.tell("info", "metrics_api", "request", fields)
 
 
 class RequestLog:
@@ -977,38 +924,39 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_named)
-        except asyncio.CancelledError:
-            # The server cancels what is still under way ten seconds after it was told to stop.
-            if "status" in scope:
-                raise
-            stopping = Problem(503, "The service is stopping; try again.")
-            await problem_response(stopping, scope)(scope, receive, send_named)
-        except Exception:
-            scope.setdefault("status", 500)
-            raise
         finally:
             finish(scope, started)
 
 
 class Access:
-    """Refuses a malformed head, and whoever may not ask, before any route is looked for."""
+    """Refuses a malformed head, and whoever may not ask, before any route is looked for, and answers what is raised."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                check_head(scope)
-                check_loopback(scope, scope["state"]["settings"])
-                if not PUBLIC.fullmatch(scope["path"]):
-                    await authenticate(scope, header(scope, b"authorization"))
-                # The router would take an encoded slash for a plain one, and no route has one.
-                if b"%2f" in scope["raw_path"].lower():
-                    raise Problem(404, "Not Found")
-            except (Problem, InvalidToken) as exc:
-                return await (await answer_error(Request(scope), exc))(scope, receive, send)
-        await self.app(scope, receive, send)
+        try:
+            if scope["type"] == "http":
+                await check_access(scope)
+            await self.app(scope, receive, send)
+        except ClientDisconnect:
+            pass  # Nobody is there to be told; the log line says 499, as nginx writes it.
+        except (Exception, asyncio.CancelledError) as exc:
+            # The server cancels what is still under way ten seconds after it was told to stop.
+            if scope["type"] != "http" or "status" in scope:
+                raise
+            await answer_error(scope, exc)(scope, receive, send)
+
+
+async def check_access(scope: Scope) -> None:
+    """Raises Problem or InvalidToken."""
+    check_head(scope)
+    check_loopback(scope, scope["state"]["settings"])
+    if not PUBLIC.fullmatch(scope["path"]):
+        await authenticate(scope, header(scope, b"authorization"))
+    # The router would take an encoded slash for a plain one, and no route has one.
+    if b"%2f" in scope["raw_path"].lower():
+        raise Problem(404, "Not Found")
 
 
 def check_head(scope: Scope) -> None:
@@ -1027,50 +975,23 @@ def check_head(scope: Scope) -> None:
         scope["path"] = scope["path"].removesuffix("/") or "/"
 
 
-async def answer_error(request: Request[Any], exc: Exception) -> Response:
+def answer_error(scope: Scope, exc: BaseException) -> Response:
     """The problem that an exception comes to; the reason goes into the request's line, a 500 with its traceback."""
-    scope = request.scope
-    scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
+    scope["reason"] = shortened(f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else ""))
     if as_problem(exc).status == 500:
         log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
     return problem_response(exc, scope)
 
 
-async def answer_not_allowed(request: Request[Any], exc: Exception) -> Response:
-    """405 with everything that the path allows, whichever route it came from."""
-    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    allowed = {"Allow": ", ".join(sorted(set().union(*(route.methods for route in routes))))}
-    return problem_response(Problem(405, "Method Not Allowed", headers=allowed), request.scope)
+async def answer_http(request: Request[Any], exc: HTTPException) -> Response:
+    """A 405 with everything that the path allows, whichever route it came from."""
+    if exc.status_code == 405:
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        exc.headers = {"Allow": ", ".join(sorted(set().union(*(route.methods for route in routes))))}
+    return answer_error(request.scope, exc)
 
 
-async def answer_failure(request: Request[Any], exc: Exception) -> Response:
-    """What nobody foresaw is answered in front of all middleware; the server writes its traceback."""
-    response = problem_response(exc, request.scope)
-    response.headers["X-Request-ID"] = request.scope["request_id"]
-    return response
-
-
-async def answer_left(request: Request[Any], exc: Exception) -> Response:
-    """Nobody is there to be told; the log line says 499, as nginx writes it."""
-    return Response(status_code=499)
-
-
-FORESEEN = (
-    Problem,
-    HTTPException,
-    InvalidToken,
-    BadStatement,
-    ModelFailed,
-    PoolBusy,
-    TimeoutError,
-    asyncpg.PostgresError,
-)
-EXCEPTION_HANDLERS: dict[Any, Any] = {
-    405: answer_not_allowed,
-    ClientDisconnect: answer_left,
-    **dict.fromkeys((*FORESEEN, *DATABASE_DOWN), answer_error),
-    Exception: answer_failure,
-}
+EXCEPTION_HANDLERS: dict[Any, Any] = {HTTPException: answer_http}
 
 
 # ------------------------------------------------------------------------------------------------ database
@@ -3119,16 +3040,13 @@ class Seen:
 
 # ------------------------------------------------------------------------------------------------ bodies
 
-MAX_DEPTH, MAX_LOOKED_THROUGH = 64, 2**20  # bytes
+MAX_DEPTH = 64
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 MAX_BODY_TIME = 600  # seconds for all of it
 
 
 async def read_chunks(request: Request[State], limit: int, hint: str = "") -> AsyncIterator[bytes]:
-    """The body as it arrives.
-
-    Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientDisconnect.
-    """
+    """The body as it arrives; raises Problem 413 as soon as it is announced or has come, 408, or ClientDisconnect."""
     size, received, more = int(request.headers.get("content-length", 0)), 0, True
     ends = time.monotonic() + MAX_BODY_TIME
     while more and size <= limit:
@@ -3160,40 +3078,36 @@ T = TypeVar("T")
 
 
 async def read_json(request: Request[State], kind: type[T]) -> T:
-    """Raises Problem 415, 413, 400 for what is no JSON, 422 for what is not of the kind."""
+    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
         raise Problem(415, "Send Content-Type: application/json.")
     body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+    check_json(body)
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as exc:
-        check_json(body)
         path, detail = flaw(exc)
         raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise not_json(exc) from None
 
 
-def not_json(exc: Exception) -> Problem:
-    if isinstance(exc, UnicodeDecodeError):
-        return Problem(400, "The body is not UTF-8.")
-    reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
-    return Problem(400, f"The body is not JSON: {reason}.")
+NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
 
 
 def check_json(body: bytes) -> None:
-    """Raises Problem 400, which goes before what is wrong with values; only of a large body the depth may be any."""
+    """Raises Problem 400, which goes before what is wrong with values."""
     try:
+        body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
-        nested: list[Any] = [[decode_any(body)]] if len(body) <= MAX_LOOKED_THROUGH else []
-    except msgspec.ValidationError:
-        return  # a number without end
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise not_json(exc) from None
-    for _ in range(MAX_DEPTH + 1):
-        items = itertools.chain.from_iterable(item.values() if isinstance(item, dict) else item for item in nested)
-        nested = [item for item in items if isinstance(item, dict | list)]
-    if nested:
+    except UnicodeDecodeError:
+        raise Problem(400, "The body is not UTF-8.") from None
+    except (msgspec.DecodeError, RecursionError) as exc:
+        reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
+        raise Problem(400, f"The body is not JSON: {reason}.") from None
+    outside_strings = body.replace(rb"\\", b"").replace(rb'\"', b"").split(b'"')[::2]
+    brackets = b"".join(outside_strings).translate(bytes.maketrans(b"{}", b"[]"), NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
         raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
 
 
@@ -3233,7 +3147,6 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
 
 # ------------------------------------------------------------------------------------------------ records
 
-PROGRESS = 5  # seconds between two lines of the log about one upload
 READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterator[records.Slice]]] = {
     "application/json": records.json_records,
     "application/x-ndjson": records.ndjson_records,
@@ -3243,10 +3156,7 @@ READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterato
 
 
 async def read_records(request: Request[State], kind: str, series: str) -> AsyncIterator[list[records.Row]]:
-    """Rows to insert, SLICE or more of them but for the last.
-
-    Raises Problem 400, 413, or 422 with the first hundred errors.
-    """
+    """Rows to insert, SLICE or more but for the last; raises Problem 400, 408, 413, or 422 with the first errors."""
     settings, rows, errors = request.state["settings"], list[records.Row](), list[InputError]()
     limit, hint = settings.max_upload, ""
     if kind == "application/json":
@@ -3276,21 +3186,11 @@ def record_error(place: str, flaw: records.Flaw) -> InputError:
     return error
 
 
-async def uploaded(
-    request: Request[State], rows: list[records.Row], rest: AsyncIterator[list[records.Row]]
-) -> AsyncIterator[records.Row]:
-    """One by one, as the driver wants them, with a line in the log now and then."""
-    count, began, told = 0, time.monotonic(), 0.0
+async def one_by_one(rows: list[records.Row], rest: AsyncIterator[list[records.Row]]) -> AsyncIterator[records.Row]:
+    """As the driver wants them."""
     while rows:
         for row in rows:
             yield row
-        count += len(rows)
-        lasted = time.monotonic() - began
-        if lasted > told + PROGRESS:
-            told = lasted
-            fields = {"metric_id": request.scope["metric_id"], "request_id": request.scope["request_id"]}
-            fields |= {"records": count, "per_second": round(count / lasted)}
-            log.info("an upload goes on", extra={"fields": fields})
         rows = await anext(rest, [])
 
 
@@ -3769,7 +3669,7 @@ async def create_records(request: Request[State]) -> Response:
     else:
         async with database.connection("upload") as conn:
             try:
-                count = await records.stage(conn, uploaded(request, rows, batches))
+                count = await records.stage(conn, one_by_one(rows, batches))
                 inserted = await insert_records(conn, records.INSERT_STAGED)
             finally:
                 await conn.execute(records.UNSTAGE)
@@ -4361,10 +4261,7 @@ STRANGER = Caller(roles=frozenset())
 
 
 async def reader_or_stranger(request: Request[State]) -> Caller:
-    """Who asks for the document: a good token without the read scope shows no more than none.
-
-    Raises InvalidToken, or Problem 503.
-    """
+    """A good token without the read scope shows no more than none; raises InvalidToken, or Problem 503."""
     verifier, given = request.state["verifier"], header(request.scope, b"authorization")
     caller = await verifier.identify(given) if given or verifier.open else STRANGER
     return caller if verifier.open or verifier.settings.jwt_read_scope in caller.scopes else STRANGER

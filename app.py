@@ -3103,7 +3103,7 @@ def check_json(body: bytes) -> None:
     except (msgspec.DecodeError, RecursionError) as exc:
         reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
         raise Problem(400, f"The body is not JSON: {reason}.") from None
-    outside_strings = body.replace(rb"\\", b"").replace(rb'\"', b"").split(b'"')[::2]
+    outside_strings = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
     brackets = b"".join(outside_strings).translate(bytes.maketrans(b"{}", b"[]"), NO_BRACKETS)
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")

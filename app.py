@@ -37,7 +37,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 from decimal import Decimal
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
@@ -259,6 +259,8 @@ Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 MAX_SQL = 100_000
 SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
+# For the document alone: what reads records keeps all digits.
+Number = Annotated[float, msgspec.Meta(extra_json_schema={"format": "decimal"})]
 
 
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -289,10 +291,6 @@ class MetricDefinition(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     parameters: list[Parameter]
     columns: list[Column]
-
-
-# Only the document's word: the readers of records keep all digits.
-Number = Annotated[float, msgspec.Meta(extra_json_schema={"format": "decimal"})]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -430,6 +428,9 @@ FAILS_ON_DATA = (
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections and a full disk among the insufficient resources.
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
+    (InvalidToken, 401, "Send a valid access token: Authorization: Bearer <JWT>."),
+    (BadStatement, 422, "The SQL is refused: {}."),
+    (ModelFailed, 502, "The SQL model failed: {}."),
     (asyncio.CancelledError, 503, "The service is stopping; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
@@ -444,20 +445,14 @@ PROBLEMS: tuple[tuple[Any, int, str], ...] = (
 
 def as_problem(exc: BaseException) -> Problem:
     """The only place that maps exceptions to a status; what the driver says stays in the log."""
-    match exc:
-        case Problem():
-            return exc
-        case HTTPException():
-            return Problem(exc.status_code, exc.detail, headers=exc.headers)
-        case InvalidToken():
-            detail = "Send a valid access token: Authorization: Bearer <JWT>."
-            return Problem(401, detail, headers={"WWW-Authenticate": exc.challenge})
-        case BadStatement():
-            return Problem(422, f"The SQL is refused: {exc}.", [InputError("query", str(exc))])
-        case ModelFailed():
-            return Problem(502, f"The SQL model failed: {exc}.")
-        case _:
-            return next(Problem(status, detail) for kind, status, detail in PROBLEMS if isinstance(exc, kind))
+    if isinstance(exc, Problem):
+        return exc
+    if isinstance(exc, HTTPException):
+        return Problem(exc.status_code, exc.detail, headers=exc.headers)
+    status, detail = next((status, detail) for kind, status, detail in PROBLEMS if isinstance(exc, kind))
+    errors = [InputError("query", str(exc))] if isinstance(exc, BadStatement) else []
+    headers = {"WWW-Authenticate": exc.challenge} if isinstance(exc, InvalidToken) else {}
+    return Problem(status, detail.format(exc), errors, headers)
 
 
 def problem_response(exc: BaseException, scope: Scope) -> Response:
@@ -586,7 +581,6 @@ def warn(message: str, **fields: Any) -> None:
 # ------------------------------------------------------------------------------------------------ figures
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Instruments:
@@ -604,8 +598,7 @@ class Instruments:
         self.gauges: dict[str, Gauge] = {}
 
     def request(self, method: str, route: str, status: int) -> Histogram:
-        """What observes the seconds of such requests."""
-        return self.requests.labels(method if method in METHODS else "other", route, str(status))
+        return self.requests.labels(method if method in HTTPMethod.__members__ else "other", route, str(status))
 
     def result(self, metric_id: str, cache: str) -> Counter:
         """What counts the results of a metric that came from there, a Cache-Status without its details."""
@@ -724,8 +717,7 @@ class KeySet:
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The last fetch, or a new one when it is over and time for another."""
-        under_way = self.fetching and not self.fetching.done()
-        if not under_way and time.monotonic() >= self.next_fetch:
+        if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
             self.fetching = asyncio.create_task(self.fetch_keys(), name="keys")
         return self.fetching
 
@@ -779,7 +771,6 @@ class Verifier:
         return caller
 
     async def verify(self, token: bytes) -> Caller:
-        """Raises InvalidToken, or Problem 503."""
         if len(token) > 8 * 1024:
             raise InvalidToken("it is longer than 8 KB")
         try:
@@ -886,20 +877,19 @@ def finish(scope: Scope, started: float) -> None:
     state["instruments"].request(scope["method"], template, status).observe(seconds)
     if metric_id and cache:
         state["instruments"].result(metric_id, cache).inc()
-    if not (stream := state["log"]):
-        return
-    fields = {
-        "request_id": scope["request_id"],
-        "method": scope["method"],
-        "path": shortened(scope["path"]),
-        "metric_id": metric_id,
-        "status": status,
-        "duration_ms": round(seconds * 1000, 3),
-        "cache": cache,
-        "subject": scope["caller"].subject if "caller" in scope else None,
-    }
-    fields |= {name: scope[name] for name in ("trace_id", "reason") if name in scope}
-    stream.tell("info", "metrics_api", "request", fields)
+    if stream := state["log"]:
+        fields = {
+            "request_id": scope["request_id"],
+            "method": scope["method"],
+            "path": shortened(scope["path"]),
+            "metric_id": metric_id,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+            "cache": cache,
+            "subject": scope["caller"].subject if "caller" in scope else None,
+        }
+        fields |= {name: scope[name] for name in ("trace_id", "reason") if name in scope}
+        stream.tell("info", "metrics_api", "request", fields)
 
 
 class RequestLog:
@@ -4256,8 +4246,7 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
 async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
     state, documents = request.state, request.state["documents"]
-    metrics = state["catalog"].visible(await reader_or_stranger(request))
-    metrics.sort(key=lambda metric: metric.id)
+    metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
     seen = tuple(metric.id for metric in metrics)
     if seen not in documents:
         if len(documents) >= MAX_DOCUMENTS:

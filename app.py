@@ -203,6 +203,13 @@ def contradictions(settings: Settings) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------ messages
 
+Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
+MAX_SQL = 100_000
+SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
+# For the document alone: what reads records keeps all digits.
+Number = Annotated[float, msgspec.Meta(extra_json_schema={"format": "decimal"})]
+
 
 class Column(msgspec.Struct, frozen=True):
     name: str
@@ -253,14 +260,6 @@ class MetricResult(msgspec.Struct, frozen=True):
     records: msgspec.Raw
     layouts: list[Layout]
     truncated: bool
-
-
-Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
-MAX_SQL = 100_000
-SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
-# For the document alone: what reads records keeps all digits.
-Number = Annotated[float, msgspec.Meta(extra_json_schema={"format": "decimal"})]
 
 
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -352,6 +351,8 @@ class ProblemDetails(msgspec.Struct, frozen=True):
 
 # ------------------------------------------------------------------------------------------------ errors
 
+MAX_TEXT, MAX_ERRORS = 400, 100  # characters of any text that goes into an answer or a log line; errors of an answer
+
 
 class Problem(Exception):
     """An answer that says what is wrong and what to do."""
@@ -362,9 +363,6 @@ class Problem(Exception):
         super().__init__(detail)
         self.status, self.detail, self.errors = status, detail, list(errors)
         self.headers = {"Retry-After": "1"} if status == 503 else dict(headers or {})
-
-
-MAX_TEXT, MAX_ERRORS = 400, 100  # characters of any text that goes into an answer or a log line; errors of an answer
 
 
 def shortened(text: str) -> str:
@@ -653,6 +651,7 @@ class Caller(msgspec.Struct, frozen=True, eq=False):
         return not roles or self.roles is None or not roles.isdisjoint(self.roles)
 
 
+OPEN = Caller()
 ALGORITHMS = ("RS256", "ES256")
 EACH_TOKENS_OWN = frozenset({"exp", "iat", "nbf", "jti", "auth_time", "origin_jti", "event_id"})
 LEEWAY = 30
@@ -785,9 +784,6 @@ class Verifier:
             return as_caller(claims, self.settings.jwt_client_ids)
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
-
-
-OPEN = Caller()
 
 
 def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
@@ -3037,6 +3033,15 @@ class Seen:
 MAX_DEPTH = 64
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 MAX_BODY_TIME = 600  # seconds for all of it
+NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
+T = TypeVar("T")
+# msgspec's words, and what a caller is told to send.
+FLAWS = {
+    r"^Expected (.*), got (.*)$": r"must be \1, not \2",
+    r"^Expected ": "must be ",
+    r"^Object contains unknown field ": "has the unknown field ",
+    r"^Object missing required field ": "lacks the field ",
+}
 
 
 async def read_chunks(request: Request[State], limit: int, hint: str = "") -> AsyncIterator[bytes]:
@@ -3068,16 +3073,6 @@ def media_type(request: Request[State]) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-T = TypeVar("T")
-# msgspec's words, and what a caller is told to send.
-FLAWS = {
-    r"^Expected (.*), got (.*)$": r"must be \1, not \2",
-    r"^Expected ": "must be ",
-    r"^Object contains unknown field ": "has the unknown field ",
-    r"^Object missing required field ": "lacks the field ",
-}
-
-
 async def read_json(request: Request[State], kind: type[T]) -> T:
     """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
@@ -3092,9 +3087,6 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
         for pattern, words in FLAWS.items():
             detail = re.sub(pattern, words, detail)
         raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
-
-
-NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
 
 
 def check_json(body: bytes) -> None:
@@ -4127,6 +4119,8 @@ WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
 STRUCTS = [MetricList, MetricResult, MetricDefinition, NewMetric, MetricPatch, Record, Inserted]
 STRUCTS += [Health, Readiness, ProblemDetails]
+MAX_DOCUMENTS = 20
+STRANGER = Caller(roles=frozenset())
 
 
 @functools.cache
@@ -4230,10 +4224,6 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
         result = {"$ref": REF.format(name=f"{kind}Result")}
         paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, paths["/metrics/{id}"]["get"], result)}
     return fixed
-
-
-MAX_DOCUMENTS = 20
-STRANGER = Caller(roles=frozenset())
 
 
 async def reader_or_stranger(request: Request[State]) -> Caller:

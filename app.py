@@ -925,15 +925,16 @@ class Access:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
         try:
-            if scope["type"] == "http":
-                await check_access(scope)
+            await check_access(scope)
             await self.app(scope, receive, send)
         except ClientDisconnect:
             pass  # Nobody is there to be told; the log line says 499, as nginx writes it.
         except (Exception, asyncio.CancelledError) as exc:
             # The server cancels what is still under way ten seconds after it was told to stop.
-            if scope["type"] != "http" or "status" in scope:
+            if "status" in scope:
                 raise
             await answer_error(scope, exc)(scope, receive, send)
 
@@ -3099,6 +3100,7 @@ def check_json(body: bytes) -> None:
     except (msgspec.DecodeError, RecursionError) as exc:
         reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
         raise Problem(400, f"The body is not JSON: {reason}.") from None
+    # Without what is escaped, every second quote ends a string.
     outside_strings = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
     brackets = b"".join(outside_strings).translate(bytes.maketrans(b"{}", b"[]"), NO_BRACKETS)
     for _ in range(MAX_DEPTH):

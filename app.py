@@ -30,23 +30,14 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 from decimal import Decimal
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
@@ -213,6 +204,13 @@ def contradictions(settings: Settings) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------ messages
 
+Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
+MAX_SQL = 100_000
+SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
+# For the document alone: what reads records keeps all digits.
+Number = Annotated[float, msgspec.Meta(extra_json_schema={"format": "decimal"})]
+
 
 class Column(msgspec.Struct, frozen=True):
     name: str
@@ -266,12 +264,6 @@ class MetricResult(msgspec.Struct, frozen=True):
     records: msgspec.Raw
     layouts: list[Layout]
     truncated: bool
-
-
-Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
-MAX_SQL = 100_000
-SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
 
 
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -343,8 +335,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     metric_id: uuid.UUID | None = None
     date: Annotated[str | None, msgspec.Meta(extra_json_schema={"format": "date-time"})] = None
-    obsolescence_val: Decimal | None = None
-    obsolescence: Decimal | None = None
+    obsolescence_val: Number | None = None
+    obsolescence: Number | None = None
     parts_flagged: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     alert_type: str | None = None
     alert_category: str | None = None
@@ -394,6 +386,8 @@ class ProblemDetails(msgspec.Struct, frozen=True):
 
 # ------------------------------------------------------------------------------------------------ errors
 
+MAX_TEXT, MAX_ERRORS = 400, 100  # characters of any text that goes into an answer or a log line; errors of an answer
+
 
 class Problem(Exception):
     """An answer that says what is wrong and what to do."""
@@ -404,9 +398,6 @@ class Problem(Exception):
         super().__init__(detail)
         self.status, self.detail, self.errors = status, detail, list(errors)
         self.headers = {"Retry-After": "1"} if status == 503 else dict(headers or {})
-
-
-MAX_TEXT, MAX_ERRORS = 400, 100  # characters of any text that goes into an answer or a log line; errors of an answer
 
 
 def shortened(text: str) -> str:
@@ -420,9 +411,9 @@ def input_problem(errors: Sequence[InputError]) -> Problem:
 class InvalidToken(Exception):
     """Why a token is refused; the caller is told no more than that it is."""
 
-    def __init__(self, reason: str, missing: bool = False) -> None:
+    def __init__(self, reason: str, challenge: str = 'Bearer error="invalid_token"') -> None:
         super().__init__(reason)
-        self.missing = missing
+        self.challenge = challenge
 
 
 class ModelFailed(Exception):
@@ -470,6 +461,10 @@ FAILS_ON_DATA = (
 RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExceededError)
 # The first that fits counts, for asyncpg has too many connections and a full disk among the insufficient resources.
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
+    (InvalidToken, 401, "Send a valid access token: Authorization: Bearer <JWT>."),
+    (BadStatement, 422, "The SQL is refused: {}."),
+    (ModelFailed, 502, "The SQL model failed: {}."),
+    (asyncio.CancelledError, 503, "The service is stopping; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
@@ -481,26 +476,19 @@ PROBLEMS: tuple[tuple[Any, int, str], ...] = (
 )
 
 
-def as_problem(exc: Exception) -> Problem:
+def as_problem(exc: BaseException) -> Problem:
     """The only place that maps exceptions to a status; what the driver says stays in the log."""
-    match exc:
-        case Problem():
-            return exc
-        case HTTPException():
-            return Problem(exc.status_code, exc.detail, headers=exc.headers)
-        case InvalidToken():
-            challenge = "Bearer" if exc.missing else 'Bearer error="invalid_token"'
-            detail = "Send a valid access token: Authorization: Bearer <JWT>."
-            return Problem(401, detail, headers={"WWW-Authenticate": challenge})
-        case BadStatement():
-            return Problem(422, f"The SQL is refused: {exc}.", [InputError("query", str(exc))])
-        case ModelFailed():
-            return Problem(502, f"The SQL model failed: {exc}.")
-        case _:
-            return next(Problem(status, detail) for kind, status, detail in PROBLEMS if isinstance(exc, kind))
+    if isinstance(exc, Problem):
+        return exc
+    if isinstance(exc, HTTPException):
+        return Problem(exc.status_code, exc.detail, headers=exc.headers)
+    status, detail = next((status, detail) for kind, status, detail in PROBLEMS if isinstance(exc, kind))
+    errors = [InputError("query", str(exc))] if isinstance(exc, BadStatement) else []
+    headers = {"WWW-Authenticate": exc.challenge} if isinstance(exc, InvalidToken) else {}
+    return Problem(status, detail.format(exc), errors, headers)
 
 
-def problem_response(exc: Exception, scope: Scope) -> Response:
+def problem_response(exc: BaseException, scope: Scope) -> Response:
     problem = as_problem(exc)
     errors = [InputError(shortened(error.name), shortened(error.detail)) for error in problem.errors[:MAX_ERRORS]]
     details = ProblemDetails(
@@ -517,20 +505,19 @@ def problem_response(exc: Exception, scope: Scope) -> Response:
 
 # ------------------------------------------------------------------------------------------------ logging
 
-MAX_UNREAD = 8 * 2**20  # bytes of lines that wait for a reader of standard output
+MAX_UNREAD = 16_384  # lines that wait for a reader of standard output
 
 
 class LogStream(logging.Handler):
     """JSON lines for standard output, written by a thread of their own twenty times a second.
 
-    A reader who is slow stops nobody: he loses what does not fit into MAX_UNREAD bytes. The library's QueueListener
-    wakes its thread for each line, which costs as much as the rest of an answer from the cache.
+    A reader who is slow stops nobody: he loses the oldest. The library's QueueListener wakes its thread for each line,
+    which costs as much as the rest of an answer from the cache.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: deque[bytes] = deque()
-        self.bytes = 0
+        self.lines: deque[bytes] = deque(maxlen=MAX_UNREAD)
         self.second, self.second_text = 0, b""
         self.closed = threading.Event()
         self.writer = threading.Thread(target=self.run, name="log", daemon=True)
@@ -544,23 +531,27 @@ class LogStream(logging.Handler):
         return b"%b.%03d+00:00" % (self.second_text, millisecond)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.put(encode(log_line(record)))
+        fields = getattr(record, "fields", {})
+        cut = {name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()}
+        if record.exc_info:
+            cut["traceback"] = logging.Formatter().formatException(record.exc_info)[-16 * 1024 :]
+        self.tell(record.levelname.lower(), record.name, record.getMessage(), cut)
+
+    def tell(self, level: str, logger: str, message: str, fields: dict[str, Any]) -> None:
+        line = {"time": self.clock().decode(), "level": level, "logger": logger, "message": message}
+        self.put(encode(line | fields))
 
     def put(self, line: bytes) -> None:
-        if self.bytes < MAX_UNREAD:
-            self.lines.append(line)
-            self.bytes += len(line)
+        self.lines.append(line)
         if self.closed.is_set():
             self.write()
 
     def write(self) -> None:
-        batch = [self.lines.popleft() for _ in range(len(self.lines))]
-        text = b"\n".join(batch) + b"\n" if batch and sys.stdout else b""
+        text = b"".join([self.lines.popleft() + b"\n" for _ in range(len(self.lines))]) if sys.stdout else b""
         # A closed pipe or a full disk costs lines, and Python's own buffer a thread that is stuck in it the exit.
         with suppress(OSError, ValueError):
             while text:
                 text = text[os.write(sys.stdout.fileno(), text) :]
-        self.bytes = sum(map(len, self.lines.copy()))
 
     def run(self) -> None:
         while not self.closed.wait(0.05):
@@ -599,20 +590,6 @@ class Repeats(logging.Filter):
         return True
 
 
-def log_line(record: logging.LogRecord) -> dict[str, Any]:
-    fields = getattr(record, "fields", {})
-    line = {
-        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-        "level": record.levelname.lower(),
-        "logger": record.name,
-        "message": record.getMessage(),
-        **{name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()},
-    }
-    if record.exc_info:
-        line["traceback"] = "".join(traceback.format_exception(*record.exc_info))[-16 * 1024 :]
-    return line
-
-
 def configure_logging(level: str) -> LogStream:
     """Everything the process says becomes JSON lines on standard output, the server's own lines included."""
     stream = LogStream()
@@ -637,34 +614,24 @@ def warn(message: str, **fields: Any) -> None:
 # ------------------------------------------------------------------------------------------------ figures
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Instruments:
     """What /prometheus tells; the values of gauges are asked for when it is read."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self.requests = Histogram(
-            "http_request_duration_seconds",
-            "Requests",
-            ["method", "route", "status"],
-            registry=registry,
-            buckets=BUCKETS,
-        )
-        self.results = Counter(
-            "metric_results", "Results by where they came from", ["metric_id", "cache"], registry=registry
-        )
-        self.runs = Histogram(
-            "metric_run_seconds", "Runs of metrics", ["metric_id"], registry=registry, buckets=BUCKETS
-        )
-        self.rows = Counter("metric_rows", "Rows that runs gave", ["metric_id"], registry=registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        counter = functools.partial(Counter, registry=self.registry)
+        histogram = functools.partial(Histogram, registry=self.registry, buckets=BUCKETS)
+        self.requests = histogram("http_request_duration_seconds", "Requests", ["method", "route", "status"])
+        self.results = counter("metric_results", "Results by where they came from", ["metric_id", "cache"])
+        self.runs = histogram("metric_run_seconds", "Runs of metrics", ["metric_id"])
+        self.rows = counter("metric_rows", "Rows that runs gave", ["metric_id"])
         self.gauges: dict[str, Gauge] = {}
 
     def request(self, method: str, route: str, status: int) -> Histogram:
-        """What observes the seconds of such requests."""
-        return self.requests.labels(method if method in METHODS else "other", route, str(status))
+        return self.requests.labels(method if method in HTTPMethod.__members__ else "other", route, str(status))
 
     def result(self, metric_id: str, cache: str) -> Counter:
         """What counts the results of a metric that came from there, a Cache-Status without its details."""
@@ -680,10 +647,9 @@ class Instruments:
             figures.remove_by_labels({"metric_id": metric_id})
 
     def hit_ratio(self) -> float:
-        (family,) = self.results.collect()
-        counts = {tuple(s.labels.values()): s.value for s in family.samples if s.name.endswith("_total")}
-        hits = sum(count for (_, cache), count in counts.items() if cache == "hit")
-        return round(hits / (sum(counts.values()) or 1), 3)
+        counts = [sample for sample in next(iter(self.results.collect())).samples if sample.name.endswith("_total")]
+        hits = sum(count.value for count in counts if count.labels["cache"] == "hit")
+        return round(hits / (sum(count.value for count in counts) or 1), 3)
 
     def gauge(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
         """A value by label; the first call for a name names its labels."""
@@ -720,6 +686,7 @@ class Caller(msgspec.Struct, frozen=True, eq=False):
         return not roles or self.roles is None or not roles.isdisjoint(self.roles)
 
 
+OPEN = Caller()
 ALGORITHMS = ("RS256", "ES256")
 EACH_TOKENS_OWN = frozenset({"exp", "iat", "nbf", "jti", "auth_time", "origin_jti", "event_id"})
 LEEWAY = 30
@@ -729,13 +696,8 @@ KEYS_REFRESH, KEYS_KEPT = 60, 24 * 3600  # seconds
 
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     """The usable signing keys of a JWK set (RFC 7517) by kid; raises when there is none."""
-    keys: dict[str, jwt.PyJWK] = {}
-    for item in msgspec.json.decode(body)["keys"]:
-        # One key that PyJWT cannot make anything of does not take the others with it.
-        with suppress(Exception):
-            key = jwt.PyJWK(item)
-            if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str) and item.get("use", "sig") == "sig":
-                keys[key.key_id] = key
+    signing = [key for key in jwt.PyJWKSet.from_json(body.decode()) if key.public_key_use in (None, "sig")]
+    keys = {key.key_id: key for key in signing if key.key_id and key.algorithm_name in ALGORITHMS}
     if not keys:
         raise ValueError("no usable key")
     return keys
@@ -760,14 +722,13 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
 
 
 class KeySet:
-    """The issuer's keys, fetched when an unknown one is asked for, by a clock after that, and kept for a day while the
-    endpoint fails.
+    """The issuer's keys, fetched when an unknown one is asked for and by a clock, kept for a day while that fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str, changed: Callable[[], None]) -> None:
-        self.url, self.changed = url, changed
+    def __init__(self, url: str, forgotten_by: list[Callable[[], None]]) -> None:
+        self.url, self.forgotten_by = url, forgotten_by
         self.keys: dict[str, jwt.PyJWK] = {}
         self.body = b""
         self.failures = 0
@@ -790,37 +751,36 @@ class KeySet:
             await asyncio.sleep(1)
             age = time.monotonic() - self.fetched_at
             if self.keys and age > KEYS_KEPT:
-                self.keys, self.body = {}, b""
-                self.changed()
+                self.replace({}, b"")
             elif self.keys and age > KEYS_REFRESH:
                 self.fetch()
 
     def fetch(self) -> asyncio.Task[None] | None:
-        """The fetch under way or a new one; None while it is too early for another."""
-        if self.fetching is None and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.replace_keys(), name="keys")
+        """The last fetch, or a new one when it is over and time for another."""
+        if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
+            self.fetching = asyncio.create_task(self.fetch_keys(), name="keys")
         return self.fetching
 
-    async def replace_keys(self) -> None:
+    async def fetch_keys(self) -> None:
         try:
             async with asyncio.timeout(3):
                 # Reading the certificates takes 50 ms.
                 client = await asyncio.to_thread(httpx.AsyncClient)
                 async with client, client.stream("GET", self.url, headers=UNCOMPRESSED) as response:
                     body = await read_answer(response, 256 * 1024)
-            keys = parse_keys(body)
+            self.replace(parse_keys(body), body)
+            self.failures, self.fetched_at = 0, time.monotonic()
+            self.next_fetch = self.fetched_at + 10
         except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
             warn("keys cannot be fetched", reason=repr(exc))
-        else:
-            changed = body != self.body
-            self.keys, self.body, self.failures, self.fetched_at = keys, body, 0, time.monotonic()
-            self.next_fetch = self.fetched_at + 10
-            if changed:
-                self.changed()
-        finally:
-            self.fetching = None
+
+    def replace(self, keys: dict[str, jwt.PyJWK], body: bytes) -> None:
+        """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
+        changed, self.keys, self.body = body != self.body, keys, body
+        for forget in self.forgotten_by if changed else ():
+            forget()
 
 
 class Verifier:
@@ -832,12 +792,7 @@ class Verifier:
         self.remembered: dict[bytes, Caller] = {}
         self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
         url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-        self.keys = KeySet(url, changed=self.forget)
-
-    def forget(self) -> None:
-        """Whoever was let in by keys that were the issuer's has to be looked at again."""
-        for forget in self.forgotten_by:
-            forget()
+        self.keys = KeySet(url, self.forgotten_by)
 
     async def identify(self, header: bytes) -> Caller:
         """The caller whom an Authorization header (RFC 6750) names; raises InvalidToken, or Problem 503."""
@@ -846,7 +801,7 @@ class Verifier:
         scheme, _, token = header.partition(b" ")
         token = token.strip()
         if scheme.lower() != b"bearer" or not token:
-            raise InvalidToken("there is no bearer token", missing=True)
+            raise InvalidToken("there is no bearer token", challenge="Bearer")
         caller = self.remembered.get(token)
         if caller is None or caller.expires <= time.time():
             caller = await self.verify(token)
@@ -856,7 +811,6 @@ class Verifier:
         return caller
 
     async def verify(self, token: bytes) -> Caller:
-        """Raises InvalidToken, or Problem 503."""
         if len(token) > 8 * 1024:
             raise InvalidToken("it is longer than 8 KB")
         try:
@@ -869,13 +823,8 @@ class Verifier:
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
             encode(claims)  # refuses half a character (a lone surrogate), which neither log nor database could take
             return as_caller(claims, self.settings.jwt_client_ids)
-        except KeyError:
-            raise InvalidToken("it names no key") from None
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as exc:
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
-
-
-OPEN = Caller()
 
 
 def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
@@ -905,10 +854,7 @@ def words(value: Any) -> list[str]:
 
 
 async def authenticate(scope: Scope, header: bytes) -> Caller:
-    """Who asks: the token holds and has the read scope, and for what changes anything the write scope too.
-
-    Raises InvalidToken, or Problem 403 or 503.
-    """
+    """Who asks, with the read scope, and for changes the write scope too; raises InvalidToken, Problem 403 or 503."""
     verifier: Verifier = scope["state"]["verifier"]
     scope["caller"] = caller = await verifier.identify(header)
     wanted = [verifier.settings.jwt_read_scope]
@@ -954,10 +900,7 @@ def request_ids() -> Iterator[bytes]:
 
 
 def name_request(ids: Iterator[bytes], given: bytes, parent: bytes) -> tuple[bytes, bytes]:
-    """A request's id, the client's or one of ours, and its traceparent with a span of our own.
-
-    A malformed traceparent (W3C Trace Context) is ignored.
-    """
+    """A request's id, the client's or ours, and its traceparent (W3C Trace Context), if well-formed, with our span."""
     request_id = given if given and REQUEST_ID.fullmatch(given) else next(ids)
     trace = TRACEPARENT.fullmatch(parent) if parent else None
     return request_id, b"00-%b-%016x-%b" % (trace[1], getrandbits(63) + 1, trace[2]) if trace else b""
@@ -971,25 +914,19 @@ def finish(scope: Scope, started: float) -> None:
     state["instruments"].request(scope["method"], template, status).observe(seconds)
     if metric_id and cache:
         state["instruments"].result(metric_id, cache).inc()
-    if not (stream := state["log"]):
-        return
-    line = {
-        "time": stream.clock().decode(),
-        "level": "info",
-        "logger": "metrics_api",
-        "message": "request",
-        "request_id": scope["request_id"],
-        "method": scope["method"],
-        "path": shortened(scope["path"]),
-        "metric_id": metric_id,
-        "status": status,
-        "duration_ms": round(seconds * 1000, 3),
-        "cache": cache,
-        "subject": scope["caller"].subject if "caller" in scope else None,
-        **({"trace_id": scope["trace_id"]} if "trace_id" in scope else {}),
-        **({"reason": shortened(scope["reason"])} if "reason" in scope else {}),
-    }
-    stream.put(encode(line))
+    if stream := state["log"]:
+        fields = {
+            "request_id": scope["request_id"],
+            "method": scope["method"],
+            "path": shortened(scope["path"]),
+            "metric_id": metric_id,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+            "cache": cache,
+            "subject": scope["caller"].subject if "caller" in scope else None,
+        }
+        fields |= {name: scope[name] for name in ("trace_id", "reason") if name in scope}
+        stream.tell("info", "metrics_api", "request", fields)
 
 
 class RequestLog:
@@ -1018,38 +955,40 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_named)
-        except asyncio.CancelledError:
-            # The server cancels what is still under way ten seconds after it was told to stop.
-            if "status" in scope:
-                raise
-            stopping = Problem(503, "The service is stopping; try again.")
-            await problem_response(stopping, scope)(scope, receive, send_named)
-        except Exception:
-            scope.setdefault("status", 500)
-            raise
         finally:
             finish(scope, started)
 
 
 class Access:
-    """Refuses a malformed head, and whoever may not ask, before any route is looked for."""
+    """Refuses a malformed head, and whoever may not ask, before any route is looked for, and answers what is raised."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                check_head(scope)
-                check_loopback(scope, scope["state"]["settings"])
-                if not PUBLIC.fullmatch(scope["path"]):
-                    await authenticate(scope, header(scope, b"authorization"))
-                # The router would take an encoded slash for a plain one, and no route has one.
-                if b"%2f" in scope["raw_path"].lower():
-                    raise Problem(404, "Not Found")
-            except (Problem, InvalidToken) as exc:
-                return await (await answer_error(Request(scope), exc))(scope, receive, send)
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            await check_access(scope)
+            await self.app(scope, receive, send)
+        except ClientDisconnect:
+            pass  # Nobody is there to be told; the log line says 499, as nginx writes it.
+        except (Exception, asyncio.CancelledError) as exc:
+            # The server cancels what is still under way ten seconds after it was told to stop.
+            if "status" in scope:
+                raise
+            await answer_error(scope, exc)(scope, receive, send)
+
+
+async def check_access(scope: Scope) -> None:
+    """Raises Problem or InvalidToken."""
+    check_head(scope)
+    check_loopback(scope, scope["state"]["settings"])
+    if not PUBLIC.fullmatch(scope["path"]):
+        await authenticate(scope, header(scope, b"authorization"))
+    # The router would take an encoded slash for a plain one, and no route has one.
+    if b"%2f" in scope["raw_path"].lower():
+        raise Problem(404, "Not Found")
 
 
 def check_head(scope: Scope) -> None:
@@ -1068,50 +1007,23 @@ def check_head(scope: Scope) -> None:
         scope["path"] = scope["path"].removesuffix("/") or "/"
 
 
-async def answer_error(request: Request[Any], exc: Exception) -> Response:
+def answer_error(scope: Scope, exc: BaseException) -> Response:
     """The problem that an exception comes to; the reason goes into the request's line, a 500 with its traceback."""
-    scope = request.scope
-    scope["reason"] = f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else "")
+    scope["reason"] = shortened(f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else ""))
     if as_problem(exc).status == 500:
         log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
     return problem_response(exc, scope)
 
 
-async def answer_not_allowed(request: Request[Any], exc: Exception) -> Response:
-    """405 with everything that the path allows, whichever route it came from."""
-    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    allowed = {"Allow": ", ".join(sorted(set().union(*(route.methods for route in routes))))}
-    return problem_response(Problem(405, "Method Not Allowed", headers=allowed), request.scope)
+async def answer_http(request: Request[Any], exc: HTTPException) -> Response:
+    """A 405 with everything that the path allows, whichever route it came from."""
+    if exc.status_code == 405:
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        exc.headers = {"Allow": ", ".join(sorted(set().union(*(route.methods for route in routes))))}
+    return answer_error(request.scope, exc)
 
 
-async def answer_failure(request: Request[Any], exc: Exception) -> Response:
-    """What nobody foresaw is answered in front of all middleware; the server writes its traceback."""
-    response = problem_response(exc, request.scope)
-    response.headers["X-Request-ID"] = request.scope["request_id"]
-    return response
-
-
-async def answer_left(request: Request[Any], exc: Exception) -> Response:
-    """Nobody is there to be told; the log line says 499, as nginx writes it."""
-    return Response(status_code=499)
-
-
-FORESEEN = (
-    Problem,
-    HTTPException,
-    InvalidToken,
-    BadStatement,
-    ModelFailed,
-    PoolBusy,
-    TimeoutError,
-    asyncpg.PostgresError,
-)
-EXCEPTION_HANDLERS: dict[Any, Any] = {
-    405: answer_not_allowed,
-    ClientDisconnect: answer_left,
-    **dict.fromkeys((*FORESEEN, *DATABASE_DOWN), answer_error),
-    Exception: answer_failure,
-}
+EXCEPTION_HANDLERS: dict[Any, Any] = {HTTPException: answer_http}
 
 
 # ------------------------------------------------------------------------------------------------ database
@@ -3160,16 +3072,22 @@ class Seen:
 
 # ------------------------------------------------------------------------------------------------ bodies
 
-MAX_DEPTH, MAX_LOOKED_THROUGH = 64, 2**20  # bytes
+MAX_DEPTH = 64
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 MAX_BODY_TIME = 600  # seconds for all of it
+NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
+T = TypeVar("T")
+# msgspec's words, and what a caller is told to send.
+FLAWS = {
+    r"^Expected (.*), got (.*)$": r"must be \1, not \2",
+    r"^Expected ": "must be ",
+    r"^Object contains unknown field ": "has the unknown field ",
+    r"^Object missing required field ": "lacks the field ",
+}
 
 
 async def read_chunks(request: Request[State], limit: int, hint: str = "") -> AsyncIterator[bytes]:
-    """The body as it arrives.
-
-    Raises Problem 413 as soon as it is announced or has become larger than limit, 408, or ClientDisconnect.
-    """
+    """The body as it arrives; raises Problem 413 as soon as it is announced or has come, 408, or ClientDisconnect."""
     size, received, more = int(request.headers.get("content-length", 0)), 0, True
     ends = time.monotonic() + MAX_BODY_TIME
     while more and size <= limit:
@@ -3197,65 +3115,39 @@ def media_type(request: Request[State]) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-T = TypeVar("T")
-
-
 async def read_json(request: Request[State], kind: type[T]) -> T:
-    """Raises Problem 415, 413, 400 for what is no JSON, 422 for what is not of the kind."""
+    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
         raise Problem(415, "Send Content-Type: application/json.")
     body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+    check_json(body)
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as exc:
-        check_json(body)
-        path, detail = flaw(exc)
+        detail, _, path = str(exc).partition(" - at `$")
+        path = path.strip("`").lstrip(".")
+        for pattern, words in FLAWS.items():
+            detail = re.sub(pattern, words, detail)
         raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise not_json(exc) from None
-
-
-def not_json(exc: Exception) -> Problem:
-    if isinstance(exc, UnicodeDecodeError):
-        return Problem(400, "The body is not UTF-8.")
-    reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
-    return Problem(400, f"The body is not JSON: {reason}.")
 
 
 def check_json(body: bytes) -> None:
-    """Raises Problem 400, which goes before what is wrong with values; only of a large body the depth may be any."""
+    """Raises Problem 400, which goes before what is wrong with values."""
     try:
+        body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
-        nested: list[Any] = [[decode_any(body)]] if len(body) <= MAX_LOOKED_THROUGH else []
-    except msgspec.ValidationError:
-        return  # a number without end
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise not_json(exc) from None
-    for _ in range(MAX_DEPTH + 1):
-        items = itertools.chain.from_iterable(item.values() if isinstance(item, dict) else item for item in nested)
-        nested = [item for item in items if isinstance(item, dict | list)]
-    if nested:
+    except UnicodeDecodeError:
+        raise Problem(400, "The body is not UTF-8.") from None
+    except (msgspec.DecodeError, RecursionError) as exc:
+        reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
+        raise Problem(400, f"The body is not JSON: {reason}.") from None
+    # Without what is escaped, every second quote ends a string.
+    outside_strings = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
+    brackets = b"".join(outside_strings).translate(bytes.maketrans(b"{}", b"[]"), NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
         raise Problem(400, f"The body is nested over {MAX_DEPTH} deep.")
-
-
-# msgspec's words, and what a caller is told to send.
-FLAWS = (
-    (re.compile(r"^Expected (.*), got (.*)$"), r"must be \1, not \2"),
-    (re.compile(r"^Expected "), "must be "),
-    (re.compile(r"^Object contains unknown field "), "has the unknown field "),
-    (re.compile(r"^Object missing required field "), "lacks the field "),
-    (re.compile(r"^Invalid decimal string$"), "must be a number"),
-    (re.compile(r"^Invalid UUID$"), "must be a UUID"),
-    (re.compile(r"^Invalid "), "has an invalid "),
-)
-
-
-def flaw(exc: msgspec.ValidationError) -> tuple[str, str]:
-    """The path of a field, empty for the whole, and what is wrong with it."""
-    detail, _, path = str(exc).partition(" - at `$")
-    for pattern, words in FLAWS:
-        detail = pattern.sub(words, detail)
-    return path.strip("`").lstrip("."), detail
 
 
 def check_text(name: str, text: str | None) -> None:
@@ -3285,10 +3177,7 @@ READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterato
 
 
 async def read_records(request: Request[State], kind: str, series: str) -> AsyncIterator[list[records.Row]]:
-    """Rows to insert, some hundreds or megabytes at a time; the last may be none.
-
-    Raises Problem 400, 413, or 422 with the first hundred errors.
-    """
+    """Rows to insert, a batch at a time, the last may be none; raises Problem 400, 408, 413, or 422 with the errors."""
     settings, rows, errors = request.state["settings"], list[records.Row](), list[InputError]()
     limit, hint, unit = settings.max_upload, "", "line"
     if kind == "application/json":
@@ -4268,6 +4157,8 @@ WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
 STRUCTS = [MetricList, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch, Record, Inserted]
 STRUCTS += [Health, Readiness, ProblemDetails]
+MAX_DOCUMENTS = 20
+STRANGER = Caller(roles=frozenset())
 
 
 @functools.cache
@@ -4306,25 +4197,17 @@ def client_names(ids: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def struct_schemas() -> Schema:
-    schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)[1]
-    for schema in itertools.chain.from_iterable(schema["properties"].values() for schema in schemas.values()):
-        # Generators take a field that has a default for one that is always there.
-        schema.pop("default", None)
-        for option in schema.get("anyOf", ()):
-            # A Decimal is read from a JSON number, with all its digits.
-            if option.get("format") == "decimal":
-                option["type"] = "number"
-    return schemas
-
-
 def fixed_document(settings: Settings, secured: bool) -> Schema:
     """pages/openapi.json with the scopes that are wanted here, or without what an open service does not ask for."""
     text = (HERE / "pages" / "openapi.json").read_bytes()
     text = text.replace(b'"JWT_READ_SCOPE"', encode(settings.jwt_read_scope))
     text = text.replace(b'"JWT_WRITE_SCOPE"', encode(settings.jwt_write_scope))
     fixed: Schema = msgspec.json.decode(text)
-    fixed["components"]["schemas"] |= struct_schemas()
+    schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)[1]
+    fixed["components"]["schemas"] |= schemas
+    # Generators take a field that has a default for one that is always there.
+    for schema in itertools.chain.from_iterable(schema["properties"].values() for schema in schemas.values()):
+        schema.pop("default", None)
     if not secured:
         del fixed["components"]["securitySchemes"]
         for operation in itertools.chain.from_iterable(path.values() for path in fixed["paths"].values()):
@@ -4381,15 +4264,8 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
     return fixed
 
 
-MAX_DOCUMENTS = 20
-STRANGER = Caller(roles=frozenset())
-
-
 async def reader_or_stranger(request: Request[State]) -> Caller:
-    """Who asks for the document: a good token without the read scope shows no more than none.
-
-    Raises InvalidToken, or Problem 503.
-    """
+    """A good token without the read scope shows no more than none; raises InvalidToken, or Problem 503."""
     verifier, given = request.state["verifier"], header(request.scope, b"authorization")
     caller = await verifier.identify(given) if given or verifier.open else STRANGER
     return caller if verifier.open or verifier.settings.jwt_read_scope in caller.scopes else STRANGER
@@ -4398,8 +4274,7 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
 async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
     state, documents = request.state, request.state["documents"]
-    metrics = state["catalog"].visible(await reader_or_stranger(request))
-    metrics.sort(key=lambda metric: metric.id)
+    metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
     seen = tuple(metric.id for metric in metrics)
     if seen not in documents:
         if len(documents) >= MAX_DOCUMENTS:

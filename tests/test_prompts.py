@@ -344,11 +344,11 @@ def test_the_longest_period_is_a_hundred_years(text: str) -> None:
 
 def test_a_value_named_as_it_is_written_goes_before_its_inflections() -> None:
     def named(prompt: str) -> list[str]:
-        return re.findall("'([A-Z][a-z]+)'", mock_sql(prompt, "own", ["Delay", "Delayed", "DELAYED"], []))
+        return re.findall("'([A-Z][a-z]+)'", mock_sql(prompt, "own", ["Delay", "Delayed", "DELAYED"], []).sql)
 
     assert named("metrics with delay") == ["Delay"]
     assert named("metrics delayed") == ["Delayed"]
-    assert "'Delayed', 'DELAYED'" in mock_sql("metrics delayed", "own", ["Delay", "Delayed", "DELAYED"], [])
+    assert "'Delayed', 'DELAYED'" in mock_sql("metrics delayed", "own", ["Delay", "Delayed", "DELAYED"], []).sql
     assert named("metrics that delay or are delayed") == ["Delay", "Delayed"]
 
 

@@ -3607,11 +3607,16 @@ def extract_sql(answer: str) -> str:
 
 def nearest(prompt: str, metrics: Iterable[Metric]) -> str:
     """The metrics that share most words with a prompt, as many as fit into MAX_EXAMPLES."""
-    asked = set(re.findall(r"[^\W_]+", prompt.lower()))
 
-    def shared(metric: Metric) -> int:
-        text = f"{metric.id} {metric.about.title} {metric.about.description}"
-        return len(asked.intersection(re.findall(r"[^\W_]+", text.lower())))
+    def long_words(text: str) -> set[str]:
+        return set(re.findall(r"[^\W_]{4,}", text.lower()))
+
+    def shared(metric: Metric) -> tuple[int, int]:
+        texts = f"{metric.id} {metric.about.title}", metric.about.description
+        in_title, in_description = (len(long_words(text) & asked) for text in texts)
+        return in_title, in_description
+
+    asked = long_words(prompt)
 
     ranked = sorted(metrics, key=shared, reverse=True)
     texts = [f"-- {metric.id}: {metric.about.title}\n{metric.about.sql.strip()}" for metric in ranked]

@@ -31,6 +31,7 @@ import sys
 import threading
 import time
 import uuid
+from bisect import bisect
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -629,6 +630,7 @@ class Instruments:
         self.runs = histogram("metric_run_seconds", "Runs of metrics", ["metric_id"])
         self.rows = counter("metric_rows", "Rows that runs gave", ["metric_id"])
         self.gauges: dict[str, Gauge] = {}
+        self.metric_ids: set[str] = set()
 
     def request(self, method: str, route: str, status: int) -> Histogram:
         return self.requests.labels(method if method in HTTPMethod.__members__ else "other", route, str(status))
@@ -641,10 +643,12 @@ class Instruments:
         self.runs.labels(metric_id).observe(seconds)
         self.rows.labels(metric_id).inc(rows)
 
-    def forget(self, metric_id: str) -> None:
-        """A metric that is gone leaves no figures behind."""
-        for figures in (self.results, self.runs, self.rows):
-            figures.remove_by_labels({"metric_id": metric_id})
+    def keep(self, metric_ids: Iterable[str]) -> None:
+        """Forget the figures of metrics that there were and that are gone."""
+        for metric_id in self.metric_ids.difference(metric_ids):
+            for figures in (self.results, self.runs, self.rows):
+                figures.remove_by_labels({"metric_id": metric_id})
+        self.metric_ids = set(metric_ids)
 
     def hit_ratio(self) -> float:
         counts = [sample for sample in next(iter(self.results.collect())).samples if sample.name.endswith("_total")]
@@ -3319,18 +3323,20 @@ def extract_sql(answer: str) -> str:
 def nearest(prompt: str, metrics: Iterable[Metric]) -> str:
     """The metrics that share most words with a prompt, as many as fit into MAX_EXAMPLES."""
 
-    def shared(metric: Metric) -> int:
-        about = f"{metric.id} {metric.about.title} {metric.about.description}"
-        return len(asked.intersection(re.findall(r"[^\W_]+", about.lower())))
+    def long_words(text: str) -> set[str]:
+        return set(re.findall(r"[^\W_]{4,}", text.lower()))
 
-    asked, told, room = set(re.findall(r"[^\W_]+", prompt.lower())), [], MAX_EXAMPLES
-    for metric in sorted(metrics, key=shared, reverse=True):
-        text = f"-- {metric.id}: {metric.about.title}\n{metric.about.sql.strip()}"
-        room -= len(text)
-        if room < 0:
-            break
-        told.append(text)
-    return "\n\n".join(told)
+    def shared(metric: Metric) -> tuple[int, int]:
+        texts = f"{metric.id} {metric.about.title}", metric.about.description
+        in_title, in_description = (len(long_words(text) & asked) for text in texts)
+        return in_title, in_description
+
+    asked = long_words(prompt)
+
+    ranked = sorted(metrics, key=shared, reverse=True)
+    texts = [f"-- {metric.id}: {metric.about.title}\n{metric.about.sql.strip()}" for metric in ranked]
+    fitting = bisect(list(itertools.accumulate(map(len, texts))), MAX_EXAMPLES)
+    return "\n\n".join(texts[:fitting])
 
 
 async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metric, list[str]]:
@@ -3340,7 +3346,12 @@ async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metri
     """
     settings, database = state["settings"], state["database"]
     if not settings.sql_model_url:
-        sql, notes = await mock_answer(database, prompt, about.id)
+        from seed import mock_model
+
+        async with database.connection("gate") as conn:
+            types = await known_values(conn, "metrics", "alert_type", MAX_VALUES)
+            categories = await known_values(conn, "metrics", "alert_category", MAX_VALUES)
+        sql, notes = mock_model.mock_sql(prompt, about.id, types, categories)
         return await pass_gate(database, msgspec.structs.replace(about, sql=sql)), notes
     # What not everybody may see is not for the model, whose answer the caller sees.
     examples = nearest(prompt, [m for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles])
@@ -3368,15 +3379,6 @@ async def converse(database: Database, task: str, prompt: str, about: Definition
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": objection}]
     detail = f"no SQL that PostgreSQL accepts came of it; last: {objection}"
     raise Problem(422, f"The prompt gave no metric: {detail}.", [InputError("query_generation_prompt", detail)])
-
-
-async def mock_answer(database: Database, prompt: str, metric_id: str) -> tuple[str, list[str]]:
-    from seed import mock_model
-
-    async with database.connection("gate") as conn:
-        types = await known_values(conn, "metrics", "alert_type", MAX_VALUES)
-        categories = await known_values(conn, "metrics", "alert_category", MAX_VALUES)
-    return mock_model.mock_sql(prompt, metric_id, types, categories)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -3492,10 +3494,7 @@ def single_parameter(request: Request[State], name: str, allowed: str, expected:
 
 
 async def write_metric(state: State, about: Definition, body: NewMetric | MetricPatch) -> tuple[Metric, list[str]]:
-    """The metric that SQL or a prompt makes of a definition, and what of the prompt was not understood.
-
-    Raises Problem 422 unless exactly one is given, ModelFailed and BadStatement.
-    """
+    """The metric that SQL or a prompt makes of a definition, and notes on the prompt; raises Problem 422."""
     if bool(body.query) == bool(body.query_generation_prompt):
         raise input_problem([InputError("query", "or query_generation_prompt must be sent, and not both")])
     check_text("query", body.query)
@@ -3844,21 +3843,8 @@ def add_gauges(instruments: Instruments, state: State) -> None:
     if state["settings"].jwt_issuer:
         instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
     instruments.gauge("cache_bytes", "In-process cache", lambda: results.memory.bytes)
-    state["catalog"].reloaded_by.append(forget_metrics(instruments, state["catalog"]))
+    state["catalog"].reloaded_by.append(lambda: instruments.keep(state["catalog"].metrics))
     instruments.gauge("live_subscribers", "Open sockets", lambda: len(state["broadcast"].subscribers))
-
-
-def forget_metrics(instruments: Instruments, catalog: Catalog) -> Callable[[], None]:
-    """What takes away the figures of metrics that are gone, each time that the catalog is another."""
-    known: set[str] = set()
-
-    def forget() -> None:
-        for metric_id in known - catalog.metrics.keys():
-            instruments.forget(metric_id)
-        known.intersection_update(())
-        known.update(catalog.metrics)
-
-    return forget
 
 
 def privileges_check(state: State) -> Check:
@@ -3931,7 +3917,7 @@ class Subscription:
                 news, seconds, delay = exc, delay, min(2 * delay, LATE)
             before, told = told, news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
             if told != before:
-                self.subscriber.put(self, functools.partial(live_message, news, self.metric_id, self.params))
+                self.subscriber.put(news, self.metric_id, self.params, key=self)
             # On a common beat, so that those who watch the same ask at the same time and share a run.
             await asyncio.sleep(DEBOUNCE / 2 + (DEBOUNCE / 2 - time.monotonic()) % DEBOUNCE)
             with suppress(TimeoutError):
@@ -3991,14 +3977,14 @@ class Subscriber:
         self.outbox: OrderedDict[object, Callable[[], bytes]] = OrderedDict()
         self.waiting, self.recheck = asyncio.Event(), asyncio.Event()
 
-    def put(self, key: object, message: Callable[[], bytes]) -> None:
-        """Messages are made when they are sent, so that what waits for a slow reader is not a copy."""
-        self.outbox[key] = message
+    def put(self, news: Answer | Exception, metric_id: str | None, params: Any, key: object) -> None:
+        """A message is made when it is sent, so that what waits for a slow reader is not a copy."""
+        self.outbox[key] = functools.partial(live_message, news, metric_id, params)
         self.waiting.set()
 
-    def refuse(self, exc: Exception, metric_id: str | None = None, params: dict[str, Any] | None = None) -> None:
+    def refuse(self, exc: Exception, metric_id: str | None = None, params: Any = None) -> None:
         if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(object(), functools.partial(live_message, exc, metric_id, params))
+            self.put(exc, metric_id, params, key=object())
 
     async def send(self) -> None:
         """Raises WebSocketException for a reader that takes nothing."""

@@ -87,7 +87,7 @@ async def test_a_metric_is_answered_stored_and_there_at_once(
     query = "SELECT id, :n::int4 AS n FROM metrics"
     answer = await api.post("/metrics", json={"query": query, "title": "Mine", "layouts": [TILE]})
     body = answer.json()
-    assert list(body) == ["id", "query", "version", "parameters", "columns"]
+    assert list(body) == ["id", "query", "version", "parameters", "columns", "notes"]
     metric_id = body.pop("id")
     assert answer.status_code == 201
     assert answer.headers["location"] == f"metrics/{metric_id}"
@@ -96,6 +96,7 @@ async def test_a_metric_is_answered_stored_and_there_at_once(
         "version": 1,
         "parameters": [{"name": "n", "type": "int4", "required": False, "description": ""}],
         "columns": [{"name": "id", "type": "text"}, {"name": "n", "type": "int4"}],
+        "notes": [],
     }
     result = (await api.get(f"/metrics/{metric_id}")).json()
     assert (result["title"], result["is_editable"], result["layouts"]) == ("Mine", True, [TILE])
@@ -153,10 +154,107 @@ async def test_a_dry_run_stores_nothing(api: httpx.AsyncClient, owner: asyncpg.C
         "version": 1,
         "parameters": [],
         "columns": [{"name": "a", "type": "int4"}],
+        "notes": [],
+        "records": [{"a": 1}],
+        "truncated": False,
     }
     assert "location" not in answer.headers
     assert (await api.post("/metrics?dry_run=true", json={"query": "DROP TABLE metrics"})).status_code == 422
     assert await owner.fetch("SELECT id FROM queries") == before
+
+
+async def test_a_dry_run_shows_the_first_hundred_records_and_says_when_there_are_more(api: httpx.AsyncClient) -> None:
+    for rows, shown, truncated in ((0, 0, False), (100, 100, False), (101, 100, True)):
+        query = f"SELECT n, :x::text AS x FROM generate_series(1, {rows}) AS n"
+        answer = (await api.post("/metrics?dry_run=true", json={"query": query})).json()
+        assert answer["records"] == [{"n": n, "x": None} for n in range(1, shown + 1)]
+        assert answer["truncated"] is truncated
+
+
+async def test_a_dry_run_says_why_it_fails_on_the_data_and_is_no_way_around_the_time_limit(
+    api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    await owner.execute("INSERT INTO metrics (id, parts_flagged) VALUES ('total', 0)")
+    answer = await api.post("/metrics?dry_run=true", json={"query": "SELECT 1 / parts_flagged AS a FROM metrics"})
+    assert (answer.status_code, answer.json()["errors"]) == (422, [{"name": "query", "detail": "division by zero"}])
+    answer = await api.post("/metrics?dry_run=true", json={"query": "SELECT pg_sleep(30)::text AS a"})
+    assert answer.status_code == 504
+
+
+async def test_a_definition_says_what_a_metric_is_made_of(
+    api: httpx.AsyncClient, two: list[Service], owner: asyncpg.Connection
+) -> None:
+    prompt = "How many alerts in June 2025?"
+    made = (await api.post("/metrics", json={"query_generation_prompt": prompt, "title": "Mine"})).json()
+    path = f"/metrics/{made['id']}"
+    columns = [{"name": "total_alerts", "type": "int8"}]
+    parameters = [{"name": n, "type": "date", "required": False, "description": ""} for n in ("start_date", "end_date")]
+    assert (await api.get(f"{path}/definition")).json() == {
+        "id": made["id"],
+        "title": "Mine",
+        "description": "",
+        "source": "api",
+        "query": made["query"],
+        "prompt": prompt,
+        "created_by": "ada",
+        "version": 1,
+        "is_editable": True,
+        "parameters": parameters,
+        "columns": columns,
+        "tables": ["metrics"],
+    }
+    await api.patch(path, json={"title": "Other"})
+    assert (await api.get(f"{path}/definition")).json()["prompt"] == prompt
+    await api.patch(path, json={"query": "SELECT 1 AS a"})
+    changed = (await api.get(f"{path}/definition")).json()
+    assert (changed["prompt"], changed["version"], changed["tables"]) == (None, 3, [])
+
+    file = (await api.get("/metrics/total/definition")).json()
+    assert file["query"] == (two[0].queries / "total.sql").read_text()
+    assert (file["source"], file["prompt"], file["created_by"], file["is_editable"]) == ("file", None, None, False)
+
+
+async def test_the_definition_of_what_does_not_compile_says_what_is_wrong(api: httpx.AsyncClient) -> None:
+    broken = (await api.get("/metrics/broken/definition")).json()
+    assert broken["fault"] == 'column "no_such_column" does not exist'
+    assert (broken["title"], broken["parameters"], broken["columns"]) == ("Does not compile", [], [])
+    assert "no_such_column" in broken["query"]
+    assert (await api.get("/metrics/none/definition")).status_code == 404
+
+
+async def test_a_definition_is_for_whoever_may_read_the_metric(
+    api: httpx.AsyncClient, two: list[Service], issuer: Issuer
+) -> None:
+    (two[0].queries / "payroll.sql").write_text("-- roles: finance\nSELECT 1 AS n")
+    finance = bearer(issuer, **{"cognito:groups": ["finance"]})
+
+    async def there() -> bool:
+        return (await api.get("/metrics/payroll/definition", headers=finance)).status_code == 200
+
+    await eventually(there)
+    assert (await api.get("/metrics/payroll/definition")).status_code == 403
+    (two[0].queries / "payroll.sql").unlink()
+
+
+async def test_a_patch_leaves_the_queries_of_other_metrics_alone(
+    api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    """A data set may call its queries as other metrics are called."""
+    queries = [("q", "SELECT 1 AS shared"), ("m1", "SELECT 2 AS others")]
+    metrics = [("m1", "q", True), ("m4", "q", True), ("m2", "m1", False)]
+    await owner.executemany("INSERT INTO queries (id, query) VALUES ($1, $2)", queries)
+    await owner.executemany(
+        "INSERT INTO metric_configurations (id, query_id, is_editable, source) VALUES ($1, $2, $3, 'dataset')", metrics
+    )
+    await eventually(lambda: answers(api, "/metrics/m2"), 2)
+
+    async def records() -> list[Any]:
+        return [(await api.get(f"/metrics/{metric_id}")).json()["records"] for metric_id in ("m1", "m2", "m4")]
+
+    for n in (3, 4):
+        assert (await api.patch("/metrics/m1", json={"query": f"SELECT {n} AS mine"})).status_code == 200
+        assert await records() == [[{"mine": n}], [{"others": 2}], [{"shared": 1}]]
+    assert (await api.patch("/metrics/m2", json={"query": "SELECT 5 AS a"})).status_code == 409
 
 
 async def test_a_patch_changes_what_it_names_and_null_takes_away(api: httpx.AsyncClient) -> None:
@@ -296,6 +394,7 @@ BAD_LAYOUTS = {
     "empty breakpoint": [TILE | {"breakpoint": ""}],
     "NUL": [TILE | {"breakpoint": "l\0g"}],
     "breakpoint twice": [TILE, TILE],
+    "more breakpoints than twenty": [TILE | {"breakpoint": f"b{n}"} for n in range(21)],
 }
 
 

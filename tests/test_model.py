@@ -126,6 +126,9 @@ WRAPPINGS = {
     "fence of carriage returns": f"```SQL\r\n{GOOD}\r\n```\r\n",
     "fence that stays open": f"Here you are:\n```sql\n{GOOD}",
     "prose around a fence": f"Sure! I SELECT the alerts:\n\n```sql\n{GOOD}\n```\nThis counts them. With best regards",
+    "a language on the same line": f"```sql {GOOD}```",
+    "a comment in the fence": f"```sql\n-- alerts by type\n{GOOD}\n```\nThat is all.",
+    "parentheses in the fence": f"Here:\n```sql\n(\n{GOOD}\n)\nUNION ALL (\n{GOOD}\n)\n```",
     "other fences": f"```bash\npsql\n```\nand\n```sql\n{GOOD}\n```\n```text\nA 1\n```",
     "prose in front": f"Here is the query you asked for:\n\n{GOOD}",
     "prose around": f"Here is the query you asked for:\n\n{GOOD};\n\nWith it you see how many there are.",
@@ -169,7 +172,46 @@ async def test_the_model_is_told_what_the_guest_may_read_and_what_exists(
     assert "c49" not in system["content"]
     assert "salaries" not in system["content"]
     assert "prompt" not in system["content"]
-    assert 2 <= sum(name in system["content"] for name in ("1 / 0", "10 / :by", ":i2::int2", "COALESCE(SUM")) <= 3
+
+
+async def test_the_model_is_told_the_nearest_metrics_with_their_ids_and_titles(
+    api: httpx.AsyncClient, configured: Service, model: Model
+) -> None:
+    padding = "x" * 3000
+    for n in range(6):
+        body = {"query": f"SELECT {n} AS n -- {padding}", "title": f"Unrelated {n}"}
+        assert (await api.post("/metrics", json=body)).status_code == 201
+    near = {"query": "SELECT 'mammals' AS kind", "title": "Zebra counts"}
+    metric_id = (await api.post("/metrics", json=near)).json()["id"]
+    model.will(GOOD)
+    assert (await ask(api)).json()["notes"] == []
+    examples = model.messages(0)[0]["content"].partition("Metrics that exist:")[2]
+    assert examples.strip().startswith(f"-- {metric_id}: Zebra counts\nSELECT 'mammals' AS kind")
+    assert len(examples) < 10_000
+    assert examples.count(padding) < 3
+
+
+async def test_the_model_is_not_told_what_only_some_may_see(
+    api: httpx.AsyncClient, configured: Service, model: Model
+) -> None:
+    path = configured.queries / "zebra-payroll.sql"
+    path.write_text("-- roles: finance\nSELECT 1 AS salary")
+
+    async def there() -> bool:
+        return (await api.get("/metrics/zebra-payroll")).status_code == 200
+
+    await eventually(there)
+    model.will(GOOD)
+    await ask(api)
+    path.unlink()
+    assert "salary" not in model.messages(0)[0]["content"]
+
+
+async def test_a_fence_is_taken_off_whatever_is_in_it(api: httpx.AsyncClient, model: Model) -> None:
+    model.will("```sql\nDROP TABLE metrics\n```", GOOD)
+    assert (await ask(api)).status_code == 201
+    assert "```" not in model.messages(1)[-1]["content"]
+    assert "one SELECT" in model.messages(1)[-1]["content"] or "DROP" in model.messages(1)[-1]["content"]
 
 
 async def test_postgresqls_objection_goes_back_to_the_model(api: httpx.AsyncClient, model: Model) -> None:
@@ -200,7 +242,14 @@ FAILURES: dict[str, tuple[Answer, str]] = {
     "hangs": (hang, "SQL_MODEL_TIMEOUT"),
     "drips": (drip, "SQL_MODEL_TIMEOUT"),
     "floods": (flood, "larger"),
-    "is compressed a thousandfold": (replies(gzip.compress(b" " * 2**26), "200 OK", "Content-Encoding: gzip"), ""),
+    "is compressed a thousandfold": (
+        replies(gzip.compress(b" " * 2**26), "200 OK", "Content-Encoding: gzip"),
+        "compressed",
+    ),
+    "is compressed twice": (
+        replies(gzip.compress(gzip.compress(b" " * 2**28)), "200 OK", "Content-Encoding: gzip, gzip"),
+        "compressed",
+    ),
     "says nothing": (say_nothing, "reached"),
     "breaks off": (break_off, ""),
     "500": (replies(b"{}", "500 Internal Server Error"), "500"),
@@ -311,3 +360,4 @@ async def test_no_key_is_no_header(start_service: Serve, model: Model, owner: as
     service.stop()
     path, headers, _ = model.requests[0]
     assert (path, "authorization" in headers) == ("/v1/chat/completions", False)
+    assert headers["accept-encoding"] == "identity"

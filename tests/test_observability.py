@@ -309,6 +309,20 @@ def test_prometheus_has_the_ids_of_known_metrics_only(http: httpx.Client) -> Non
 # ------------------------------------------------------------------------------------------------ CORS
 
 
+def test_metrics_that_are_gone_leave_no_figures_behind(watched: Service, http: httpx.Client) -> None:
+    (watched.queries / "passing.sql").write_text("SELECT 1 AS n")
+    wait_until(lambda: http.get("/metrics/passing").status_code == 200)
+    made = http.post("/metrics", json={"query": "SELECT 1 AS n"}).json()["id"]
+    assert http.get(f"/metrics/{made}").status_code == 200
+    assert all(metric_id in http.get("/prometheus").text for metric_id in ("passing", made))
+    http.delete(f"/metrics/{made}")
+    assert made not in http.get("/prometheus").text
+    (watched.queries / "passing.sql").unlink()
+    wait_until(lambda: "passing" not in http.get("/prometheus").text, 3)
+    http.get("/metrics/echo?n=1")
+    assert 'metric_id="echo"' in http.get("/prometheus").text
+
+
 def preflight(http: httpx.Client, method: str, headers: str, origin: str = ORIGIN) -> httpx.Response:
     asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers, "Origin": origin}
     return http.options("/metrics/echo", headers=asked)

@@ -273,6 +273,40 @@ async def test_an_unreadable_prompt_gives_the_metrics_own_records_of_the_last_30
         await data.owner.execute("DELETE FROM metrics WHERE id = $1", metric_id)
 
 
+NOTES = {
+    "Total alerts by type for ACME in June 2025": ["acme"],
+    "top 5 suppliers by obsolescence": ["top", "5", "suppliers"],
+    "obsolescence by month, without returns": ["without", "returns"],
+    "parts flagged, week": ["week"],
+    "alerts by supplier, the last 7 days": ["supplier"],
+}
+
+
+@pytest.mark.parametrize(("prompt", "unused"), NOTES.items())
+async def test_words_that_were_not_used_are_named(data: Data, prompt: str, unused: list[str]) -> None:
+    for path in ("/metrics", "/metrics?dry_run=true"):
+        answer = await data.client.post(path, json={"query_generation_prompt": prompt})
+        assert answer.json()["notes"] == [f"Not used: {', '.join(unused)}."]
+    metric_id = await data.create("alerts")
+    answer = await data.client.patch(f"/metrics/{metric_id}", json={"query_generation_prompt": prompt})
+    assert answer.json()["notes"] == [f"Not used: {', '.join(unused)}."]
+
+
+@pytest.mark.parametrize("prompt", [prompt for prompt, _ in PROMPTS])
+def test_nothing_is_noted_when_all_was_understood(prompt: str) -> None:
+    assert mock_sql(prompt, "own", TYPES, CATEGORIES).notes == []
+
+
+@pytest.mark.parametrize("prompt", UNREADABLE, ids=range(len(UNREADABLE)))
+def test_a_note_says_when_the_prompt_was_not_read(prompt: str) -> None:
+    assert "own records" in mock_sql(prompt, "own", TYPES, CATEGORIES).notes[0]
+
+
+def test_notes_are_short_however_long_the_prompt() -> None:
+    for prompt in ("alerts " + " ".join(f"w{n}" for n in range(3000)), "alerts " + "w" * 9000):
+        assert sum(map(len, mock_sql(prompt, "own", TYPES, CATEGORIES).notes)) < 200
+
+
 @pytest.mark.parametrize("prompt", ["", "a\0", "a" * 10_001], ids=["empty", "NUL", "long"])
 async def test_a_prompt_that_is_none_is_refused(data: Data, prompt: str) -> None:
     answer = await data.client.post("/metrics", json={"query_generation_prompt": prompt})

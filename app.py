@@ -31,7 +31,6 @@ import sys
 import threading
 import time
 import uuid
-from bisect import bisect
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -42,11 +41,10 @@ from http import HTTPMethod, HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg
-import httpx
 import jwt
 import msgspec
 import psycopg
@@ -68,7 +66,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
-from seed import records
+from seed import model, records
+
+if TYPE_CHECKING:
+    import httpx
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
@@ -710,6 +711,17 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
 
 
+async def http_client(**options: Any) -> httpx.AsyncClient:
+    """Made in a thread, for importing httpx and reading the certificates takes a tenth of a second."""
+
+    def make() -> httpx.AsyncClient:
+        import httpx
+
+        return httpx.AsyncClient(**options)
+
+    return await asyncio.to_thread(make)
+
+
 async def read_answer(response: httpx.Response, limit: int) -> bytes:
     """The body of a 200; raises ValueError for another status, or for more bytes than limit."""
     if response.status_code != 200:
@@ -768,9 +780,10 @@ class KeySet:
     async def fetch_keys(self) -> None:
         try:
             async with asyncio.timeout(3):
-                # Reading the certificates takes 50 ms.
-                client = await asyncio.to_thread(httpx.AsyncClient)
-                async with client, client.stream("GET", self.url, headers=UNCOMPRESSED) as response:
+                async with (
+                    await http_client() as client,
+                    client.stream("GET", self.url, headers=UNCOMPRESSED) as response,
+                ):
                     body = await read_answer(response, 256 * 1024)
             self.replace(parse_keys(body), body)
             self.failures, self.fetched_at = 0, time.monotonic()
@@ -3249,54 +3262,15 @@ async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Seq
 
 MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
-MAX_EXAMPLES = 8000  # characters
-# A blank line after a semicolon ends it.
-BARE_SQL = re.compile(
-    r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
-)
-FENCE_LANGUAGE = re.compile(r"\A[ \t]*(?:\w*sql\b|\w*[ \t]*\r?\n)", re.IGNORECASE)
-MODEL_TASK = """\
-Write one PostgreSQL SELECT that answers the request. Answer with the SQL alone.
-Give every column a readable name. Let a dashboard choose the period: compare dates with
-COALESCE(:start_date, <default>) and COALESCE(:end_date, <default>), both ends included.
-
-Tables:
-{tables}
-
-Metrics that exist:
-{examples}
-"""
-
-
-async def known_values(conn: asyncpg.Connection, table: str, column: str, most: int) -> list[str]:
-    """The values of a short text column; none when there are more than most, or too many rows to look through."""
-    try:
-        rows = await conn.fetch(
-            f"SELECT DISTINCT {column} AS value FROM {table} WHERE LENGTH({column}) BETWEEN 1 AND 100 LIMIT {most + 1}",
-            timeout=2,
-        )
-    except (TimeoutError, asyncpg.PostgresError):
-        return []
-    return sorted(row["value"] for row in rows) if len(rows) <= most else []
-
-
-async def describe_tables(conn: asyncpg.Connection, schema: str) -> str:
-    """What the guest may read, one table a line, with the values of its text columns."""
-    tables: dict[str, list[str]] = {}
-    for row in await conn.fetch(f"SELECT * FROM {schema}.readable_columns() LIMIT 500"):
-        column = row["column"]
-        values = await known_values(conn, row["table"], column, 20) if row["is_text"] else []
-        known = f" (one of {', '.join(map(repr, values))})" if values else ""
-        tables.setdefault(row["table"], []).append(f"{column} {row['type']}{known}")
-    return "\n".join(f"{table}({', '.join(columns)})" for table, columns in tables.items())
 
 
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
+    import httpx
+
     url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
     key = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
-    model = {"model": settings.sql_model} if settings.sql_model else {}
-    payload = {**model, "messages": messages, "temperature": 0}
+    payload = {**({"model": settings.sql_model} if settings.sql_model else {}), "messages": messages, "temperature": 0}
     try:
         async with client.stream("POST", url, json=payload, headers=UNCOMPRESSED | key) as response:
             body = await read_answer(response, MAX_MODEL_ANSWER)
@@ -3310,35 +3284,6 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
         raise ModelFailed("its answer is no chat completion with a text") from exc
 
 
-def extract_sql(answer: str) -> str:
-    """The SQL in an answer with or without prose and fences around it; raises ModelFailed."""
-    fenced = [FENCE_LANGUAGE.sub("", text) for text in answer.split("```")[1::2]]
-    bare = BARE_SQL.search(answer)
-    texts = [*filter(BARE_SQL.search, fenced), *fenced, bare[0] if bare else answer]
-    if len(texts[0]) > MAX_SQL:
-        raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
-    return texts[0].strip()
-
-
-def nearest(prompt: str, metrics: Iterable[Metric]) -> str:
-    """The metrics that share most words with a prompt, as many as fit into MAX_EXAMPLES."""
-
-    def long_words(text: str) -> set[str]:
-        return set(re.findall(r"[^\W_]{4,}", text.lower()))
-
-    def shared(metric: Metric) -> tuple[int, int]:
-        texts = f"{metric.id} {metric.about.title}", metric.about.description
-        in_title, in_description = (len(long_words(text) & asked) for text in texts)
-        return in_title, in_description
-
-    asked = long_words(prompt)
-
-    ranked = sorted(metrics, key=shared, reverse=True)
-    texts = [f"-- {metric.id}: {metric.about.title}\n{metric.about.sql.strip()}" for metric in ranked]
-    fitting = bisect(list(itertools.accumulate(map(len, texts))), MAX_EXAMPLES)
-    return "\n\n".join(texts[:fitting])
-
-
 async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metric, list[str]]:
     """A metric for a prompt, by the model that is configured or else the built-in mock, and what that did not read.
 
@@ -3349,16 +3294,16 @@ async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metri
         from seed import mock_model
 
         async with database.connection("gate") as conn:
-            types = await known_values(conn, "metrics", "alert_type", MAX_VALUES)
-            categories = await known_values(conn, "metrics", "alert_category", MAX_VALUES)
+            types = await model.known_values(conn, "metrics", "alert_type", MAX_VALUES)
+            categories = await model.known_values(conn, "metrics", "alert_category", MAX_VALUES)
         sql, notes = mock_model.mock_sql(prompt, about.id, types, categories)
         return await pass_gate(database, msgspec.structs.replace(about, sql=sql)), notes
     # What not everybody may see is not for the model, whose answer the caller sees.
-    examples = nearest(prompt, [m for m in state["catalog"].metrics.values() if not m.fault and not m.about.roles])
+    metrics = [m.about for m in state["catalog"].metrics.values() if not (m.fault or m.about.roles)]
     schema = await database.schema()
     async with database.connection("gate") as conn:
-        tables = await describe_tables(conn, schema)
-    task = MODEL_TASK.format(tables=tables, examples=examples)
+        tables = await model.describe_tables(conn, schema)
+    task = model.TASK.format(tables=tables, examples=model.nearest(prompt, metrics))
     try:
         async with asyncio.timeout(settings.sql_model_timeout):
             return await converse(database, task, prompt, about), []
@@ -3368,12 +3313,14 @@ async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metri
 
 async def converse(database: Database, task: str, prompt: str, about: Definition) -> Metric:
     messages = [{"role": "system", "content": task}, {"role": "user", "content": prompt}]
-    # Reading the certificates takes 50 ms.
-    async with await asyncio.to_thread(httpx.AsyncClient, timeout=None) as client:
+    async with await http_client(timeout=None) as client:
         for _ in range(3):
             answer = await complete(client, database.settings, messages)
+            sql = model.extract_sql(answer)
+            if len(sql) > MAX_SQL:
+                raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
             try:
-                return await pass_gate(database, msgspec.structs.replace(about, sql=extract_sql(answer)))
+                return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
             except BadStatement as exc:
                 objection = f"PostgreSQL refuses that: {exc}. Answer with the corrected SQL alone."
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": objection}]
@@ -3551,10 +3498,9 @@ async def create_metric(request: Request[State]) -> Response:
     if dry_run:
         return json_response(await preview(state, metric, notes))
     async with writing(state["database"], "metric_configurations") as conn:
-        await conn.execute("INSERT INTO queries (id, query) VALUES ($1, $2)", metric_id, metric.about.sql)
-        values = (metric_id, about.title, about.is_editable, about.prompt, about.created_by)
-        await conn.execute(INSERT_METRIC, *values)
-        await store_layouts(conn, metric_id, body.layouts)
+        values = (metric_id, metric.about.sql, about.title, about.is_editable, about.prompt, about.created_by)
+        await conn.execute("SELECT create_metric($1, $2, $3, $4, $5, $6)", *values)
+        await place(conn, metric_id, body.layouts)
     await state["catalog"].adopt(metric)
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
@@ -3564,16 +3510,8 @@ async def create_metric(request: Request[State]) -> Response:
     return json_response(show(metric, MetricDefinition, notes=notes), 201, {"Location": location})
 
 
-INSERT_METRIC = """\
-INSERT INTO metric_configurations (id, query_id, source, title, is_editable, prompt, created_by)
-VALUES ($1, $1, 'api', $2, $3, $4, $5)
-"""
-
-
-async def store_layouts(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
-    await conn.execute("DELETE FROM layout_items WHERE item_id = $1", metric_id)
-    rows = [(metric_id, *msgspec.structs.astuple(layout)) for layout in layouts]
-    await conn.executemany("INSERT INTO layout_items VALUES ($1, $2, $3, $4, $5, $6, $7)", rows)
+async def place(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
+    await conn.execute("SELECT place_metric($1, $2)", metric_id, encode(layouts).decode())
 
 
 def find_metric(request: Request[State], editable: bool) -> Metric:
@@ -3594,28 +3532,6 @@ async def lock_metric(conn: asyncpg.Connection, metric_id: str, wanted: int | No
         raise Problem(404, "The metric has been deleted meanwhile.")
     if wanted is not None and wanted != current:
         raise Problem(409, f"The version is {current} by now, not {wanted}; read it again.")
-
-
-# A query that several metrics of a data set share is not changed under the others, nor one that has the metric's id.
-UPDATE_QUERY = """\
-INSERT INTO queries (id, query)
-SELECT CASE COUNT(*) WHEN 1 THEN MIN(query_id) ELSE $3 END, $2
-FROM metric_configurations
-WHERE query_id = (SELECT query_id FROM metric_configurations WHERE id = $1)
-ON CONFLICT (id) DO UPDATE
-SET query = excluded.query
-RETURNING id
-"""
-UPDATE_METRIC = """\
-UPDATE metric_configurations
-SET
-  title = COALESCE($2, title),
-  query_id = COALESCE($3, query_id),
-  prompt = CASE WHEN $3 IS NULL THEN prompt ELSE $4 END,
-  version = version + 1,
-  is_edited = true
-WHERE id = $1
-"""
 
 
 async def show_definition(request: Request[State]) -> Response:
@@ -3639,12 +3555,11 @@ async def change_metric(request: Request[State]) -> Response:
         metric, notes = await write_metric(state, about, body)
     async with writing(state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, wanted)
-        written = (metric.id, metric.about.sql, str(uuid.uuid4()))
-        query_id = await conn.fetchval(UPDATE_QUERY, *written) if rewritten else None
         title = None if body.title is msgspec.UNSET else about.title
-        await conn.execute(UPDATE_METRIC, metric.id, title, query_id, body.query_generation_prompt or None)
+        written = (title, metric.about.sql if rewritten else None, body.query_generation_prompt or None)
+        await conn.execute("SELECT change_metric($1, $2, $3, $4)", metric.id, *written)
         if body.layouts is not msgspec.UNSET:
-            await store_layouts(conn, metric.id, about.layouts)
+            await place(conn, metric.id, about.layouts)
         about = read_definition(await conn.fetchval(f"{DEFINITIONS} WHERE id = $1", metric.id))
     if about.sql != metric.about.sql:
         metric = await state["catalog"].describe(about)
@@ -3665,24 +3580,13 @@ def patched(about: Definition, body: MetricPatch) -> Definition:
     return about
 
 
-# The records of a series outlive its metric. Citus reads no records in a statement that changes another table.
-HAS_RECORDS = "SELECT EXISTS (SELECT FROM metrics WHERE id = $1)"
-DELETE_QUERY = """\
-DELETE FROM queries AS q
-WHERE q.id = $1
-AND NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id)
-"""
-
-
 async def delete_metric(request: Request[State]) -> Response:
     """Delete an editable metric; its records stay."""
     metric = find_metric(request, editable=True)
     text = single_parameter(request, "version", "[0-9]{1,9}", "must be a whole number")
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id, int(text) if text else None)
-        await conn.execute("DELETE FROM metric_configurations WHERE id = $1", metric.id)
-        if not await conn.fetchval(HAS_RECORDS, metric.about.series):
-            await conn.execute(DELETE_QUERY, metric.about.series)
+        await conn.execute("SELECT delete_metric($1)", metric.id)
     await request.state["catalog"].forget(metric.id)
     audit(request, "delete", version=metric.about.version)
     return Response(status_code=204)
@@ -3696,7 +3600,7 @@ async def put_layouts(request: Request[State]) -> Response:
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id)
-        await store_layouts(conn, metric.id, layouts)
+        await place(conn, metric.id, layouts)
     about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
     await request.state["catalog"].adopt(msgspec.structs.replace(metric, about=about))
     audit(request, "layouts")

@@ -3089,7 +3089,7 @@ class Seen:
 
 # ------------------------------------------------------------------------------------------------ bodies
 
-MAX_DEPTH = 64
+MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 MAX_BODY_TIME = 600  # seconds for all of it
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
@@ -3137,10 +3137,10 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
         raise Problem(415, "Send Content-Type: application/json.")
     body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
-    check_json(body)
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        check_json(body)
         detail, _, path = str(exc).partition(" - at `$")
         path = path.strip("`").lstrip(".")
         for pattern, words in FLAWS.items():
@@ -3149,7 +3149,7 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
 
 
 def check_json(body: bytes) -> None:
-    """Raises Problem 400, which goes before what is wrong with values."""
+    """Raises Problem 400, which goes before what is wrong with values; how deep a large body is may be anything."""
     try:
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
@@ -3158,6 +3158,8 @@ def check_json(body: bytes) -> None:
     except (msgspec.DecodeError, RecursionError) as exc:
         reason = "it is nested too deep" if isinstance(exc, RecursionError) else str(exc)
         raise Problem(400, f"The body is not JSON: {reason}.") from None
+    if len(body) > MAX_PEELED:
+        return
     # Without what is escaped, every second quote ends a string.
     outside_strings = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
     brackets = b"".join(outside_strings).translate(bytes.maketrans(b"{}", b"[]"), NO_BRACKETS)

@@ -1617,11 +1617,10 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
                 await check_names(conn, statement, schema)
             prepared = await conn.prepare(statement.fill("${}".format))
             unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
-            names = [column.name for column in prepared.get_attributes()]
-            check_columns(names)
-            oids = [parameter.oid for parameter in prepared.get_parameters()]
-            oids_of_columns = [column.type.oid for column in prepared.get_attributes()]
-            answer = await conn.fetchval(f"SELECT {schema}.describe_statement($1, $2)", oids, oids_of_columns)
+            columns = prepared.get_attributes()
+            check_columns([column.name for column in columns])
+            oids = [kind.oid for kind in prepared.get_parameters()], [column.type.oid for column in columns]
+            answer = await conn.fetchval(f"SELECT {schema}.describe_statement($1, $2)", *oids)
         except STATEMENT_REFUSED as exc:
             raise bad_statement(exc, statement) from exc
         facts = msgspec.json.decode(answer, type=Facts)
@@ -1631,7 +1630,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         **msgspec.structs.asdict(facts),
         about=definition,
         names=statement.names,
-        columns=tuple(Column(name, kind.name) for name, kind in zip(names, facts.column_types, strict=True)),
+        columns=tuple(Column(c.name, kind.name) for c, kind in zip(columns, facts.column_types, strict=True)),
         cost=plan.get("Total Cost", 0),
         scans=tuple(sorted(facts.large[name] for name in facts.large.keys() & scanned(plan))),
         run=run,
@@ -1672,13 +1671,12 @@ def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
     """PostgreSQL's message in the author's terms."""
     message, position = getattr(exc, "message", None) or str(exc), getattr(exc, "position", None)
     place = statement.place(int(position) - 1) if position else (None, None)
-    untyped = isinstance(exc, asyncpg.IndeterminateDatatypeError | asyncpg.AmbiguousParameterError)
-    if untyped and (parameter := re.search(r"\$(\d+)", message)):
-        place = statement.place_of(int(parameter[1]))
-        message += f"; write :{statement.names[int(parameter[1]) - 1]}::text or the like"
+    untyped, advice = isinstance(exc, asyncpg.IndeterminateDatatypeError | asyncpg.AmbiguousParameterError), ""
     for number, name in enumerate(statement.names, 1):
+        if untyped and re.search(rf"\${number}\b", message):
+            place, advice = statement.place_of(number), f"; write :{name}::text or the like"
         message = re.sub(rf'(parameter |syntax error at or near ")\${number}\b', rf"\1:{name}", message)
-    return BadStatement(message, *place)
+    return BadStatement(message + advice, *place)
 
 
 def check_columns(names: list[str]) -> None:
@@ -1689,29 +1687,24 @@ def check_columns(names: list[str]) -> None:
         raise BadStatement(f"two columns are named {', '.join(map(repr, twice))}; give each a name of its own with AS")
 
 
-# The result of one metric as JSON lines, made by the database: rows, bytes, records (NULL when too large).
+# The result of one metric as JSON lines, made by the database: rows, records (NULL when there are none or too large).
 # Raw line breaks in JSON are white space, which only columns of type json can hold.
 RUN = """\
 /* metric: {id} */
 SELECT
-  rows,
-  bytes,
-  CASE WHEN bytes <= {max_bytes} THEN CONVERT_TO(records, 'UTF8') END AS records,
+  COUNT(*) AS rows,
+  CASE
+    WHEN SUM(OCTET_LENGTH(record) + 1) <= {max_bytes} THEN CONVERT_TO(STRING_AGG(record, E'\\n'), 'UTF8')
+  END AS records,
   PG_CURRENT_SNAPSHOT()::text AS snapshot,
   EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at
 FROM (
-  SELECT
-    COUNT(*) AS rows,
-    COALESCE(SUM(OCTET_LENGTH(record) + 1), 0) AS bytes,
-    STRING_AGG(record, E'\\n') AS records
+  SELECT TRANSLATE(ROW_TO_JSON(t.*)::text, E'\\n\\r', '  ') AS record
   FROM (
-    SELECT TRANSLATE(ROW_TO_JSON(t.*)::text, E'\\n\\r', '  ') AS record
-    FROM (
 {sql}
-    ) AS t
-    LIMIT {limit}
-  ) AS r
-) AS a
+  ) AS t
+  LIMIT {limit}
+) AS r
 """
 
 
@@ -1762,16 +1755,13 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
         raise
 
 
-IDENTIFIER = re.compile(r'"?(\w+)"?')
-
-
 async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
     """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be; raises BadStatement."""
     names = {}
     for text, _ in statement.parts:
         if text.lower().startswith('u&"'):
             raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-        if identifier := IDENTIFIER.fullmatch(text):
+        if identifier := re.fullmatch(r'"?(\w+)"?', text):
             names[identifier[1].lower()] = text
     asked = f"SELECT name FROM UNNEST($1::text[]) AS name WHERE {schema}.does_more_than_read(name) LIMIT 1"
     if refused := await conn.fetchval(asked, list(names)):
@@ -1783,10 +1773,7 @@ MAX_COST = 5_000_000
 
 
 async def pass_gate(database: Database, definition: Definition) -> Metric:
-    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever.
-
-    Raises BadStatement, PoolBusy or one of DATABASE_DOWN.
-    """
+    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever; raises as describe_with() does."""
     try:
         metric = await describe_with(database, definition, "gate")
     except asyncpg.QueryCanceledError:
@@ -1809,6 +1796,9 @@ def compiled(metric: Metric) -> Metric:
     raise Problem(500, f"{subject} does not compile; `python app.py check` says why.") from BadStatement(metric.fault)
 
 
+UNREVOKED = "SELECT ARRAY(SELECT DISTINCT name FROM unrevoked_functions() ORDER BY name)"
+
+
 class Catalog:
     """Every metric by id, the files' and the database's, as last described."""
 
@@ -1817,7 +1807,7 @@ class Catalog:
         self.metrics: dict[str, Metric] = {}
         self.watched: frozenset[int] = frozenset()
         self.shapes: dict[int, int | None] = {}  # as last seen, by oid
-        self.unrevoked: tuple[str, ...] = ()
+        self.unrevoked: list[str] = []
         self.stray_files: tuple[str, ...] = ()
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
@@ -1875,15 +1865,14 @@ class Catalog:
                     known = {(about.id, about.sql, about.title) for about in stored if about.source == "file"}
                     rows = {(file.id, file.sql, file.title) for file in files.values() if not file.fault}
                     await conn.executemany("SELECT mirror_file($1, $2, $3)", sorted(rows - known))
-                self.watched = await keep_watch(conn)
-                unrevoked = await conn.fetch("SELECT DISTINCT name FROM unrevoked_functions() ORDER BY 1")
-                self.unrevoked = tuple(row["name"] for row in unrevoked)
+                self.watched = frozenset(await conn.fetchval("SELECT keep_watch()"))
+                self.unrevoked = await conn.fetchval(UNREVOKED)
             metrics: dict[str, Metric] = {}
             for about in merge(files, stored).values():
-                began, former = time.monotonic(), self.metrics.get(about.id)
-                metrics[about.id] = (
-                    former if former and former.about == about else await self.described(about, patience)
-                )
+                metric, began = self.metrics.get(about.id), time.monotonic()
+                if metric is None or metric.about != about:
+                    metric = await self.described(about, patience)
+                metrics[about.id] = metric
                 if patience and time.monotonic() - began >= patience:
                     patience = max(patience / 2, 0.05)
             self.metrics, self.mirrored, self.fault = metrics, files, None
@@ -1896,7 +1885,7 @@ class Catalog:
         """
         described = {oid: shape for metric in self.metrics.values() for oid, shape in metric.shapes.items()}
         async with self.database.connection("owner") as conn:
-            watched = await keep_watch(conn)
+            watched = frozenset(await conn.fetchval("SELECT keep_watch()"))
             shapes = dict(await conn.fetch("SELECT * FROM relation_shapes($1)", list(described)))
             changed = [oid for oid, shape in described.items() if shapes.get(oid) != self.shapes.get(oid, shape)]
             if changed:
@@ -1965,11 +1954,6 @@ class Catalog:
         return fresh
 
 
-async def keep_watch(conn: asyncpg.Connection) -> frozenset[int]:
-    """Put under watch what has come to a watched table; return the tables whose changes are all told of."""
-    return frozenset(row[0] for row in await conn.fetch("SELECT keep_watch()"))
-
-
 # The view's columns are a definition's fields.
 DEFINITIONS = "SELECT JSON_STRIP_NULLS(ROW_TO_JSON(d))::text FROM metric_definitions AS d"
 
@@ -1980,15 +1964,11 @@ def read_definition(text: str) -> Definition:
     return msgspec.structs.replace(definition, title=definition.title or title_of(definition.id))
 
 
-def merge(files: Mapping[str, Definition], stored: Iterable[Definition]) -> dict[str, Definition]:
+def merge(files: Mapping[str, Definition], stored: Sequence[Definition]) -> dict[str, Definition]:
     """A file goes before a metric of the same id in the database, which knows where the file's tile stands."""
-    definitions = dict(files)
-    for definition in stored:
-        if file := files.get(definition.id):
-            definitions[file.id] = msgspec.structs.replace(file, layouts=definition.layouts)
-        elif definition.source != "file":
-            definitions[definition.id] = definition
-    return definitions
+    layouts = {about.id: about.layouts for about in stored}
+    placed = {name: msgspec.structs.replace(file, layouts=layouts.get(name, ())) for name, file in files.items()}
+    return placed | {about.id: about for about in stored if about.source != "file" and about.id not in files}
 
 
 async def watch_catalog(catalog: Catalog) -> None:
@@ -2105,7 +2085,7 @@ def split_array(text: str) -> Iterator[str | None]:
 
 def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
     """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
-    values = [None if item is None else parse_scalar(item, kind.base) for item in items]
+    values = [item if item is None else parse_scalar(item, kind.base) for item in items]
     if not kind.is_array:
         return values[0]
     escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
@@ -2205,9 +2185,6 @@ class Result(NamedTuple):
     replayed: int | None
 
 
-REPLAYED = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8"
-
-
 async def run_guest(conn: asyncpg.Connection, metric: Metric, values: Sequence[str | None]) -> asyncpg.Record:
     """What nobody reviewed runs in a transaction that is read-only, rolled back and cleared away in one statement."""
     await conn.execute("BEGIN READ ONLY")
@@ -2225,7 +2202,7 @@ async def run_once(database: Database, metric: Metric, values: Sequence[str | No
         if replica:
             patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
             try:
-                replayed = await conn.fetchval(REPLAYED, timeout=patience)
+                replayed = await conn.fetchval("SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8", timeout=patience)
             except TimeoutError:
                 conn.terminate()
                 raise ConnectionError("the server says nothing") from None

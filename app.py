@@ -1616,7 +1616,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             if definition.source != "file":
                 await check_names(conn, statement, schema)
             prepared = await conn.prepare(statement.fill("${}".format))
-            unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
+            warnings = await check_header(conn, definition, statement.names)
             columns = prepared.get_attributes()
             check_columns([column.name for column in columns])
             oids = [kind.oid for kind in prepared.get_parameters()], [column.type.oid for column in columns]
@@ -1635,25 +1635,23 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         scans=tuple(sorted(facts.large[name] for name in facts.large.keys() & scanned(plan))),
         run=run,
         digest=hashlib.sha256(f"{sorted(facts.shapes.items())}{run}".encode()).hexdigest()[:16],
-        warnings=(*definition.warnings, *unknown_names(definition, statement.names), *unknown),
+        warnings=(*definition.warnings, *warnings),
     )
 
 
-async def lock_table(conn: asyncpg.Connection, table: str) -> str | None:
-    """Lock what a header says that the statement reads, as preparing does; return what is wrong with the name."""
-    try:
-        async with conn.transaction():
-            await conn.prepare(f"SELECT FROM {table}")
-    except STATEMENT_REFUSED as exc:
-        return f"tables names {table}: {exc.message}"
-    return None
-
-
-def unknown_names(definition: Definition, names: Sequence[str]) -> Iterator[str]:
-    for kind, described in (("param", definition.descriptions), ("claim", definition.claims)):
-        for name in described:
-            if name not in names:
-                yield f"{kind} {name} is described, but the SQL has no :{name}"
+async def check_header(conn: asyncpg.Connection, about: Definition, names: Sequence[str]) -> list[str]:
+    """Lock the tables that a header says are read, as preparing does; return what is wrong with all that it names."""
+    described = [("param", name) for name in about.descriptions] + [("claim", name) for name in about.claims]
+    warnings = [
+        f"{kind} {name} is described, but the SQL has no :{name}" for kind, name in described if name not in names
+    ]
+    for table in about.reads:
+        try:
+            async with conn.transaction():
+                await conn.prepare(f"SELECT FROM {table}")
+        except STATEMENT_REFUSED as exc:
+            warnings.append(f"tables names {table}: {exc.message}")
+    return warnings
 
 
 # What says that the SQL is at fault, and not the database or the moment.

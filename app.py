@@ -1344,17 +1344,18 @@ CHARTS = ("number", "line", "bar", "table")
 HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 # What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments. As for
 # PostgreSQL, what is not ASCII is a letter, a carriage return ends a comment, and a string may go on in the next line.
+# A colon right behind a value is a slice's or, as in JSON_OBJECT('key':value), a key's.
 TOKEN = re.compile(
     r"""
       \b[eE]'(?:[^'\\]++|\\.|'')*+'
       (?:(?:[ \t\f\v]++|--[^\r\n]*+)*+[\r\n](?:[ \t\f\v\r\n]++|--[^\r\n]*+[\r\n])*+'(?:[^'\\]++|\\.|'')*+')*+
-    | '[^']*' | "[^"]*"
+    | '[^']*' | (?:[uU]&)?"[^"]*"
     | (?P<dollars>\$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?\$).*?(?:(?P=dollars)|\Z)
     | --[^\r\n]*
     | (?P<comment>/\*)
     | [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*
     | ::|:=
-    | (?<![\w\])"]):(?P<name>[^\W\d]\w*)
+    | (?<![\w\])"'$]):(?P<name>[^\W\d]\w*)
     | (?P<number>\$\d+)
     | \S
     """,
@@ -1364,62 +1365,61 @@ COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
 class Statement(NamedTuple):
-    """SQL in parts, of which those at holes are parameters by the index of their name."""
+    """SQL in parts, each with the number of the parameter that it is, from 1 on, or 0; and the parameters' names."""
 
-    parts: tuple[str, ...]
-    holes: dict[int, int]
+    parts: tuple[tuple[str, int], ...]
     names: tuple[str, ...]
 
-    def numbered(self) -> str:
-        return self.fill("${}".format)
+    def fill(self, write: Callable[[int], str]) -> str:
+        """With what is written for the number of each parameter."""
+        return "".join(write(number) if number else text for text, number in self.parts)
+
+    def place_of(self, number: int) -> tuple[int, int]:
+        """The author's line and column of the first place of a parameter."""
+        before = "".join(text for text, _ in itertools.takewhile(lambda part: part[1] != number, self.parts))
+        return line_and_column(before, len(before))
 
     def place(self, offset: int) -> tuple[int, int]:
-        """The author's line and column of what lies at an offset of the numbered statement."""
+        """The author's line and column of what lies at an offset of the statement with $1, $2 for its parameters."""
         before = 0
-        for i, part in enumerate(self.parts):
-            length = len(f"${self.holes[i] + 1}") if i in self.holes else len(part)
-            if before + length > offset:
+        for text, number in self.parts:
+            length = len(f"${number}") if number else len(text)
+            if offset < length:
                 break
-            before += len(part)
-            offset += len(part) - length
-        return line_and_column("".join(self.parts), offset)
-
-    def fill(self, write: Callable[[int], str]) -> str:
-        """With what is written for the number of each parameter, from 1 on."""
-        return "".join(write(self.holes[i] + 1) if i in self.holes else part for i, part in enumerate(self.parts))
+            before, offset = before + len(text), offset - length
+        return line_and_column("".join(text for text, _ in self.parts), before + offset)
 
 
 def parse_statement(sql: str) -> Statement:
-    """Find the named parameters and drop a trailing semicolon.
-
-    Raises BadStatement.
-    """
-    parts: list[str] = []
-    holes: dict[int, int] = {}
+    """Find the named parameters and drop a trailing semicolon; raises BadStatement."""
+    parts: list[tuple[str, int]] = []
     names: dict[str, int] = {}
     position = 0
     for token, end in tokens(sql):
         start = token.start()
-        parts.append(sql[position:start])
-        text, position = sql[start:end], end
         if token["number"]:
-            raise BadStatement(f"{text} has no name; write :name for a parameter", *line_and_column(sql, start))
-        if token["name"]:
-            holes[len(parts)] = names.setdefault(token["name"], len(names))
-        parts.append(text)
+            raise BadStatement(f"{token[0]} has no name; write :name for a parameter", *line_and_column(sql, start))
+        number = names.setdefault(token["name"], len(names) + 1) if token["name"] else 0
+        parts += [(sql[position:start], 0), (sql[start:end], number)]
+        position = end
     for i in reversed(range(len(parts))):
-        if parts[i] == ";":
-            parts[i] = " "
-        elif parts[i].strip() and not parts[i].startswith(("--", "/*")):
+        text = parts[i][0]
+        if text == ";":
+            parts[i] = (" ", 0)
+        elif text.strip() and not text.startswith(("--", "/*")):
             break
-    return Statement((*parts, sql[position:]), holes, tuple(names))
+    return Statement((*parts, (sql[position:], 0)), tuple(names))
 
 
 def tokens(sql: str) -> Iterator[tuple[re.Match[str], int]]:
-    """Each token, and where it ends, which of a block comment is only found by counting."""
+    """Each token, and where it ends, which of a block comment is found by counting, for PostgreSQL's nest."""
     position = 0
     while token := TOKEN.search(sql, position):
-        position = comment_end(sql, token.start()) if token["comment"] else token.end()
+        position, depth = token.end(), 1 if token["comment"] else 0
+        while depth and (edge := COMMENT_EDGE.search(sql, position)):
+            position = edge.end()
+            depth += 1 if edge[0] == "/*" else -1
+        position = len(sql) if depth else position
         yield token, position
 
 
@@ -1427,16 +1427,6 @@ def first_line(sql: str) -> int:
     """Where the statement begins, after its header."""
     start = next((token.start() for token, _ in tokens(sql) if not token[0].startswith(("--", "/*"))), 0)
     return line_and_column(sql, start)[0]
-
-
-def comment_end(sql: str, start: int) -> int:
-    """Block comments nest in PostgreSQL."""
-    depth = 0
-    for edge in COMMENT_EDGE.finditer(sql, start):
-        depth += 1 if edge[0] == "/*" else -1
-        if depth == 0:
-            return edge.end()
-    return len(sql)
 
 
 def line_and_column(sql: str, offset: int) -> tuple[int, int]:
@@ -1473,46 +1463,46 @@ def title_of(metric_id: str) -> str:
     return re.sub(r"[-_]+", " ", metric_id).strip().capitalize()
 
 
-def read_file(path: Path) -> Definition:
-    """A reviewed metric; its header is the comments before the first line of SQL."""
-    metric_id = path.stem
-    definition = Definition(id=metric_id, source="file", sql="", title=title_of(metric_id), series=metric_id)
-    fault = sql = ""
+def read_sql(path: Path) -> tuple[str, str]:
+    """The text of a file, or else what is wrong with it."""
     try:
         # A pipe would be waited for, for ever.
         if not path.is_file():
-            fault = "is no file"
-        elif path.stat().st_size > MAX_FILE:
-            fault = f"is larger than {MAX_FILE} bytes"
-        else:
-            sql = path.read_bytes().decode("utf-8-sig")
-            fault = "holds a NUL character" if "\0" in sql else "" if sql.strip() else "is empty"
+            return "", "is no file"
+        if path.stat().st_size > MAX_FILE:
+            return "", f"is larger than {MAX_FILE} bytes"
+        sql = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        fault = "is not UTF-8"
+        return "", "is not UTF-8"
     except OSError as exc:
-        fault = f"cannot be read: {exc.strerror}"
-    if fault:
-        return msgspec.structs.replace(definition, fault=fault)
-    fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
+        return "", f"cannot be read: {exc.strerror}"
+    if "\0" in sql:
+        return "", "holds a NUL character"
+    return (sql, "") if sql.strip() else ("", "is empty")
+
+
+def read_file(path: Path) -> Definition:
+    """A reviewed metric; its header is the comments before the first line of SQL."""
+    sql, fault = read_sql(path)
+    about: dict[str, Any] = {"id": path.stem, "source": "file", "sql": sql, "series": path.stem, "fault": fault}
+    about |= {"title": title_of(path.stem), "claims": {}, "descriptions": {}, "required": frozenset()}
     warnings: list[str] = []
     for token, _ in tokens(sql):
         if not token[0].startswith(("--", "/*")):
             break
         if header := HEADER_LINE.match(token[0]):
-            warnings += read_header(fields, header[1].lower(), header[2].strip())
-    return msgspec.structs.replace(definition, sql=sql, warnings=tuple(warnings), **fields)
+            warnings += read_header(about, header[1].lower(), header[2].strip())
+    return Definition(**about, warnings=tuple(warnings))
 
 
 def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
     """Take one line of a header into a definition's fields and yield what is wrong with it."""
-    subject, _, value = rest.partition(":")
-    subject, value = subject.strip(), value.strip()
+    subject, _, value = (part.strip() for part in rest.partition(":"))
     match key:
         case "param":
             name = subject.removesuffix("(required)").strip()
             fields["descriptions"][name] = value
-            if name != subject:
-                fields["required"] |= {name}
+            fields["required"] |= {name} if name != subject else set()
         case "claim":
             fields["claims"][subject] = value
         case _ if subject:
@@ -1548,20 +1538,26 @@ class Type(NamedTuple):
     labels: list[str]
 
 
-class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """A definition and what PostgreSQL says of it; with a fault the rest is empty.
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What describe_statement() says of a statement.
 
     tables maps the oid of each table it reads to its name; shapes are fingerprints of these and of views, by oid.
     """
 
-    about: Definition
-    names: tuple[str, ...] = ()
     types: tuple[Type, ...] = ()
-    columns: tuple[Column, ...] = ()
     column_types: tuple[Type, ...] = ()
     tables: dict[int, str] = {}
     unwatchable: frozenset[str] = frozenset()
+    large: dict[str, str] = {}
     shapes: dict[int, int] = {}
+
+
+class Metric(Facts, frozen=True, kw_only=True):
+    """A definition and what PostgreSQL says of it; with a fault the rest is empty."""
+
+    about: Definition
+    names: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
     cost: float = 0
     scans: tuple[str, ...] = ()
     run: str = ""
@@ -1579,10 +1575,6 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
         return "reader" if self.about.source == "file" else "guest"
 
 
-LARGE_TABLE = 100_000  # rows
-TYPES = "SELECT oid, name, sql, base, is_array, category, labels FROM {}.type_names($1)"
-
-
 async def describe(conn: asyncpg.Connection, definition: Definition, settings: Settings, schema: str) -> Metric:
     """Ask PostgreSQL what a statement takes, returns and reads, as the login that will run it; nothing is run.
 
@@ -1595,53 +1587,43 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
         try:
             if definition.source != "file":
                 await check_names(conn, statement, schema)
-            prepared = await conn.prepare(statement.numbered())
-            unknown = [warning for table in definition.reads if (warning := await lock_table(conn, table))]
-            relations = await conn.fetch(f"SELECT * FROM {schema}.relations_under_lock()")
+            prepared = await conn.prepare(statement.fill("${}".format))
+            warnings = await check_header(conn, definition, statement.names)
+            columns = prepared.get_attributes()
+            check_columns([column.name for column in columns])
+            oids = [kind.oid for kind in prepared.get_parameters()], [column.type.oid for column in columns]
+            answer = await conn.fetchval(f"SELECT {schema}.describe_statement($1, $2)", *oids)
         except STATEMENT_REFUSED as exc:
             raise bad_statement(exc, statement) from exc
-        columns, parameters = prepared.get_attributes(), prepared.get_parameters()
-        check_columns([column.name for column in columns])
-        used = {kind.oid for kind in (*parameters, *(column.type for column in columns))}
-        known = {oid: Type(*kind) for oid, *kind in await conn.fetch(TYPES.format(schema), used)}
-        types = tuple(known[kind.oid] for kind in parameters)
-        oids = [row["oid"] for row in relations]
-        shapes = dict(await conn.fetch(f"SELECT * FROM {schema}.relation_shapes($1)", oids))
-        run = run_sql(definition.id, statement, types, settings)
-        plan = await explain(conn, run, len(types))
-        large = {row["relname"]: row["name"] for row in relations if row["reltuples"] >= LARGE_TABLE}
-        return Metric(
-            about=definition,
-            names=statement.names,
-            types=types,
-            columns=tuple(Column(column.name, known[column.type.oid].name) for column in columns),
-            column_types=tuple(known[column.type.oid] for column in columns),
-            tables={row["oid"]: row["name"] for row in relations if row["relkind"] != b"v"},
-            unwatchable=frozenset(row["name"] for row in relations if row["relkind"] in (b"m", b"f")),
-            shapes=shapes,
-            cost=plan.get("Total Cost", 0),
-            scans=tuple(sorted(large[name] for name in large.keys() & scanned(plan))),
-            run=run,
-            digest=hashlib.sha256(f"{sorted(shapes.items())}{run}".encode()).hexdigest()[:16],
-            warnings=(*definition.warnings, *unknown_names(definition, statement.names), *unknown),
-        )
+        facts = msgspec.json.decode(answer, type=Facts)
+        run = run_sql(definition.id, statement, facts.types, settings)
+        plan = await explain(conn, run, len(facts.types))
+    return Metric(
+        **msgspec.structs.asdict(facts),
+        about=definition,
+        names=statement.names,
+        columns=tuple(Column(c.name, kind.name) for c, kind in zip(columns, facts.column_types, strict=True)),
+        cost=plan.get("Total Cost", 0),
+        scans=tuple(sorted(facts.large[name] for name in facts.large.keys() & scanned(plan))),
+        run=run,
+        digest=hashlib.sha256(f"{sorted(facts.shapes.items())}{run}".encode()).hexdigest()[:16],
+        warnings=(*definition.warnings, *warnings),
+    )
 
 
-async def lock_table(conn: asyncpg.Connection, table: str) -> str | None:
-    """Lock what a header says that the statement reads, as preparing does; return what is wrong with the name."""
-    try:
-        async with conn.transaction():
-            await conn.prepare(f"SELECT FROM {table}")
-    except STATEMENT_REFUSED as exc:
-        return f"tables names {table}: {exc.message}"
-    return None
-
-
-def unknown_names(definition: Definition, names: Sequence[str]) -> Iterator[str]:
-    for kind, described in (("param", definition.descriptions), ("claim", definition.claims)):
-        for name in described:
-            if name not in names:
-                yield f"{kind} {name} is described, but the SQL has no :{name}"
+async def check_header(conn: asyncpg.Connection, about: Definition, names: Sequence[str]) -> list[str]:
+    """Lock the tables that a header says are read, as preparing does; return what is wrong with all that it names."""
+    described = [("param", name) for name in about.descriptions] + [("claim", name) for name in about.claims]
+    warnings = [
+        f"{kind} {name} is described, but the SQL has no :{name}" for kind, name in described if name not in names
+    ]
+    for table in about.reads:
+        try:
+            async with conn.transaction():
+                await conn.prepare(f"SELECT FROM {table}")
+        except STATEMENT_REFUSED as exc:
+            warnings.append(f"tables names {table}: {exc.message}")
+    return warnings
 
 
 # What says that the SQL is at fault, and not the database or the moment.
@@ -1656,12 +1638,15 @@ STATEMENT_REFUSED = (
 
 
 def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
-    position = getattr(exc, "position", None)
+    """PostgreSQL's message in the author's terms."""
+    message, position = getattr(exc, "message", None) or str(exc), getattr(exc, "position", None)
     place = statement.place(int(position) - 1) if position else (None, None)
-    message = getattr(exc, "message", None) or str(exc)
+    untyped, advice = isinstance(exc, asyncpg.IndeterminateDatatypeError | asyncpg.AmbiguousParameterError), ""
     for number, name in enumerate(statement.names, 1):
+        if untyped and re.search(rf"\${number}\b", message):
+            place, advice = statement.place_of(number), f"; write :{name}::text or the like"
         message = re.sub(rf'(parameter |syntax error at or near ")\${number}\b', rf"\1:{name}", message)
-    return BadStatement(message, *place)
+    return BadStatement(message + advice, *place)
 
 
 def check_columns(names: list[str]) -> None:
@@ -1672,29 +1657,24 @@ def check_columns(names: list[str]) -> None:
         raise BadStatement(f"two columns are named {', '.join(map(repr, twice))}; give each a name of its own with AS")
 
 
-# The result of one metric as JSON lines, made by the database: rows, bytes, records (NULL when too large).
+# The result of one metric as JSON lines, made by the database: rows, records (NULL when there are none or too large).
 # Raw line breaks in JSON are white space, which only columns of type json can hold.
 RUN = """\
 /* metric: {id} */
 SELECT
-  rows,
-  bytes,
-  CASE WHEN bytes <= {max_bytes} THEN CONVERT_TO(records, 'UTF8') END AS records,
+  COUNT(*) AS rows,
+  CASE
+    WHEN SUM(OCTET_LENGTH(record) + 1) <= {max_bytes} THEN CONVERT_TO(STRING_AGG(record, E'\\n'), 'UTF8')
+  END AS records,
   PG_CURRENT_SNAPSHOT()::text AS snapshot,
   EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::float8 AS taken_at
 FROM (
-  SELECT
-    COUNT(*) AS rows,
-    COALESCE(SUM(OCTET_LENGTH(record) + 1), 0) AS bytes,
-    STRING_AGG(record, E'\\n') AS records
+  SELECT TRANSLATE(ROW_TO_JSON(t.*)::text, E'\\n\\r', '  ') AS record
   FROM (
-    SELECT TRANSLATE(ROW_TO_JSON(t.*)::text, E'\\n\\r', '  ') AS record
-    FROM (
 {sql}
-    ) AS t
-    LIMIT {limit}
-  ) AS r
-) AS a
+  ) AS t
+  LIMIT {limit}
+) AS r
 """
 
 
@@ -1745,21 +1725,14 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
         raise
 
 
-IDENTIFIER = re.compile(r'"?(\w+)"?')
-
-
 async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
-    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be.
-
-    Raises BadStatement.
-    """
-    names, before = {}, ""
-    for part in statement.parts:
-        if identifier := IDENTIFIER.fullmatch(part):
-            names[identifier[1].lower()] = part
-        if part.startswith('"') and before.lower() == "u&":
+    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be; raises BadStatement."""
+    names = {}
+    for text, _ in statement.parts:
+        if text.lower().startswith('u&"'):
             raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-        before = (before + part)[-2:]
+        if identifier := re.fullmatch(r'"?(\w+)"?', text):
+            names[identifier[1].lower()] = text
     asked = f"SELECT name FROM UNNEST($1::text[]) AS name WHERE {schema}.does_more_than_read(name) LIMIT 1"
     if refused := await conn.fetchval(asked, list(names)):
         raise BadStatement(f"{names[refused]} does more than read")
@@ -1770,10 +1743,7 @@ MAX_COST = 5_000_000
 
 
 async def pass_gate(database: Database, definition: Definition) -> Metric:
-    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever.
-
-    Raises BadStatement, PoolBusy or one of DATABASE_DOWN.
-    """
+    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever; raises as describe_with() does."""
     try:
         metric = await describe_with(database, definition, "gate")
     except asyncpg.QueryCanceledError:
@@ -1796,6 +1766,9 @@ def compiled(metric: Metric) -> Metric:
     raise Problem(500, f"{subject} does not compile; `python app.py check` says why.") from BadStatement(metric.fault)
 
 
+UNREVOKED = "SELECT ARRAY(SELECT DISTINCT name FROM unrevoked_functions() ORDER BY name)"
+
+
 class Catalog:
     """Every metric by id, the files' and the database's, as last described."""
 
@@ -1804,7 +1777,7 @@ class Catalog:
         self.metrics: dict[str, Metric] = {}
         self.watched: frozenset[int] = frozenset()
         self.shapes: dict[int, int | None] = {}  # as last seen, by oid
-        self.unrevoked: tuple[str, ...] = ()
+        self.unrevoked: list[str] = []
         self.stray_files: tuple[str, ...] = ()
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
@@ -1832,7 +1805,7 @@ class Catalog:
         return self.watched.issuperset(metric.tables)
 
     def read_files(self) -> dict[str, Definition]:
-        paths = sorted(self.settings.queries_dir.glob("*.sql"))
+        paths = sorted(self.settings.queries_dir.glob("*.sql"), key=lambda path: path.stem)
         strays = [path.name for path in paths if not METRIC_ID.fullmatch(path.stem)]
         self.stray_files = tuple(name.encode(errors="backslashreplace").decode() for name in strays)
         return {path.stem: read_file(path) for path in paths if path.name not in strays}
@@ -1862,13 +1835,14 @@ class Catalog:
                     known = {(about.id, about.sql, about.title) for about in stored if about.source == "file"}
                     rows = {(file.id, file.sql, file.title) for file in files.values() if not file.fault}
                     await conn.executemany("SELECT mirror_file($1, $2, $3)", sorted(rows - known))
-                self.watched = await keep_watch(conn)
-                unrevoked = await conn.fetch("SELECT DISTINCT name FROM unrevoked_functions() ORDER BY 1")
-                self.unrevoked = tuple(row["name"] for row in unrevoked)
+                self.watched = frozenset(await conn.fetchval("SELECT keep_watch()"))
+                self.unrevoked = await conn.fetchval(UNREVOKED)
             metrics: dict[str, Metric] = {}
             for about in merge(files, stored).values():
-                began = time.monotonic()
-                metrics[about.id] = await self.described(about, patience)
+                metric, began = self.metrics.get(about.id), time.monotonic()
+                if metric is None or metric.about != about:
+                    metric = await self.described(about, patience)
+                metrics[about.id] = metric
                 if patience and time.monotonic() - began >= patience:
                     patience = max(patience / 2, 0.05)
             self.metrics, self.mirrored, self.fault = metrics, files, None
@@ -1881,7 +1855,7 @@ class Catalog:
         """
         described = {oid: shape for metric in self.metrics.values() for oid, shape in metric.shapes.items()}
         async with self.database.connection("owner") as conn:
-            watched = await keep_watch(conn)
+            watched = frozenset(await conn.fetchval("SELECT keep_watch()"))
             shapes = dict(await conn.fetch("SELECT * FROM relation_shapes($1)", list(described)))
             changed = [oid for oid, shape in described.items() if shapes.get(oid) != self.shapes.get(oid, shape)]
             if changed:
@@ -1921,12 +1895,8 @@ class Catalog:
 
     async def described(self, definition: Definition, patience: float | None) -> Metric:
         """One metric that PostgreSQL cannot plan, be it for ever, does not take the others with it."""
-        known = self.metrics.get(definition.id)
-        if known and known.about == definition:
-            return known
-        limit = asyncio.timeout(patience)
         try:
-            async with limit:
+            async with asyncio.timeout(patience) as limit:
                 return await self.describe(definition)
         except (asyncpg.PostgresError, *DATABASE_DOWN) as exc:
             if definition.source == "file" and isinstance(exc, DATABASE_DOWN) and not limit.expired():
@@ -1954,11 +1924,6 @@ class Catalog:
         return fresh
 
 
-async def keep_watch(conn: asyncpg.Connection) -> frozenset[int]:
-    """Put under watch what has come to a watched table; return the tables whose changes are all told of."""
-    return frozenset(row[0] for row in await conn.fetch("SELECT keep_watch()"))
-
-
 # The view's columns are a definition's fields.
 DEFINITIONS = "SELECT JSON_STRIP_NULLS(ROW_TO_JSON(d))::text FROM metric_definitions AS d"
 
@@ -1969,15 +1934,11 @@ def read_definition(text: str) -> Definition:
     return msgspec.structs.replace(definition, title=definition.title or title_of(definition.id))
 
 
-def merge(files: Mapping[str, Definition], stored: Iterable[Definition]) -> dict[str, Definition]:
+def merge(files: Mapping[str, Definition], stored: Sequence[Definition]) -> dict[str, Definition]:
     """A file goes before a metric of the same id in the database, which knows where the file's tile stands."""
-    definitions = dict(files)
-    for definition in stored:
-        if file := files.get(definition.id):
-            definitions[file.id] = msgspec.structs.replace(file, layouts=definition.layouts)
-        elif definition.source != "file":
-            definitions[definition.id] = definition
-    return definitions
+    layouts = {about.id: about.layouts for about in stored}
+    placed = {name: msgspec.structs.replace(file, layouts=layouts.get(name, ())) for name, file in files.items()}
+    return placed | {about.id: about for about in stored if about.source != "file" and about.id not in files}
 
 
 async def watch_catalog(catalog: Catalog) -> None:
@@ -2012,12 +1973,8 @@ async def mend_catalog(catalog: Catalog) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
-INTEGERS = {
-    "int2": (-(2**15), 2**15 - 1),
-    "int4": (-(2**31), 2**31 - 1),
-    "int8": (-(2**63), 2**63 - 1),
-    "oid": (0, 2**32 - 1),
-}
+INTEGERS = {"int2": (-(2**15), 2**15 - 1), "int4": (-(2**31), 2**31 - 1), "int8": (-(2**63), 2**63 - 1)}
+INTEGERS |= {"oid": (0, 2**32 - 1)}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
 DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
 DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
@@ -2048,11 +2005,6 @@ def parse_datetime(text: str) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def parse_json(text: str) -> str:
-    decode_any(text)
-    return text
-
-
 # What makes the canonical text of a value, and what the value must be.
 PARSERS: dict[str, tuple[Callable[[str], str], str]] = {
     **{
@@ -2068,39 +2020,23 @@ PARSERS: dict[str, tuple[Callable[[str], str], str]] = {
     "timetz": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00Z"),
     "interval": (functools.partial(matching, DURATION), "an ISO 8601 duration, such as P7D or PT12H"),
     "uuid": (lambda text: str(uuid.UUID(matching(UUID, text))), "a UUID"),
-    **dict.fromkeys(("json", "jsonb"), (parse_json, "JSON")),
+    **dict.fromkeys(
+        ("json", "jsonb"), (lambda text: bytes(msgspec.json.decode(text, type=msgspec.Raw)).decode(), "JSON")
+    ),
 }
 
 
 def parse_scalar(text: str, base: str) -> str | None:
-    """The canonical text of one value, None for NULL.
-
-    Raises ValueError with what it must be. Types not known here are PostgreSQL's to judge.
-    """
+    """The canonical text of one value, None for NULL; raises ValueError with what it must be."""
     if "\0" in text:
         raise ValueError("must not contain a NUL character")
     if base in TEXTS:
         return text
-    parse, wanted = PARSERS.get(base, (str, ""))
+    parse, wanted = PARSERS.get(base, (str, ""))  # other types are PostgreSQL's to judge
     try:
         return parse(text.strip()) if text.strip() else None
     except (ValueError, LookupError, OverflowError, RecursionError):
         raise ValueError(f"must be {wanted}") from None
-
-
-def parse_array(texts: Sequence[str], base: str) -> str | None:
-    """The array literal of a name's values, or of one value that is such a literal."""
-    if list(texts) == [""]:
-        return None
-    items: Iterable[str | None] = texts
-    if len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
-        items = split_array(texts[0][1:-1])
-    return array_literal([None if item is None else parse_scalar(item, base) for item in items])
-
-
-def array_literal(values: Iterable[str | None]) -> str:
-    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
 
 
 def split_array(text: str) -> Iterator[str | None]:
@@ -2117,12 +2053,38 @@ def split_array(text: str) -> Iterator[str | None]:
             yield None if item[2].strip().upper() == "NULL" else item[2].strip()
 
 
-def parse_values(texts: Sequence[str], kind: Type) -> str | None:
-    if kind.is_array:
-        return parse_array(texts, kind.base)
-    if len(texts) > 1:
+def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
+    """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
+    values = [item if item is None else parse_scalar(item, kind.base) for item in items]
+    if not kind.is_array:
+        return values[0]
+    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
+
+
+def sent(texts: list[str], kind: Type) -> str | None:
+    """A value from a query string, where an array is its name repeated, or one literal; raises ValueError."""
+    if kind.is_array and texts == [""]:
+        return None
+    if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
+        return parse_items(split_array(texts[0][1:-1]), kind)
+    if len(texts) > 1 and not kind.is_array:
         raise ValueError("is given more than once")
-    return parse_scalar(texts[0], kind.base)
+    return parse_items(texts, kind)
+
+
+def claimed(caller: Caller, path: str, kind: Type) -> str | None:
+    """A value from a claim by its name, or by names with dots between them; raises ValueError."""
+    value: Any = caller.claims
+    for name in [path] if path in caller.claims else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if value is None:
+        return None
+    items = value if kind.is_array and isinstance(value, list) else [value]
+    if kind.base not in ("json", "jsonb") and any(isinstance(item, list | dict) for item in items):
+        raise ValueError("must be a single value")
+    texts = [item if item is None or isinstance(item, str) else encode(item).decode() for item in items]
+    return parse_items(texts, kind)
 
 
 def query_pairs(query: bytes) -> list[tuple[str, str]]:
@@ -2138,23 +2100,24 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
 
     Raises Problem 422 that names every bad parameter, or 403 for a claim of another type.
     """
+    claims = metric.about.claims
     given: dict[str, list[str]] = {}
     for name, text in pairs:
         given.setdefault(name, []).append(text)
     errors = [InputError(name, detail) for name in given if (detail := unknown_parameter(metric, name))]
     values: list[str | None] = []
     for name, kind in zip(metric.names, metric.types, strict=True):
-        if name in metric.about.claims:
-            values.append(claimed(caller, metric.about.claims[name], kind))
-            continue
-        value = None
         try:
-            value = parse_values(given[name], kind) if name in given else None
-            if value is None and name in metric.about.required:
+            if name in claims:
+                values.append(claimed(caller, claims[name], kind))
+                continue
+            values.append(sent(given[name], kind) if name in given else None)
+            if values[-1] is None and name in metric.about.required:
                 raise ValueError("is required")
         except ValueError as exc:
+            if name in claims:
+                raise ill_typed_claim(claims[name], kind) from None
             errors.append(InputError(name, str(exc)))
-        values.append(value)
     if errors:
         raise input_problem(errors)
     return tuple(values)
@@ -2170,34 +2133,8 @@ def unknown_parameter(metric: Metric, name: str) -> str | None:
     return f"is no parameter of {metric.id}, which has {', '.join(known) or 'none'}"
 
 
-def claim_text(item: Any, base: str) -> str | None:
-    if item is None:
-        return None
-    if isinstance(item, list | dict) and base not in ("json", "jsonb"):
-        raise ValueError("must be a single value")
-    return parse_scalar(item if isinstance(item, str) else encode(item).decode(), base)
-
-
 def ill_typed_claim(claim: str, kind: Type) -> Problem:
     return Problem(403, f"The token's claim {claim} is no {kind.name}.")
-
-
-def claimed(caller: Caller, path: str, kind: Type) -> str | None:
-    """A claim by its name, or by names with dots between them, as the text of a parameter.
-
-    Raises Problem 403 when it does not suit the parameter's type.
-    """
-    value: Any = caller.claims
-    for name in [path] if path in caller.claims else path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if value is None:
-        return None
-    items = value if kind.is_array and isinstance(value, list) else [value]
-    try:
-        values = [claim_text(item, kind.base) for item in items]
-        return array_literal(values) if kind.is_array else values[0]
-    except ValueError:
-        raise ill_typed_claim(path, kind) from None
 
 
 # ------------------------------------------------------------------------------------------------ runs
@@ -2218,9 +2155,6 @@ class Result(NamedTuple):
     replayed: int | None
 
 
-REPLAYED = "SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8"
-
-
 async def run_guest(conn: asyncpg.Connection, metric: Metric, values: Sequence[str | None]) -> asyncpg.Record:
     """What nobody reviewed runs in a transaction that is read-only, rolled back and cleared away in one statement."""
     await conn.execute("BEGIN READ ONLY")
@@ -2231,16 +2165,14 @@ async def run_guest(conn: asyncpg.Connection, metric: Metric, values: Sequence[s
             await conn.execute(f"ROLLBACK; {conn.get_reset_query()}")
 
 
-async def run_once(
-    database: Database, metric: Metric, values: Sequence[str | None], primary: bool
-) -> tuple[asyncpg.Record, int | None]:
-    """The row, and what a replica had replayed before."""
+async def run_once(database: Database, metric: Metric, values: Sequence[str | None], primary: bool) -> Result:
+    """Run a metric, once it is known how far a replica has got."""
     async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
         replayed, replica = None, getattr(conn.get_settings(), "in_hot_standby", "off") == "on"
         if replica:
             patience = database.settings.pool_timeout / 2 if database.has_others(metric.login) else None
             try:
-                replayed = await conn.fetchval(REPLAYED, timeout=patience)
+                replayed = await conn.fetchval("SELECT (PG_LAST_WAL_REPLAY_LSN() - '0/0')::int8", timeout=patience)
             except TimeoutError:
                 conn.terminate()
                 raise ConnectionError("the server says nothing") from None
@@ -2250,7 +2182,7 @@ async def run_once(
             row = await conn.fetchrow(metric.run, *values)
     if not (replica or primary):
         await database.return_to_replica(metric.login)
-    return row, replayed
+    return as_result(metric, row, replayed, database.settings.max_rows)
 
 
 async def written(database: Database) -> int | None:
@@ -2269,8 +2201,7 @@ async def run_metric(catalog: Catalog, metric: Metric, values: Sequence[str | No
     started = time.monotonic()
     for attempt in itertools.count():
         try:
-            row, replayed = await run_once(catalog.database, metric, values, primary)
-            return as_result(metric, row, replayed, catalog.settings.max_rows)
+            return await run_once(catalog.database, metric, values, primary)
         except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidCachedStatementError) as exc:
             fresh = compiled(await catalog.refresh(metric))
             if attempt > 1 and fresh.shapes == metric.shapes:
@@ -2292,23 +2223,17 @@ async def data_problem(database: Database, metric: Metric, values: Sequence[str 
     """Why a run fails on its data: the values that PostgreSQL does not take for their types, or what the query does."""
     if not metric.names:
         return Problem(500, "The query fails on its data; the log has the reason.")
+    errors = []
     async with database.connection(metric.login) as conn:
-        given = zip(metric.names, metric.types, values, strict=True)
-        refused = [(name, kind) for name, kind, value in given if not await takes(conn, kind, value)]
-    for name, kind in refused:
-        if name in metric.about.claims:
-            return ill_typed_claim(metric.about.claims[name], kind)
-    if refused:
-        return input_problem([InputError(name, f"must be of PostgreSQL's type {kind.name}") for name, kind in refused])
-    return Problem(422, "The query fails on its data with these parameters.")
-
-
-async def takes(conn: asyncpg.Connection, kind: Type, value: str | None) -> bool:
-    try:
-        await conn.fetchval(f"SELECT $1::text::{kind.sql} IS NULL", value)
-    except (*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
-        return False
-    return True
+        for name, kind, value in zip(metric.names, metric.types, values, strict=True):
+            try:
+                await conn.fetchval(f"SELECT $1::text::{kind.sql} IS NULL", value)
+            except (*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
+                if name in metric.about.claims:
+                    return ill_typed_claim(metric.about.claims[name], kind)
+                labels = f" ({', '.join(kind.labels)})" if kind.labels else ""
+                errors.append(InputError(name, f"must be of PostgreSQL's type {kind.name}{labels}"))
+    return input_problem(errors) if errors else Problem(422, "The query fails on its data with these parameters.")
 
 
 def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: int) -> Result:
@@ -2317,8 +2242,7 @@ def as_result(metric: Metric, row: asyncpg.Record, replayed: int | None, limit: 
     rows, truncated = row["records"] or b"", row["rows"] > limit
     if truncated:
         rows = rows[: rows.rindex(b"\n")]
-    origin = row["snapshot"], row["taken_at"], replayed
-    return Result(rows, row["rows"] - truncated, truncated, metric.columns, *origin)
+    return Result(rows, row["rows"] - truncated, truncated, metric.columns, row["snapshot"], row["taken_at"], replayed)
 
 
 # ------------------------------------------------------------------------------------------------ changes
@@ -2413,14 +2337,7 @@ async def writing(database: Database, table: str, login: str = "owner") -> Async
         await notify(conn, table)
 
 
-HEARTBEAT = 3
-LISTENING = """\
-SELECT
-  PG_CURRENT_SNAPSHOT()::text AS snapshot,
-  EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::float8 AS taken_at,
-  (SELECT MIN(applied_at_utc)::text FROM _yoyo_migration) AS database_id,
-  ARRAY['queries'::regclass, 'metric_configurations'::regclass, 'layout_items'::regclass]::oid[] AS definitions
-"""
+HEARTBEAT = 3  # seconds
 
 
 async def listen(database: Database, changes: Changes, outdated: asyncio.Event) -> None:
@@ -2453,7 +2370,7 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
         conn.add_termination_listener(lambda _: lost.set())
         changes.last.clear()
         await conn.add_listener("metrics_api", on_change)
-        row = await conn.fetchrow(LISTENING)
+        row = await conn.fetchrow("SELECT * FROM begin_listening()")
         definitions.update(row["definitions"])
         changes.begin(parse_snapshot(row["snapshot"]), row["taken_at"], row["database_id"])
         outdated.set()

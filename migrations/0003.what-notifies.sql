@@ -149,7 +149,7 @@ $$;
 
 -- Puts under watch what has come to a watched table, says that this has changed, and gives the watched tables.
 -- What is locked for longer, is somebody else's or has gone meanwhile is left for the next time.
-CREATE FUNCTION keep_watch() RETURNS SETOF oid
+CREATE FUNCTION keep_watch() RETURNS oid[]
 LANGUAGE plpgsql
 SET lock_timeout = '20ms'
 AS $$
@@ -172,7 +172,7 @@ BEGIN
             WHEN OTHERS THEN NULL;
         END;
     END LOOP;
-    RETURN QUERY SELECT oid FROM watched_tables;
+    RETURN ARRAY(SELECT oid FROM watched_tables);
 END
 $$;
 

@@ -15,7 +15,21 @@ SELECT
 FROM metric_configurations AS c
 JOIN queries AS q ON q.id = c.query_id
 LEFT JOIN layout_items AS l ON l.item_id = c.id
-GROUP BY c.id, q.id;
+GROUP BY c.id, q.id
+ORDER BY c.created_at, c.id;
+
+-- For whoever begins to listen: what has been committed until now, the database's clock (seconds), what tells it from
+-- others, and the tables whose changes make the definitions other ones.
+CREATE FUNCTION begin_listening()
+RETURNS TABLE (snapshot text, taken_at float8, database_id text, definitions oid[])
+LANGUAGE sql
+AS $$
+    SELECT
+        pg_current_snapshot()::text,
+        EXTRACT(EPOCH FROM clock_timestamp())::float8,
+        (SELECT min(applied_at_utc)::text FROM _yoyo_migration),
+        ARRAY['queries'::regclass, 'metric_configurations'::regclass, 'layout_items'::regclass]::oid[]
+$$;
 
 -- The rest is for every login that runs SQL, whichever the operator names: the catalogs, which anybody may read.
 -- Functions rather than views, for a view would itself be locked, be read and be readable.
@@ -49,21 +63,27 @@ AS $$
     AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 $$;
 
--- The short names of types, what a cast wants, and the built-in type that their values, or those of an array's items,
--- look like: domains are followed to the end. labels are an enum's.
-CREATE FUNCTION type_names(types oid[])
-RETURNS TABLE (oid oid, name text, sql text, base text, is_array boolean, category text, labels text[])
+-- The short name of each type, what a cast wants, and the built-in type that its values, or those of an array's items,
+-- look like: domains are followed to the end. The last are an enum's labels.
+CREATE FUNCTION describe_types(types oid[]) RETURNS json
 LANGUAGE sql STABLE
 AS $$
-    SELECT
-        t.oid,
-        CASE item.typarray WHEN t.oid THEN item.typname || '[]' ELSE t.typname END,
-        format_type(t.oid, -1),
-        base.typname,
-        last.is_array,
-        base.typcategory::text,
-        ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = base.oid ORDER BY enumsortorder)
-    FROM pg_type AS t
+    SELECT COALESCE(
+        json_agg(
+            json_build_array(
+                CASE item.typarray WHEN t.oid THEN item.typname || '[]' ELSE t.typname END,
+                format_type(t.oid, -1),
+                base.typname,
+                last.is_array,
+                base.typcategory,
+                ARRAY(SELECT enumlabel FROM pg_enum WHERE enumtypid = base.oid ORDER BY enumsortorder)
+            )
+            ORDER BY place
+        ),
+        '[]'
+    )
+    FROM unnest(types) WITH ORDINALITY AS given (oid, place)
+    JOIN pg_type AS t ON t.oid = given.oid
     LEFT JOIN pg_type AS item ON item.oid = t.typelem
     CROSS JOIN LATERAL (
         WITH RECURSIVE steps (type, is_array, depth) AS (
@@ -82,7 +102,6 @@ AS $$
         LIMIT 1
     ) AS last
     JOIN pg_type AS base ON base.oid = last.type
-    WHERE t.oid = ANY (types)
 $$;
 
 -- A number for each relation that is another one when its name, its columns, a view's query, its parents, or what is
@@ -122,6 +141,28 @@ AS $$
     FROM parts
     GROUP BY root
 $$;
+
+-- What there is to know of the statement that the transaction has prepared, given the types of its parameters and
+-- columns. It finds the others wherever the login looks for tables, for its body is no text. What only a plan tells:
+-- which of the tables are large, by the name that it has there.
+CREATE FUNCTION describe_statement(parameters oid[], columns oid[]) RETURNS json
+LANGUAGE sql
+RETURN (
+    WITH relations AS MATERIALIZED (
+        SELECT r.*, s.fingerprint
+        FROM relations_under_lock() AS r
+        CROSS JOIN LATERAL relation_shapes(ARRAY[r.oid]) AS s
+    )
+    SELECT json_build_object(
+        'types', describe_types(parameters),
+        'column_types', describe_types(columns),
+        'tables', COALESCE(json_object_agg(oid, name ORDER BY name) FILTER (WHERE relkind <> 'v'), '{}'),
+        'unwatchable', COALESCE(json_agg(name) FILTER (WHERE relkind IN ('m', 'f')), '[]'),
+        'large', COALESCE(json_object_agg(relname, name) FILTER (WHERE reltuples >= 100000), '{}'),
+        'shapes', COALESCE(json_object_agg(oid, fingerprint), '{}')
+    )
+    FROM relations
+);
 
 -- The columns of tables and views that whoever asks may read, partitions aside.
 CREATE FUNCTION readable_columns()
@@ -183,8 +224,9 @@ $$;
 -- Where nothing is given to PUBLIC by default, it is here.
 GRANT EXECUTE ON FUNCTION
     relations_under_lock(),
-    type_names(oid[]),
+    describe_types(oid[]),
     relation_shapes(oid[]),
+    describe_statement(oid[], oid[]),
     readable_columns(),
     does_more_than_read(text)
 TO PUBLIC;

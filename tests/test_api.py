@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -809,10 +810,31 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
     assert await owner.fetchval("SELECT COUNT(*) FROM metrics") == 0
 
 
+async def test_files_are_listed_by_id_and_then_the_others_as_they_were_made(
+    api: httpx.AsyncClient, other: httpx.AsyncClient
+) -> None:
+    """By every instance, whatever has been changed since."""
+    made = [await create(api) for _ in range(6)]
+    for metric_id in reversed(made):
+        assert (await api.patch(f"/metrics/{metric_id}", json={"title": "Changed"})).status_code == 200
+
+    async def listed(client: httpx.AsyncClient) -> bool:
+        metrics = (await client.get("/metrics")).json()["metrics"]
+        ids, titles = [metric["id"] for metric in metrics], [metric["title"] for metric in metrics[-6:]]
+        return ids == [*sorted(ids[:-6]), *made] and titles == ["Changed"] * 6
+
+    for client in (api, other):
+        await eventually(partial(listed, client))
+
+
 async def test_a_message_about_a_parameter_calls_it_by_its_name(client: httpx.AsyncClient) -> None:
     answer = await client.post("/metrics?dry_run=true", json={"query": "SELECT :a::int AS a, :who IS NULL AS nobody"})
     assert answer.json()["errors"] == [
-        {"name": "query", "detail": "could not determine data type of parameter :who"},
+        {
+            "name": "query",
+            "detail": "line 1, column 22: could not determine data type of parameter :who; "
+            "write :who::text or the like",
+        },
     ]
     answer = await client.post("/metrics?dry_run=true", json={"query": "SELECT 'parameter $9'::int AS a"})
     assert answer.json()["errors"] == [

@@ -252,7 +252,7 @@ class Line:
 
     async def get(self, target: str, **headers: str) -> tuple[str, bytes]:
         """The Cache-Status and the body of a 200."""
-        lines = [f"{name}: {value}" for name, value in ({"Host": "x"} | headers).items()]
+        lines = [f"{name}: {value}" for name, value in ({"Host": "localhost"} | headers).items()]
         self.writer.write("\r\n".join([f"GET /metrics/{target} HTTP/1.1", *lines, "", ""]).encode())
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower()
         received = dict(line.split(": ", 1) for line in head.splitlines()[1:-1])

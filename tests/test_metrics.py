@@ -291,6 +291,22 @@ def test_a_value_that_a_domain_does_not_take_is_the_callers_fault(
     assert faults(http.get("/metrics/domain?n=0")) == ["n"]
 
 
+def test_who_sends_no_label_of_an_enum_is_told_them(http: httpx.Client, narrow: Service, database_url: str) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("CREATE TYPE size AS ENUM ('small', 'very large'); CREATE DOMAIN height AS size")
+    (narrow.queries / "sizes.sql").write_text("SELECT :size::size AS size, :height::height AS height, :s::size[] AS s")
+    query = {"size": "small", "height": "very large", "s": ["small", "very large"]}
+    wait_until(lambda: http.get("/metrics/sizes").status_code == 200)
+    assert record(http.get("/metrics/sizes", params=query)) == query
+    response = http.get("/metrics/sizes?size=Small&height=low&s=small&s=large")
+    assert faults(response) == ["size", "height", "s"]
+    assert [error["detail"].partition("type ")[2] for error in response.json()["errors"]] == [
+        "size (small, very large)",
+        "height (small, very large)",
+        "size[] (small, very large)",
+    ]
+
+
 def test_a_domain_over_a_domain_is_checked_as_what_it_is_in_the_end(
     http: httpx.Client, narrow: Service, database_url: str
 ) -> None:

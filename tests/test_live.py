@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import functools
 import itertools
 import json
@@ -353,6 +354,26 @@ async def test_a_result_that_fails_later_is_a_problem_and_comes_back(
     assert (await board.receive())["result"]["records"] == [{"inverse": 3}]
 
 
+async def test_what_fails_is_asked_for_less_and_less_often_logged_rarely_and_told_at_once_when_a_change_mends_it(
+    board: Dashboard, service: Service, owner: asyncpg.Connection, add_query: AddQuery
+) -> None:
+    """After 1, 2, 4 and 8 s; the second line is that of the fifth attempt and says how many went before."""
+
+    def lines() -> list[Any]:
+        told = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in told if line.get("metric_id") == "reciprocal" and line["level"] == "warning"]
+
+    add_query("reciprocal", "SELECT 12 / SUM(parts_flagged) AS reciprocal FROM metrics")
+    await board.subscribe("reciprocal")
+    await owner.execute("INSERT INTO metrics (id, parts_flagged) VALUES ('total', 0)")
+    assert (await board.receive())["status"] == 500
+    await asyncio.to_thread(wait_until, lambda: len(lines()) == 2, 20)
+    assert [line.get("repeated") for line in lines()] == [None, 3]
+    assert all("division by zero" in line["reason"] for line in lines())
+    await owner.execute("INSERT INTO metrics (id, parts_flagged) VALUES ('total', 4)")
+    assert (await board.receive())["result"]["records"] == [{"reciprocal": 3}]
+
+
 # ---- how often, and at what cost
 
 
@@ -437,6 +458,58 @@ async def test_500_subscribers_have_a_change_soon_by_at_most_two_queries(
     for transport, _ in opened:
         transport.abort()
     await eventually(functools.partial(nobody_is_left, service))
+
+
+async def test_runs_for_sockets_leave_half_of_the_pool_to_requests(start_service: Serve) -> None:
+    service = start_service(POOL_SIZE="2")
+    async with dashboard(service) as board, httpx.AsyncClient(base_url=service.url) as client:
+        for n in range(8):
+            await board.send("subscribe", "sleep", seconds=2 + n / 100)
+        for n in range(20):
+            assert (await client.get("/metrics/echo", params={"n": n})).status_code == 200
+            await asyncio.sleep(0.1)
+        assert (await board.receive())["result"]["records"] == [{"slept": ""}]
+    service.stop()
+
+
+async def raw_socket(service: Service) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """After the handshake."""
+    host, port = service.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    key = base64.b64encode(os.urandom(16)).decode()
+    head = f"GET /live HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    writer.write(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+# Masked, as a client's are, and without content but for the first of a message in parts.
+FRAMES = {
+    "pong": (b"", b"\x8a\x80\0\0\0\0"),
+    "ping": (b"", b"\x89\x80\0\0\0\0"),
+    "continuation": (b"\x01\x81\0\0\0\0{", b"\x00\x80\0\0\0\0"),
+    "text": (b"", b"\x81\x80\0\0\0\0"),
+}
+
+
+@pytest.mark.parametrize(("first", "frame"), FRAMES.values(), ids=FRAMES)
+async def test_a_flood_of_frames_closes_1008_with_a_reason(service: Service, first: bytes, frame: bytes) -> None:
+    reader, writer = await raw_socket(service)
+    writer.write(first + frame * 40_000)
+    with contextlib.suppress(ConnectionError):  # what was not read any more
+        said = await asyncio.wait_for(reader.read(), 5)
+        assert struct.pack("!H", 1008) + b"more than 1000 frames a second" in said
+    writer.close()
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"{service.url}/health/live")).status_code == 200
+
+
+async def test_a_dashboard_may_change_all_of_its_tiles_at_once(board: Dashboard) -> None:
+    for kind in ("subscribe", "unsubscribe", "subscribe"):
+        for n in range(200):
+            await board.send(kind, "echo", n=n)
+    seen = {message["params"]["n"] for message in await board.collect(3)}
+    assert seen == set(range(200))
 
 
 # ---- readers that are slow, and readers that are gone
@@ -714,6 +787,31 @@ async def test_claims_are_bound_and_tenants_see_their_own_alone(
         await write(owner, "echo")
         assert (await other.receive())["result"]["records"] == [{"records": 1}]
         assert await one.collect(0.3) == []
+
+
+async def test_a_caller_may_have_twenty_sockets_and_others_theirs(guarded: Service, issuer: Issuer) -> None:
+    carol, dave = (issuer.token(sub=subject) for subject in ("carol", "dave"))
+    async with AsyncExitStack() as stack:
+        boards = [await stack.enter_async_context(dashboard(guarded, carol)) for _ in range(20)]
+        for board in boards:
+            assert (await board.subscribe("echo", n=1))["type"] == "result"
+        async with dashboard(guarded, carol) as more, dashboard(guarded) as late, dashboard(guarded, dave) as another:
+            await late.show(carol)
+            for code, reason in (await more.closing(), await late.closing()):
+                assert code == 1013
+                assert "20 sockets" in reason
+            assert (await another.subscribe("echo", n=1))["type"] == "result"
+        await boards[0].socket.close()
+
+        async def let_in() -> bool:
+            async with dashboard(guarded, carol) as next_one:
+                await next_one.send("subscribe", "echo", n=1)
+                try:
+                    return bool((await next_one.receive())["type"] == "result")
+                except ConnectionClosed:
+                    return False
+
+        await eventually(let_in)
 
 
 async def test_an_expired_token_closes_4401(guarded: Service, issuer: Issuer) -> None:

@@ -35,7 +35,6 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
-from datetime import time as clock_time
 from decimal import Decimal
 from http import HTTPMethod, HTTPStatus
 from importlib.util import find_spec
@@ -67,6 +66,8 @@ from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
 from seed import model, records
+from seed.statements import BadStatement, Statement, first_line, parse_statement, tokens
+from seed.values import parse_scalar, split_array
 
 if TYPE_CHECKING:
     import httpx
@@ -424,17 +425,6 @@ class ModelFailed(Exception):
 
 class PoolBusy(Exception):
     """No connection became free within POOL_TIMEOUT, or too many wait for one."""
-
-
-class BadStatement(Exception):
-    """SQL that PostgreSQL or this service does not accept; line and column are 1-based."""
-
-    def __init__(self, message: str, line: int | None = None, column: int | None = None) -> None:
-        super().__init__(message)
-        self.message, self.line, self.column = message, line, column
-
-    def __str__(self) -> str:
-        return f"line {self.line}, column {self.column}: {self.message}" if self.line else self.message
 
 
 # What a database that is down, starting, stopping or out of reach makes asyncpg raise.
@@ -1342,95 +1332,6 @@ MAX_FILE = 2**20  # bytes
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CHARTS = ("number", "line", "bar", "table")
 HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
-# What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments. As for
-# PostgreSQL, what is not ASCII is a letter, a carriage return ends a comment, and a string may go on in the next line.
-# A colon right behind a value is a slice's or, as in JSON_OBJECT('key':value), a key's.
-TOKEN = re.compile(
-    r"""
-      \b[eE]'(?:[^'\\]++|\\.|'')*+'
-      (?:(?:[ \t\f\v]++|--[^\r\n]*+)*+[\r\n](?:[ \t\f\v\r\n]++|--[^\r\n]*+[\r\n])*+'(?:[^'\\]++|\\.|'')*+')*+
-    | '[^']*' | (?:[uU]&)?"[^"]*"
-    | (?P<dollars>\$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?\$).*?(?:(?P=dollars)|\Z)
-    | --[^\r\n]*
-    | (?P<comment>/\*)
-    | [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*
-    | ::|:=
-    | (?<![\w\])"'$]):(?P<name>[^\W\d]\w*)
-    | (?P<number>\$\d+)
-    | \S
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-COMMENT_EDGE = re.compile(r"/\*|\*/")
-
-
-class Statement(NamedTuple):
-    """SQL in parts, each with the number of the parameter that it is, from 1 on, or 0; and the parameters' names."""
-
-    parts: tuple[tuple[str, int], ...]
-    names: tuple[str, ...]
-
-    def fill(self, write: Callable[[int], str]) -> str:
-        """With what is written for the number of each parameter."""
-        return "".join(write(number) if number else text for text, number in self.parts)
-
-    def place_of(self, number: int) -> tuple[int, int]:
-        """The author's line and column of the first place of a parameter."""
-        before = "".join(text for text, _ in itertools.takewhile(lambda part: part[1] != number, self.parts))
-        return line_and_column(before, len(before))
-
-    def place(self, offset: int) -> tuple[int, int]:
-        """The author's line and column of what lies at an offset of the statement with $1, $2 for its parameters."""
-        before = 0
-        for text, number in self.parts:
-            length = len(f"${number}") if number else len(text)
-            if offset < length:
-                break
-            before, offset = before + len(text), offset - length
-        return line_and_column("".join(text for text, _ in self.parts), before + offset)
-
-
-def parse_statement(sql: str) -> Statement:
-    """Find the named parameters and drop a trailing semicolon; raises BadStatement."""
-    parts: list[tuple[str, int]] = []
-    names: dict[str, int] = {}
-    position = 0
-    for token, end in tokens(sql):
-        start = token.start()
-        if token["number"]:
-            raise BadStatement(f"{token[0]} has no name; write :name for a parameter", *line_and_column(sql, start))
-        number = names.setdefault(token["name"], len(names) + 1) if token["name"] else 0
-        parts += [(sql[position:start], 0), (sql[start:end], number)]
-        position = end
-    for i in reversed(range(len(parts))):
-        text = parts[i][0]
-        if text == ";":
-            parts[i] = (" ", 0)
-        elif text.strip() and not text.startswith(("--", "/*")):
-            break
-    return Statement((*parts, (sql[position:], 0)), tuple(names))
-
-
-def tokens(sql: str) -> Iterator[tuple[re.Match[str], int]]:
-    """Each token, and where it ends, which of a block comment is found by counting, for PostgreSQL's nest."""
-    position = 0
-    while token := TOKEN.search(sql, position):
-        position, depth = token.end(), 1 if token["comment"] else 0
-        while depth and (edge := COMMENT_EDGE.search(sql, position)):
-            position = edge.end()
-            depth += 1 if edge[0] == "/*" else -1
-        position = len(sql) if depth else position
-        yield token, position
-
-
-def first_line(sql: str) -> int:
-    """Where the statement begins, after its header."""
-    start = next((token.start() for token, _ in tokens(sql) if not token[0].startswith(("--", "/*"))), 0)
-    return line_and_column(sql, start)[0]
-
-
-def line_and_column(sql: str, offset: int) -> tuple[int, int]:
-    return sql.count("\n", 0, offset) + 1, offset - sql.rfind("\n", 0, offset)
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
@@ -1973,84 +1874,6 @@ async def mend_catalog(catalog: Catalog) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
-INTEGERS = {"int2": (-(2**15), 2**15 - 1), "int4": (-(2**31), 2**31 - 1), "int8": (-(2**63), 2**63 - 1)}
-INTEGERS |= {"oid": (0, 2**32 - 1)}
-TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
-DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
-DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
-DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
-UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
-BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
-BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
-ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
-
-
-def matching(pattern: str, text: str) -> str:
-    if not re.fullmatch(pattern, text, re.ASCII):
-        raise ValueError
-    return text
-
-
-def parse_integer(low: int, high: int, text: str) -> str:
-    number = int(matching(r"[+-]?\d{1,30}", text))
-    if not low <= number <= high:
-        raise ValueError
-    return str(number)
-
-
-def parse_datetime(text: str) -> datetime:
-    """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
-    # Python takes any character between date and time.
-    moment = datetime.fromisoformat(matching(DATETIME, text.upper()))
-    return moment if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-# What makes the canonical text of a value, and what the value must be.
-PARSERS: dict[str, tuple[Callable[[str], str], str]] = {
-    **{
-        name: (functools.partial(parse_integer, low, high), f"a whole number from {low} to {high}")
-        for name, (low, high) in INTEGERS.items()
-    },
-    **dict.fromkeys(("numeric", "float4", "float8"), (functools.partial(matching, DECIMAL), "a number such as 12.5")),
-    "bool": (lambda text: BOOLEANS[text.lower()], "true or false"),
-    "date": (lambda text: date.fromisoformat(text).isoformat(), "ISO 8601, such as 2025-06-30"),
-    "timestamp": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00"),
-    "timestamptz": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00Z"),
-    "time": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00"),
-    "timetz": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00Z"),
-    "interval": (functools.partial(matching, DURATION), "an ISO 8601 duration, such as P7D or PT12H"),
-    "uuid": (lambda text: str(uuid.UUID(matching(UUID, text))), "a UUID"),
-    **dict.fromkeys(
-        ("json", "jsonb"), (lambda text: bytes(msgspec.json.decode(text, type=msgspec.Raw)).decode(), "JSON")
-    ),
-}
-
-
-def parse_scalar(text: str, base: str) -> str | None:
-    """The canonical text of one value, None for NULL; raises ValueError with what it must be."""
-    if "\0" in text:
-        raise ValueError("must not contain a NUL character")
-    if base in TEXTS:
-        return text
-    parse, wanted = PARSERS.get(base, (str, ""))  # other types are PostgreSQL's to judge
-    try:
-        return parse(text.strip()) if text.strip() else None
-    except (ValueError, LookupError, OverflowError, RecursionError):
-        raise ValueError(f"must be {wanted}") from None
-
-
-def split_array(text: str) -> Iterator[str | None]:
-    """The items of a one-dimensional array literal without its braces; raises ValueError."""
-    position, delimiter = 0, "," if text.strip() else ""
-    while delimiter:
-        item = ARRAY_ITEM.match(text, position)
-        if not item or not (item[1] is not None or item[2].strip()):
-            raise ValueError("must be an array such as {a,b}, or its name repeated")
-        position, delimiter = item.end(), item[3]
-        if item[1] is not None:
-            yield re.sub(r"\\(.)", r"\1", item[1], flags=re.DOTALL)
-        else:
-            yield None if item[2].strip().upper() == "NULL" else item[2].strip()
 
 
 def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
@@ -4181,7 +4004,7 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
 
     async with writing(database, "metrics", "upload") as conn:
         try:
-            report = await dataset.load(directory, conn, accept, tokens, newest=newest, tell=tell_progress)
+            report = await dataset.load(directory, conn, accept, newest=newest, tell=tell_progress)
         except (dataset.DatasetError, asyncpg.PostgresError) as exc:
             raise CommandError(f"Nothing was loaded: {exc}") from exc
         await notify(conn, "metric_configurations")

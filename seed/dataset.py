@@ -41,9 +41,9 @@ from seed.records import (
     text,
     whole_number,
 )
+from seed.statements import tokens
 
 Accept = Callable[[str], Awaitable[str | None]]  # SQL with :named parameters -> PostgreSQL's objection, if any
-Tokens = Callable[[str], Iterable[tuple[re.Match[str], int]]]  # the tokens of SQL, and where each ends
 Kind = Literal["repaired", "rejected", "suspected duplicate", "kept"]
 Metrics = dict[str, Any]  # rows of metric_configurations by id
 
@@ -286,7 +286,7 @@ def edited(sql: str, edits: Edits) -> str:
     return "".join(parts) + sql[position:]
 
 
-def with_parameters(sql: str, tokens: Tokens) -> tuple[str, list[str]]:
+def with_parameters(sql: str) -> tuple[str, list[str]]:
     """The SQL with its literal periods as parameters that default to them, and why any had to stay."""
     found = list(tokens(sql))
     names = {token["name"] for token, _ in found}
@@ -339,9 +339,9 @@ class Query(NamedTuple):
     sql: str
 
 
-async def accepted_sql(sql: str, place: Place, accept: Accept, tokens: Tokens, report: Report) -> str:
+async def accepted_sql(sql: str, place: Place, accept: Accept, report: Report) -> str:
     """The SQL to store: with parameters if PostgreSQL accepts that, else as it was written."""
-    rewritten, stayed = with_parameters(sql, tokens)
+    rewritten, stayed = with_parameters(sql)
     objection = await accept(rewritten)
     if objection and rewritten != sql:
         stayed = [f"its periods stay literals, as PostgreSQL does not take parameters there: {objection}"]
@@ -353,7 +353,7 @@ async def accepted_sql(sql: str, place: Place, accept: Accept, tokens: Tokens, r
     return rewritten
 
 
-async def read_queries(content: bytes, accept: Accept, tokens: Tokens, report: Report) -> dict[str, Query | None]:
+async def read_queries(content: bytes, accept: Accept, report: Report) -> dict[str, Query | None]:
     """The queries by id; None for an id whose query was rejected."""
     queries: dict[str, Query | None] = {}
     async for rows in rows_of("queries.csv", content, {"id", "query"}, QUERIES, report):
@@ -364,7 +364,7 @@ async def read_queries(content: bytes, accept: Accept, tokens: Tokens, report: R
                     raise Flaw("id", f"{shown(query_id)} is taken by {taken.place}")
                 queries[query_id] = None
                 sql = key({"query": sql}, "query")
-                queries[query_id] = Query(place, await accepted_sql(sql, place, accept, tokens, report))
+                queries[query_id] = Query(place, await accepted_sql(sql, place, accept, report))
     return queries
 
 
@@ -648,7 +648,6 @@ async def load(
     directory: Path,
     conn: asyncpg.Connection,
     accept: Accept,
-    tokens: Tokens,
     *,
     newest: date | None = None,
     tell: Callable[[int], None] = lambda count: None,
@@ -662,7 +661,7 @@ async def load(
     # Before the transaction, for what PostgreSQL does not accept would abort it.
     queries: dict[str, Query | None] = {}
     if "queries.csv" in files:
-        queries = await read_queries(files["queries.csv"], accept, tokens, report)
+        queries = await read_queries(files["queries.csv"], accept, report)
     async with conn.transaction():
         # Holds off other loads and edits, not readers.
         await conn.execute("LOCK TABLE queries, metric_configurations IN SHARE ROW EXCLUSIVE MODE")

@@ -121,7 +121,7 @@ HEADER = "id,date,obsolescence_val,obsolescence,parts_flagged,alert_type,alert_c
     ],
 )
 def test_literal_periods_become_parameters_that_keep_their_default(sql: str, expected: str) -> None:
-    assert with_parameters(sql, app.tokens) == (expected, [])
+    assert with_parameters(sql) == (expected, [])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_literal_periods_become_parameters_that_keep_their_default(sql: str, exp
     ],
 )
 def test_what_is_no_literal_period_stays_as_it_is(sql: str) -> None:
-    assert with_parameters(sql, app.tokens) == (sql, [])
+    assert with_parameters(sql) == (sql, [])
 
 
 async def test_different_literals_for_one_parameter_stay_and_are_reported(
@@ -157,7 +157,7 @@ async def test_different_literals_for_one_parameter_stay_and_are_reported(
         "SELECT 1 AS n FROM metrics WHERE date > now() - INTERVAL '7' DAY OR date < now() - INTERVAL '30 days' "
         "OR date BETWEEN '2025-06-01' AND '2025-06-30' OR date BETWEEN '2025-06-01' AND '2025-07-31'"
     )
-    report = await load(write(tmp_path, queries=sql_csv(sql)), conn, accept, app.tokens)
+    report = await load(write(tmp_path, queries=sql_csv(sql)), conn, accept)
     assert await rows(conn, "SELECT query FROM queries") == [(sql,)]
     assert lines(report) == [
         "queries.csv:2: query: kept: several periods (2025-06-01 to 2025-06-30, 2025-06-01 to 2025-07-31) "
@@ -170,7 +170,7 @@ async def test_a_query_that_cannot_take_parameters_is_stored_as_it_was_written(
     tmp_path: Path, conn: Any, accept: Accept
 ) -> None:
     sql = "SELECT 1 AS n FROM metrics WHERE alert_type BETWEEN '2025-06-01' AND '2025-06-30'"
-    report = await load(write(tmp_path, queries=sql_csv(sql)), conn, accept, app.tokens)
+    report = await load(write(tmp_path, queries=sql_csv(sql)), conn, accept)
     assert await rows(conn, "SELECT query FROM queries") == [(sql,)]
     assert len(lines(report, "kept: its periods stay literals")) == 1
 
@@ -178,7 +178,7 @@ async def test_a_query_that_cannot_take_parameters_is_stored_as_it_was_written(
 async def test_parameters_change_nothing_until_they_are_sent(tmp_path: Path, conn: Any, accept: Accept) -> None:
     authors = "SELECT COUNT(*) AS n FROM metrics WHERE date BETWEEN '2025-06-02' AND '2025-06-25'"
     records = HEADER + "".join(f"q1,2025-{month:02}-25,,,,,\n" for month in range(1, 13)) + "q1,2025-06-25T00:01,,,,,\n"
-    await load(write(tmp_path, queries=sql_csv(authors), csv=records), conn, accept, app.tokens)
+    await load(write(tmp_path, queries=sql_csv(authors), csv=records), conn, accept)
     stored = numbered(await conn.fetchval("SELECT query FROM queries"))
     assert await conn.fetchval(stored, None, None) == await conn.fetchval(authors) == 1
     assert await conn.fetchval(stored, date(2025, 1, 1), date(2025, 12, 31)) == 13
@@ -191,7 +191,7 @@ async def test_a_rejected_query_takes_its_items_and_records_with_it(tmp_path: Pa
         metrics={"items": [{"id": "b", "queryId": "q2", "isEditable": True}], "layouts": {"lg": [{"i": "b"}]}},
         json=[{"id": "q2", "date": "2025-06-01"}, {"id": "q1", "date": "2025-06-01"}],
     )
-    report = await load(directory, conn, accept, app.tokens)
+    report = await load(directory, conn, accept)
     assert lines(report) == [
         "queries.csv:1: repaired: CRLF line ends read as LF",
         'queries.csv:4: query: rejected: PostgreSQL does not accept it: column "x" does not exist',
@@ -239,7 +239,7 @@ async def test_items_are_repaired_and_rejected_one_by_one(tmp_path: Path, conn: 
             "layouts": {"lg": tiles, "md": [tile | {"i": "a", "w": 0}, tile | {"i": "b", "x": 0.5}]},
         },
     )
-    report = await load(directory, conn, accept, app.tokens)
+    report = await load(directory, conn, accept)
     stored = "SELECT id, title, is_editable FROM metric_configurations WHERE source = 'dataset' ORDER BY id"
     assert await rows(conn, stored) == [("a", "Records of one", True), ("b", "Records of one", False)]
     assert await rows(conn, "SELECT * FROM layout_items ORDER BY item_id") == [
@@ -273,7 +273,7 @@ async def test_a_second_item_is_rejected_when_two_ids_could_be_its_own(
     item = {"id": "a", "queryId": "q1", "isEditable": True}
     tiles = [{"i": name, "x": 0, "y": 0, "w": 1, "h": 1} for name in "abc"]
     metrics = {"items": [item, item], "layouts": {"lg": tiles}}
-    report = await load(write(tmp_path, queries=sql_csv(QUERY), metrics=metrics), conn, accept, app.tokens)
+    report = await load(write(tmp_path, queries=sql_csv(QUERY), metrics=metrics), conn, accept)
     assert await rows(conn, "SELECT id FROM metric_configurations") == [("a",)]
     assert [line[:40] for line in lines(report, "rejected")] == [
         "metrics.json: items[1]: id: rejected: 'a",
@@ -292,7 +292,7 @@ async def test_arrays_that_are_none_and_names_that_no_index_holds_cost_nothing_e
         queries=sql_csv(QUERY, f"SELECT 1 AS one -- {'y' * 9000}") + f"{'x' * 9000},SELECT 1 AS one\n",
         metrics={"items": [{"id": "a", "queryId": "q1", "isEditable": True}], "layouts": layouts},
     )
-    report = await load(directory, conn, accept, app.tokens)
+    report = await load(directory, conn, accept)
     assert (report.queries, report.metrics, report.layouts) == (2, 1, 1)
     found = [re.sub("x{9,}(?:[.]{3})?", "…", line) for line in lines(report)]
     assert found == [
@@ -331,7 +331,7 @@ q1,20250601012,,,,,,
 
 async def test_csv_rows_are_repaired_and_rejected_one_by_one(tmp_path: Path, conn: Any, accept: Accept) -> None:
     directory = write(tmp_path, queries=sql_csv(QUERY), csv=DIRTY)
-    report = await load(directory, conn, accept, app.tokens)
+    report = await load(directory, conn, accept)
     assert [line.removeprefix("metric_records.csv:") for line in lines(report)] == [
         "1: repaired: byte order mark left out",
         "1: 'note': repaired: unknown column ignored, here and below",
@@ -371,7 +371,7 @@ async def test_a_csv_whose_header_is_wrong_is_rejected_as_a_whole(
     tmp_path: Path, conn: Any, accept: Accept, header: str
 ) -> None:
     directory = write(tmp_path, queries=sql_csv(QUERY), csv=header + "q1,2025-06-01,1\n" * bool(header))
-    report = await load(directory, conn, accept, app.tokens)
+    report = await load(directory, conn, accept)
     assert report.queries == 1
     assert report.count("rejected") == 1
     assert f"the header must name date and id and no column twice; it is {header.strip()!r}" in lines(report)[0]
@@ -379,7 +379,7 @@ async def test_a_csv_whose_header_is_wrong_is_rejected_as_a_whole(
 
 async def test_an_open_quote_costs_the_rest_of_the_file(tmp_path: Path, conn: Any, accept: Accept) -> None:
     records = 'id,date\nq1,2025-06-01\n"q1,2025-06-02\nq1,2025-06-03\n'
-    report = await load(write(tmp_path, queries=sql_csv(QUERY), csv=records), conn, accept, app.tokens)
+    report = await load(write(tmp_path, queries=sql_csv(QUERY), csv=records), conn, accept)
     assert report.records_inserted == 1
     assert lines(report) == [
         "metric_records.csv:3: rejected: lines 3 to 4 cannot be read (unexpected end of data): check the quotes"
@@ -401,7 +401,7 @@ async def test_json_records_keep_every_digit_and_lose_only_what_is_wrong(
         {"id": {}, "date": "2025-06-03", "extra": 1},
         {"id": "q1", "date": "2025-06-03", "obsolescence": [1], "extra": 1}
     ] """
-    report = await load(write(tmp_path, queries=sql_csv(QUERY), json=records), conn, accept, app.tokens)
+    report = await load(write(tmp_path, queries=sql_csv(QUERY), json=records), conn, accept)
     assert [line.removeprefix("metric_records.json") for line in lines(report)] == [
         ":1: repaired: byte order mark left out",
         ": [1]: obsolescence: repaired: NaN read as no value",
@@ -425,7 +425,7 @@ async def test_the_largest_and_smallest_values_arrive(tmp_path: Path, conn: Any,
     records = HEADER + (
         "q1,9999-12-31T23:59:59.999998Z,1e131071,,2147483647,,\nq1,0001-01-01T00:00:00.000001,1e-16383,-0,-2147483648,,\n"
     )
-    report = await load(write(tmp_path, queries=sql_csv(QUERY), csv=records), conn, accept, app.tokens)
+    report = await load(write(tmp_path, queries=sql_csv(QUERY), csv=records), conn, accept)
     assert lines(report) == []
     found = await rows(conn, "SELECT date::text, obsolescence_val, parts_flagged FROM metrics ORDER BY date")
     assert found == [
@@ -442,7 +442,7 @@ async def test_equal_records_are_kept_and_reported(tmp_path: Path, conn: Any, ac
         json=[{"id": "q1", "date": "2025-06-01", "obsolescence": 1.5}, {"id": "q1", "date": "2025-06-01"}],
         csv=HEADER + "q1,2025-06-01T02:00+02:00,,1.50,,,\nq1,2025-06-01,1.5,,,,\nq1,2025-06-01,,1.5,,,\n",
     )
-    report = await load(directory, conn, accept, app.tokens)
+    report = await load(directory, conn, accept)
     assert report.records_inserted == 5
     assert lines(report) == [
         f"metric_records.csv:{line}: suspected duplicate: equal to metric_records.json: [0]; "
@@ -462,10 +462,10 @@ SMALL = {
 
 
 async def test_loading_again_changes_nothing(tmp_path: Path, conn: Any, accept: Accept) -> None:
-    first = await load(write(tmp_path, **SMALL), conn, accept, app.tokens)
+    first = await load(write(tmp_path, **SMALL), conn, accept)
     await conn.execute("UPDATE layout_items SET x = 7")
     before = await everything(conn)
-    again = await load(tmp_path, conn, accept, app.tokens)
+    again = await load(tmp_path, conn, accept)
     assert await everything(conn) == before
     assert (first.records_inserted, first.records_there) == (4, 0)
     assert (again.records_inserted, again.records_there) == (0, 4)
@@ -477,11 +477,11 @@ async def test_loading_again_changes_nothing(tmp_path: Path, conn: Any, accept: 
 
 
 async def test_a_changed_data_set_updates_what_nobody_has_edited(tmp_path: Path, conn: Any, accept: Accept) -> None:
-    await load(write(tmp_path, **SMALL), conn, accept, app.tokens)
+    await load(write(tmp_path, **SMALL), conn, accept)
     await conn.execute("UPDATE metric_configurations SET title = 'Mine', version = 2, is_edited = true WHERE id = 'b'")
     for title, version in (("New", 2), ("New", 2), ("Newer", 3)):
         write(tmp_path, queries=sql_csv(f"-- {title}\nSELECT 1 AS n", f"-- {title}\nSELECT 2 AS n"))
-        report = await load(tmp_path, conn, accept, app.tokens)
+        report = await load(tmp_path, conn, accept)
         assert await rows(conn, "SELECT id, title, version FROM metric_configurations ORDER BY id") == [
             ("a", title, version),
             ("b", "Mine", 2),
@@ -496,7 +496,7 @@ async def test_a_changed_data_set_updates_what_nobody_has_edited(tmp_path: Path,
 async def test_a_query_does_not_replace_that_of_another_metric(tmp_path: Path, conn: Any, accept: Accept) -> None:
     await conn.execute("INSERT INTO queries VALUES ('q1', 'SELECT 1')")
     await conn.execute("INSERT INTO metric_configurations (id, query_id, source) VALUES ('q1', 'q1', 'file')")
-    report = await load(write(tmp_path, **SMALL), conn, accept, app.tokens)
+    report = await load(write(tmp_path, **SMALL), conn, accept)
     assert await conn.fetchval("SELECT query FROM queries WHERE id = 'q1'") == "SELECT 1"
     assert lines(report, "rejected")[0].startswith("queries.csv:2: id: rejected: 'q1' is the series of a metric")
 
@@ -504,8 +504,8 @@ async def test_a_query_does_not_replace_that_of_another_metric(tmp_path: Path, c
 async def test_records_and_items_alone_find_what_was_loaded_before(tmp_path: Path, conn: Any, accept: Accept) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    await load(write(tmp_path / "one", queries=SMALL["queries"]), conn, accept, app.tokens)
-    report = await load(write(tmp_path / "two", metrics=SMALL["metrics"], csv=SMALL["csv"]), conn, accept, app.tokens)
+    await load(write(tmp_path / "one", queries=SMALL["queries"]), conn, accept)
+    report = await load(write(tmp_path / "two", metrics=SMALL["metrics"], csv=SMALL["csv"]), conn, accept)
     assert (report.metrics, report.layouts, report.records_inserted) == (2, 2, 4)
     assert await rows(conn, "SELECT title FROM metric_configurations ORDER BY id") == [("One",), ("Two",)]
 
@@ -513,12 +513,12 @@ async def test_records_and_items_alone_find_what_was_loaded_before(tmp_path: Pat
 async def test_dates_move_together_so_that_the_newest_is_the_day_asked_for(
     tmp_path: Path, conn: Any, accept: Accept
 ) -> None:
-    await load(write(tmp_path, **SMALL), conn, accept, app.tokens, newest=date(2026, 3, 1))
+    await load(write(tmp_path, **SMALL), conn, accept, newest=date(2026, 3, 1))
     assert await rows(conn, "SELECT DISTINCT date::text FROM metrics ORDER BY date") == [
         ("2026-02-25 00:00:00+00",),
         ("2026-03-01 12:00:00+00",),
     ]
-    again = await load(tmp_path, conn, accept, app.tokens, newest=date(2026, 3, 2))
+    again = await load(tmp_path, conn, accept, newest=date(2026, 3, 2))
     assert (again.records_inserted, again.records_there) == (0, 4)
 
 
@@ -546,14 +546,14 @@ async def test_a_file_that_cannot_be_read_costs_no_other(
     tmp_path: Path, conn: Any, accept: Accept, files: dict[str, Any], finding: str
 ) -> None:
     write(tmp_path, queries=sql_csv(QUERY), csv=HEADER + "q1,2025-06-01,1,,,,\n", **files)
-    report = await load(tmp_path, conn, accept, app.tokens)
+    report = await load(tmp_path, conn, accept)
     assert any(line.startswith(finding) for line in lines(report, "rejected"))
     assert (report.queries, report.records_inserted) == (1, 1)
 
 
 async def test_an_array_that_breaks_off_loads_up_to_there(tmp_path: Path, conn: Any, accept: Accept) -> None:
     broken = '[{"id": "q1", "date": "2025-06-01"}, {"id": "q1", "da'
-    report = await load(write(tmp_path, queries=sql_csv(QUERY), json=broken), conn, accept, app.tokens)
+    report = await load(write(tmp_path, queries=sql_csv(QUERY), json=broken), conn, accept)
     assert (report.records_inserted, report.count("rejected")) == (1, 1)
 
 
@@ -585,13 +585,11 @@ async def test_what_the_database_cannot_hold_is_told_in_one_line(tmp_path: Path,
 
 async def test_findings_can_be_printed_whatever_the_files_hold(tmp_path: Path, conn: Any, accept: Accept) -> None:
     metrics = '{"layouts": {"\\ud800": [{"i": "\\udfff"}]}}'
-    report = await load(
-        write(tmp_path, metrics=metrics, csv=b"id,date,\xe9\nq1,2025-06-01\n"), conn, accept, app.tokens
-    )
+    report = await load(write(tmp_path, metrics=metrics, csv=b"id,date,\xe9\nq1,2025-06-01\n"), conn, accept)
     assert report.count("rejected") == 2
     assert "\n".join(report.lines()).encode()
 
 
 async def test_an_empty_array_of_records_is_fine(tmp_path: Path, conn: Any, accept: Accept) -> None:
-    report = await load(write(tmp_path, json=" [ ] "), conn, accept, app.tokens, newest=date(2026, 3, 1))
+    report = await load(write(tmp_path, json=" [ ] "), conn, accept, newest=date(2026, 3, 1))
     assert (report.records_inserted, lines(report)) == (0, [])

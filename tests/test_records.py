@@ -15,7 +15,6 @@ import httpx
 import pytest
 from conftest import Serve, Service, eventually
 
-import app
 from seed import dataset
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +63,7 @@ async def load(directory: Path, conn: asyncpg.Connection, name: str, body: bytes
     for file in directory.iterdir():
         file.unlink()
     (directory / name).write_bytes(body)
-    report = await dataset.load(directory, conn, accept, app.tokens)
+    report = await dataset.load(directory, conn, accept)
     return [f"{finding.kind}: {finding.column}: {finding.reason}" for finding in report.findings]
 
 

@@ -1,0 +1,107 @@
+"""The lexer of SQL: statements with :named parameters, for whoever reads SQL that a person wrote."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+# What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments. As for
+# PostgreSQL, what is not ASCII is a letter, a carriage return ends a comment, and a string may go on in the next line.
+# A colon right behind a value is a slice's or, as in JSON_OBJECT('key':value), a key's.
+TOKEN = re.compile(
+    r"""
+      \b[eE]'(?:[^'\\]++|\\.|'')*+'
+      (?:(?:[ \t\f\v]++|--[^\r\n]*+)*+[\r\n](?:[ \t\f\v\r\n]++|--[^\r\n]*+[\r\n])*+'(?:[^'\\]++|\\.|'')*+')*+
+    | '[^']*' | (?:[uU]&)?"[^"]*"
+    | (?P<dollars>\$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?\$).*?(?:(?P=dollars)|\Z)
+    | --[^\r\n]*
+    | (?P<comment>/\*)
+    | [A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*
+    | ::|:=
+    | (?<![\w\])"'$]):(?P<name>[^\W\d]\w*)
+    | (?P<number>\$\d+)
+    | \S
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+COMMENT_EDGE = re.compile(r"/\*|\*/")
+
+
+class BadStatement(Exception):
+    """SQL that PostgreSQL or this service does not accept; line and column are 1-based."""
+
+    def __init__(self, message: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(message)
+        self.message, self.line, self.column = message, line, column
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column}: {self.message}" if self.line else self.message
+
+
+class Statement(NamedTuple):
+    """SQL in parts, each with the number of the parameter that it is, from 1 on, or 0; and the parameters' names."""
+
+    parts: tuple[tuple[str, int], ...]
+    names: tuple[str, ...]
+
+    def fill(self, write: Callable[[int], str]) -> str:
+        """With what is written for the number of each parameter."""
+        return "".join(write(number) if number else text for text, number in self.parts)
+
+    def place_of(self, number: int) -> tuple[int, int]:
+        """The author's line and column of the first place of a parameter."""
+        before = "".join(text for text, _ in itertools.takewhile(lambda part: part[1] != number, self.parts))
+        return line_and_column(before, len(before))
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """The author's line and column of what lies at an offset of the statement with $1, $2 for its parameters."""
+        before = 0
+        for text, number in self.parts:
+            length = len(f"${number}") if number else len(text)
+            if offset < length:
+                break
+            before, offset = before + len(text), offset - length
+        return line_and_column("".join(text for text, _ in self.parts), before + offset)
+
+
+def parse_statement(sql: str) -> Statement:
+    """Find the named parameters and drop a trailing semicolon; raises BadStatement."""
+    parts: list[tuple[str, int]] = []
+    names: dict[str, int] = {}
+    position = 0
+    for token, end in tokens(sql):
+        start = token.start()
+        if token["number"]:
+            raise BadStatement(f"{token[0]} has no name; write :name for a parameter", *line_and_column(sql, start))
+        number = names.setdefault(token["name"], len(names) + 1) if token["name"] else 0
+        parts += [(sql[position:start], 0), (sql[start:end], number)]
+        position = end
+    for i in reversed(range(len(parts))):
+        text = parts[i][0]
+        if text == ";":
+            parts[i] = (" ", 0)
+        elif text.strip() and not text.startswith(("--", "/*")):
+            break
+    return Statement((*parts, (sql[position:], 0)), tuple(names))
+
+
+def tokens(sql: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Each token, and where it ends, which of a block comment is found by counting, for PostgreSQL's nest."""
+    position = 0
+    while token := TOKEN.search(sql, position):
+        position, depth = token.end(), 1 if token["comment"] else 0
+        while depth and (edge := COMMENT_EDGE.search(sql, position)):
+            position = edge.end()
+            depth += 1 if edge[0] == "/*" else -1
+        position = len(sql) if depth else position
+        yield token, position
+
+
+def first_line(sql: str) -> int:
+    """Where the statement begins, after its header."""
+    start = next((token.start() for token, _ in tokens(sql) if not token[0].startswith(("--", "/*"))), 0)
+    return line_and_column(sql, start)[0]
+
+
+def line_and_column(sql: str, offset: int) -> tuple[int, int]:
+    return sql.count("\n", 0, offset) + 1, offset - sql.rfind("\n", 0, offset)

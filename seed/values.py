@@ -1,0 +1,89 @@
+"""What a text must be to be a value of a type of PostgreSQL's, and the one text that all ways to write it come to."""
+
+import functools
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
+
+import msgspec
+
+INTEGERS = {"int2": (-(2**15), 2**15 - 1), "int4": (-(2**31), 2**31 - 1), "int8": (-(2**63), 2**63 - 1)}
+INTEGERS |= {"oid": (0, 2**32 - 1)}
+TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
+DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
+DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
+DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
+UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
+BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
+BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
+ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
+
+
+def matching(pattern: str, text: str) -> str:
+    if not re.fullmatch(pattern, text, re.ASCII):
+        raise ValueError
+    return text
+
+
+def parse_integer(low: int, high: int, text: str) -> str:
+    number = int(matching(r"[+-]?\d{1,30}", text))
+    if not low <= number <= high:
+        raise ValueError
+    return str(number)
+
+
+def parse_datetime(text: str) -> datetime:
+    """An offset is taken into account, for a timestamp without one too: the session's time zone is UTC."""
+    # Python takes any character between date and time.
+    moment = datetime.fromisoformat(matching(DATETIME, text.upper()))
+    return moment if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+# What makes the canonical text of a value, and what the value must be.
+PARSERS: dict[str, tuple[Callable[[str], str], str]] = {
+    **{
+        name: (functools.partial(parse_integer, low, high), f"a whole number from {low} to {high}")
+        for name, (low, high) in INTEGERS.items()
+    },
+    **dict.fromkeys(("numeric", "float4", "float8"), (functools.partial(matching, DECIMAL), "a number such as 12.5")),
+    "bool": (lambda text: BOOLEANS[text.lower()], "true or false"),
+    "date": (lambda text: date.fromisoformat(text).isoformat(), "ISO 8601, such as 2025-06-30"),
+    "timestamp": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00"),
+    "timestamptz": (lambda text: parse_datetime(text).isoformat(), "ISO 8601, such as 2025-06-30T12:00:00Z"),
+    "time": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00"),
+    "timetz": (lambda text: clock_time.fromisoformat(text).isoformat(), "ISO 8601, such as 12:00:00Z"),
+    "interval": (functools.partial(matching, DURATION), "an ISO 8601 duration, such as P7D or PT12H"),
+    "uuid": (lambda text: str(uuid.UUID(matching(UUID, text))), "a UUID"),
+    **dict.fromkeys(
+        ("json", "jsonb"), (lambda text: bytes(msgspec.json.decode(text, type=msgspec.Raw)).decode(), "JSON")
+    ),
+}
+
+
+def parse_scalar(text: str, base: str) -> str | None:
+    """The canonical text of one value, None for NULL; raises ValueError with what it must be."""
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    if base in TEXTS:
+        return text
+    parse, wanted = PARSERS.get(base, (str, ""))  # other types are PostgreSQL's to judge
+    try:
+        return parse(text.strip()) if text.strip() else None
+    except (ValueError, LookupError, OverflowError, RecursionError):
+        raise ValueError(f"must be {wanted}") from None
+
+
+def split_array(text: str) -> Iterator[str | None]:
+    """The items of a one-dimensional array literal without its braces; raises ValueError."""
+    position, delimiter = 0, "," if text.strip() else ""
+    while delimiter:
+        item = ARRAY_ITEM.match(text, position)
+        if not item or not (item[1] is not None or item[2].strip()):
+            raise ValueError("must be an array such as {a,b}, or its name repeated")
+        position, delimiter = item.end(), item[3]
+        if item[1] is not None:
+            yield re.sub(r"\\(.)", r"\1", item[1], flags=re.DOTALL)
+        else:
+            yield None if item[2].strip().upper() == "NULL" else item[2].strip()

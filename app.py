@@ -211,8 +211,6 @@ Title = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 MAX_SQL = 100_000
 SQL = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SQL)]
-# For the document alone: what reads records keeps all digits.
-Number = Annotated[float, msgspec.Meta(extra_json_schema={"format": "decimal"})]
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -289,60 +287,40 @@ class MetricPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class DryRun(msgspec.Struct, frozen=True):
-    """What a metric would be, its first records, and what of the prompt was not understood."""
-
+class Written(msgspec.Struct, frozen=True, kw_only=True):
     query: str
     version: int
     parameters: list[Parameter]
     columns: list[Column]
+
+
+class DryRun(Written, frozen=True, kw_only=True):
+    """What a metric would be, its first records, and what of the prompt was not understood."""
+
     notes: list[str]
     records: msgspec.Raw
     truncated: bool
 
 
-class MetricDefinition(msgspec.Struct, frozen=True):
+class MetricDefinition(Written, frozen=True, kw_only=True):
     """What was stored, and what of the prompt was not understood."""
 
     id: str
-    query: str
-    version: int
-    parameters: list[Parameter]
-    columns: list[Column]
     notes: list[str]
 
 
-class MetricSource(msgspec.Struct, frozen=True, omit_defaults=True):
+class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
     """What a metric is made of; one that does not compile has a fault."""
 
     id: str
     title: str
     description: str
     source: Literal["file", "dataset", "api"]
-    query: str
     prompt: str | None
     created_by: str | None
-    version: int
     is_editable: bool
-    parameters: list[Parameter]
-    columns: list[Column]
     tables: list[str]
     fault: str = ""
-
-
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One record of a series; date defaults to now, metric_id to a random one.
-
-    Blanks around a value do not count, a blank value is none, and a text that holds a number is that number.
-    """
-
-    metric_id: uuid.UUID | None = None
-    date: Annotated[str | None, msgspec.Meta(extra_json_schema={"format": "date-time"})] = None
-    obsolescence_val: Number | None = None
-    obsolescence: Number | None = None
-    parts_flagged: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] | None = None
-    alert_type: str | None = None
-    alert_category: str | None = None
 
 
 class Inserted(msgspec.Struct, frozen=True):
@@ -3787,8 +3765,8 @@ REF = "#/components/schemas/{name}"
 TEXT, ANYTHING = Schema(type="string"), Schema()
 WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
-STRUCTS = [MetricList, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch, Record, Inserted]
-STRUCTS += [Health, Readiness, ProblemDetails]
+STRUCTS = [MetricList, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch, Inserted, Health]
+STRUCTS += [Readiness, ProblemDetails]
 MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
 

@@ -636,7 +636,11 @@ class Instruments:
 
 def header(scope: Scope, name: bytes) -> bytes:
     """What a request says under a name, of several lines joined (RFC 9110, 5.3); empty when it says nothing."""
-    return b", ".join([value for key, value in scope["headers"] if key == name])
+    if (head := scope.get("head")) is None:
+        head = scope["head"] = dict[bytes, list[bytes]]()
+        for key, value in scope["headers"]:
+            head.setdefault(key, []).append(value)
+    return b", ".join(head.get(name, ()))
 
 
 def header_text(scope: Scope, name: bytes) -> str:

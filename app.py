@@ -1122,48 +1122,11 @@ async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connecti
         return False
 
     places = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
-    answers = await asyncio.gather(*itertools.starmap(speaks, places))
-    speaking = list(itertools.compress(places, answers))
+    speaking = list(itertools.compress(places, await asyncio.gather(*itertools.starmap(speaks, places))))
     if not speaking:
         raise ConnectionError("no host says anything")
     options |= {"host": [host for host, _ in speaking], "port": [int(port or 5432) for _, port in speaking]}
     return await asyncpg.connect(dsn, **options)
-
-
-class Probe:
-    """Asks the database on a connection of its own, at most once a second: a busy pool is no fault."""
-
-    def __init__(self, login: apply.Login, session: dict[str, str]) -> None:
-        self.login, self.session = login, session
-        self.conn: asyncpg.Connection | None = None
-        self.lock = asyncio.Lock()
-        self.asked_at = -1.0
-        self.latency: float | None = None
-
-    async def ask(self) -> float | None:
-        """Seconds that the database took to answer, None when it did not."""
-        async with self.lock:
-            if time.monotonic() - self.asked_at > 1:
-                self.latency = await self.measure()
-                self.asked_at = time.monotonic()
-            return self.latency
-
-    async def measure(self) -> float | None:
-        try:
-            async with asyncio.timeout(1):
-                if self.conn is None or self.conn.is_closed():
-                    login = self.login._asdict()
-                    self.conn = await connect(login.pop("dsn"), 0.4, **login, server_settings=self.session)
-                started = time.perf_counter()
-                await self.conn.fetchval("SELECT 1")
-                return time.perf_counter() - started
-        except (TimeoutError, asyncpg.PostgresError, *DATABASE_DOWN):
-            self.close()
-            return None
-
-    def close(self) -> None:
-        if self.conn:
-            self.conn.terminate()
 
 
 GUEST_POOL_SIZE = 2
@@ -1177,11 +1140,7 @@ HOME = "SELECT pronamespace::regnamespace::text FROM pg_proc WHERE oid = 'relati
 
 
 class Loan:
-    """A connection of one login, for as long as the block lasts.
-
-    A frozen server answers no cancellation, so whoever has it loses it after POOL_TIMEOUT and STATEMENT_TIMEOUT
-    together, an upload after twice MAX_UPLOAD_TIME.
-    """
+    """A connection of one login, for as long as the block lasts. Raises PoolBusy, or one of DATABASE_DOWN."""
 
     def __init__(self, database: Database, name: str) -> None:
         self.database, self.name, self.pool = database, name, database.pools[name]
@@ -1201,7 +1160,7 @@ class Loan:
             raise ConnectionError("no connection within POOL_TIMEOUT") from None
         finally:
             waiting[self.name] -= 1
-        # Whoever describes asks afterwards whether the server answers others.
+        # A frozen server answers no cancellation. Whoever describes asks afterwards whether the server answers others.
         margin = ANSWERS_WITHIN + 0.05 if self.name in ("gate", "catalog") else 0.05
         left = settings.pool_timeout - (time.monotonic() - started) - margin
         limit = 2 * MAX_UPLOAD_TIME if self.name == "upload" else settings.statement_timeout + max(left, 0)
@@ -1229,7 +1188,8 @@ class Database:
         self.settings = settings
         self.logins = database_logins(settings)
         self.pools = {name: self.create_pool(name) for name in self.logins}
-        self.probes = {name: Probe(self.logins[name], self.session(name)) for name in ("reader", "owner")}
+        self.probes: dict[str, asyncpg.Connection] = {}
+        self.latencies: dict[str, asyncio.Task[float | None]] = {}
         self.waiting = dict.fromkeys(self.logins, 0)
         self.stand_in_until = dict.fromkeys(self.logins, 0.0)
         self.home: str | None = None
@@ -1251,17 +1211,15 @@ class Database:
         session = {"application_name": f"metrics-api {name}", "timezone": "UTC"}
         milliseconds = str(int(self.settings.statement_timeout * 1000))
         if name in WRITERS:
-            session["lock_timeout"] = milliseconds
-        else:
-            session |= {
-                "statement_timeout": milliseconds,
-                "idle_in_transaction_session_timeout": milliseconds,
-                "default_transaction_read_only": "on",
-                # Else a string might end elsewhere for PostgreSQL than for parse_statement.
-                "standard_conforming_strings": "on",
-                "jit": "off",
-            }
-        return session
+            return session | {"lock_timeout": milliseconds}
+        return session | {
+            "statement_timeout": milliseconds,
+            "idle_in_transaction_session_timeout": milliseconds,
+            "default_transaction_read_only": "on",
+            # Else a string might end elsewhere for PostgreSQL than for parse_statement.
+            "standard_conforming_strings": "on",
+            "jit": "off",
+        }
 
     async def __aenter__(self) -> Database:
         for pool in self.pools.values():
@@ -1273,11 +1231,10 @@ class Database:
         closing = asyncio.gather(*(pool.close() for pool in self.pools.values()), return_exceptions=True)
         with suppress(TimeoutError):
             await asyncio.wait_for(closing, 2)
-        for probe in self.probes.values():
-            probe.close()
+        for conn in self.probes.values():
+            conn.terminate()
 
     def connection(self, name: str) -> Loan:
-        """Lend a connection of one login. Raises PoolBusy, or one of DATABASE_DOWN."""
         return Loan(self, name)
 
     async def schema(self) -> str:
@@ -1301,11 +1258,32 @@ class Database:
         """Whether the server takes another connection, or refuses it, within so many seconds."""
         try:
             async with asyncio.timeout(seconds) as limit:
-                other = await asyncpg.connect(self.logins["owner"].dsn)
-                other.terminate()
+                (await asyncpg.connect(self.logins["owner"].dsn)).terminate()
         except (asyncpg.PostgresError, *DATABASE_DOWN):
             return not limit.expired()
         return True
+
+    async def latency(self, name: str) -> float | None:
+        """Seconds that a login's database takes to answer, None for more than one; asked once a second at most."""
+        if name not in self.latencies:
+            asking = self.latencies[name] = asyncio.create_task(self.measure(name), name=f"latency of {name}")
+            asking.add_done_callback(lambda _: asking.get_loop().call_later(1, self.latencies.pop, name))
+        return await asyncio.shield(self.latencies[name])
+
+    async def measure(self, name: str) -> float | None:
+        """On a connection of its own, for a busy pool is no fault."""
+        try:
+            async with asyncio.timeout(1):
+                if name not in self.probes or self.probes[name].is_closed():
+                    login = self.logins[name]._asdict()
+                    self.probes[name] = await connect(**login, patience=0.4, server_settings=self.session(name))
+                started = time.perf_counter()
+                await self.probes[name].fetchval("SELECT 1")
+                return time.perf_counter() - started
+        except (TimeoutError, asyncpg.PostgresError, *DATABASE_DOWN):
+            if name in self.probes:
+                self.probes[name].terminate()
+            return None
 
 
 # ------------------------------------------------------------------------------------------------ SQL files
@@ -2214,18 +2192,14 @@ class Answer(NamedTuple):
 
 
 class Entry(msgspec.Struct, eq=False):
-    """A result in the cache.
-
-    made_at is the clock (time.monotonic) when its run began, and began the epoch, or -1 when that was in another
-    instance. checked is the last epoch at which nothing had changed.
-    """
+    """A result in the cache; made_at is the clock (time.monotonic) when its run began."""
 
     metric: Metric
     result: Result
     made_at: float
     ttl: float
-    began: int = -1
-    checked: int = -1
+    began: int = -1  # the epoch when its run began, -1 when that was in another instance
+    checked: int = -1  # the last epoch at which nothing had changed
     milliseconds: float = 0
     answers: dict[tuple[str, bool], Answer] = {}
     size: int = 0
@@ -2248,7 +2222,9 @@ class MemoryCache:
         return entry
 
     def put(self, key: str, entry: Entry) -> None:
-        """Keep an entry, counted as large as it now is, unless it is too large; make room."""
+        """Keep an entry, counted as large as it now is, unless it is too large or older than the one there; make room."""
+        if (kept := self.entries.get(key)) and kept.made_at > entry.made_at:
+            return
         self.drop(key)
         answers = sum(1024 + len(answer.body) for answer in entry.answers.values())
         entry.size = 1024 + len(key) + len(entry.result.rows) + answers
@@ -2357,16 +2333,9 @@ def render(about: Definition, result: Result, media: str) -> bytes:
         return result.rows + b"\n" if result.rows else b""
     if media == "csv":
         return render_csv(result)
-    envelope = MetricResult(
-        id=about.id,
-        title=about.title,
-        is_editable=about.is_editable,
-        columns=list(result.columns),
-        records=msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]"),
-        layouts=list(about.layouts),
-        truncated=result.truncated,
-    )
-    return encode(envelope)
+    records = msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]")
+    columns, layouts = list(result.columns), list(about.layouts)
+    return encode(MetricResult(about.id, about.title, about.is_editable, columns, records, layouts, result.truncated))
 
 
 def render_csv(result: Result) -> bytes:
@@ -2461,7 +2430,7 @@ async def disconnected(receive: Receive) -> None:
 
 
 class Flight:
-    """One run of a metric, for everybody who waits for the same key; cancelled when the last of them has left."""
+    """One run of a metric for all who wait for the same key; cancelled when the last has left, unless it refreshes."""
 
     def __init__(self, task: asyncio.Task[Entry], epoch: int) -> None:
         self.task, self.epoch = task, epoch
@@ -2528,7 +2497,7 @@ class Results:
                 return entry, "hit"
             # While nobody listens, only a failing database lets an older result stand in at once.
             if current if self.changes.connected_since else self.database_fails:
-                self.refresh(plan)
+                self.board(plan)[0].refreshes = True
                 return entry, "fwd=stale"
         if wants.only_if_cached:
             if (shared := await self.recall(plan)) and shared.age <= wants.max_age:
@@ -2544,11 +2513,6 @@ class Results:
         if made.began < 0:
             return made, "hit; detail=shared"
         return made, "fwd=miss; collapsed" if joined else "fwd=miss"
-
-    def refresh(self, plan: Plan) -> None:
-        """Run a metric for nobody in particular, whoever leaves."""
-        flight, _ = self.board(plan)
-        flight.refreshes = True
 
     def board(self, plan: Plan, max_age: float = float("inf")) -> tuple[Flight, bool]:
         """The flight under way, if it is not too old, no change was heard of since and it goes on; else a new one."""
@@ -2594,17 +2558,16 @@ class Results:
         entry.milliseconds = entry.age * 1000
         self.instruments.count_run(plan.metric.id, result.row_count, entry.age)
         if self.is_current(entry):
-            self.keep(plan, entry)
+            self.memory.put(plan.key, entry)
             if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:
                 left = entry.ttl - entry.age
                 self.create_task(self.shared.set(self.shared_key(plan), result, entry.ttl, left))
         return entry
 
     async def run_up_to_date(self, plan: Plan, asked: float) -> Result:
-        """Run a metric so that it sees all that had been heard of before.
+        """Run a metric so that it sees all that had been heard of before; Problem 503 when no host is up to date.
 
         A replica may be behind: it has POOL_TIMEOUT since it was asked for to catch up, then the primary is taken.
-        Raises as run_metric does, and Problem 503 when no host is up to date.
         """
         heard = self.changes.of(plan.metric.tables)
         deadline, needed = asked + self.settings.pool_timeout, None
@@ -2627,26 +2590,20 @@ class Results:
         ttl = plan.metric.about.ttl
         return Entry(plan.metric, result, made_at, self.settings.cache_ttl if ttl is None else ttl, began)
 
-    def keep(self, plan: Plan, entry: Entry) -> None:
-        present = self.memory.get(plan.key)
-        if present is None or present.made_at <= entry.made_at:
-            self.memory.put(plan.key, entry)
-
     def shared_key(self, plan: Plan) -> str:
         digest = hashlib.sha256(f"{self.changes.database_id}:{plan.key}".encode()).hexdigest()
         return f"metrics-api:{digest}"
 
     async def recall(self, plan: Plan) -> Entry | None:
         """A fresh entry from the shared cache, if it was made since this instance listens and no change was heard."""
-        if not (self.shared.backend and self.changes.connected_since):
-            return None
-        if (found := await self.shared.get(self.shared_key(plan))) is None:
+        listening = self.shared.backend and self.changes.connected_since
+        if not (listening and (found := await self.shared.get(self.shared_key(plan)))):
             return None
         result, age = found
         entry = self.make_entry(plan, result, time.monotonic() - age)
         if entry.age > entry.ttl or not self.changes.connected_since or not self.is_current(entry):
             return None
-        self.keep(plan, entry)
+        self.memory.put(plan.key, entry)
         return entry
 
     async def answer(self, plan: Plan, entry: Entry, gzipped: bool = False) -> Answer:
@@ -3382,14 +3339,13 @@ def read_page(name: str, own: str = "") -> tuple[bytes, dict[str, str]]:
 
 
 async def dashboard(request: Request[State]) -> Response:
-    """The example dashboard."""
     page, headers = read_page("dashboard.html")
     return Response(page, headers=headers, media_type="text/html")
 
 
 async def health(request: Request[State]) -> Response:
     """Whether the database answers."""
-    database = await request.state["database"].probes["reader"].ask() is not None
+    database = await request.state["database"].latency("reader") is not None
     return json_response(Health(True, database), 200 if database else 503)
 
 
@@ -3409,14 +3365,14 @@ async def health_ready(request: Request[State]) -> Response:
 async def ready_checks(state: State) -> dict[str, list[Check]]:
     """What requests depend on; only what makes them fail is a failure, so a busy pool is none."""
     catalog, database, verifier = state["catalog"], state["database"], state["verifier"]
-    reader, owner = await asyncio.gather(*(probe.ask() for probe in database.probes.values()))
+    reader, owner = await asyncio.gather(database.latency("reader"), database.latency("owner"))
     checks = {
         "reader:responseTime": [latency_check(reader, "fail")],
         "owner:responseTime": [latency_check(owner, "warn")],
         "database:migrations": [Check("fail" if catalog.fault else "pass", "datastore", output=catalog.fault or "")],
         "database:privileges": [privileges_check(state)],
         "metrics:files": file_checks(catalog),
-        "listener:connectedSince": [listener_check(state["changes"])],
+        "listener:connectedSince": [listener_check(state["changes"].connected_since)],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
         "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
     }
@@ -3435,11 +3391,10 @@ def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Ch
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
 
 
-def listener_check(changes: Changes) -> Check:
-    if changes.connected_since is None:
+def listener_check(since: float | None) -> Check:
+    if since is None:
         return Check("warn", "component", output="not connected: results are kept for their ttl and no longer")
-    since = datetime.fromtimestamp(changes.connected_since, UTC)
-    return Check("pass", "component", since.isoformat(timespec="seconds"))
+    return Check("pass", "component", datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"))
 
 
 async def keys_check(keys: KeySet) -> Check:
@@ -3448,31 +3403,29 @@ async def keys_check(keys: KeySet) -> Check:
         await asyncio.wait([fetching], timeout=1)
     if not keys.keys:
         return Check("fail", "system", output="the issuer's keys cannot be fetched")
-    status: Literal["pass", "warn"] = "warn" if keys.failures else "pass"
-    return Check(status, "system", round(time.monotonic() - keys.fetched_at), "s")
+    return Check("warn" if keys.failures else "pass", "system", round(time.monotonic() - keys.fetched_at), "s")
 
 
 async def prometheus(request: Request[State]) -> Response:
-    """Figures for Prometheus."""
     # A balancer that keeps the path from the world compares it as it is written.
     if request.scope["raw_path"].rstrip(b"/") != b"/prometheus":
         raise HTTPException(404)
     return Response(generate_latest(request.state["instruments"].registry), media_type="text/plain; version=0.0.4")
 
 
-def add_gauges(instruments: Instruments, state: State) -> None:
-    database, changes, results, keys = state["database"], state["changes"], state["results"], state["verifier"].keys
+def add_gauges(state: State) -> None:
+    database, changes, keys = state["database"], state["changes"], state["verifier"].keys
+    gauge = state["instruments"].gauge
     for name, pool in database.pools.items():
-        instruments.gauge("database_connections", "Open connections", pool.get_size, login=name)
-        instruments.gauge("database_connections_idle", "Idle connections", pool.get_idle_size, login=name)
+        gauge("database_connections", "Open connections", pool.get_size, login=name)
+        gauge("database_connections_idle", "Idle connections", pool.get_idle_size, login=name)
         waiting = functools.partial(database.waiting.__getitem__, name)
-        instruments.gauge("database_waiting", "Requests that wait", waiting, login=name)
-    instruments.gauge("listener_connected", "Whether changes are heard of", lambda: bool(changes.connected_since))
+        gauge("database_waiting", "Requests that wait", waiting, login=name)
+    gauge("listener_connected", "Whether changes are heard of", lambda: bool(changes.connected_since))
     if state["settings"].jwt_issuer:
-        instruments.gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
-    instruments.gauge("cache_bytes", "In-process cache", lambda: results.memory.bytes)
-    state["catalog"].reloaded_by.append(lambda: instruments.keep(state["catalog"].metrics))
-    instruments.gauge("live_subscribers", "Open sockets", lambda: len(state["broadcast"].subscribers))
+        gauge("keys_age_seconds", "Since the keys were fetched", lambda: time.monotonic() - keys.fetched_at)
+    gauge("cache_bytes", "In-process cache", lambda: state["results"].memory.bytes)
+    gauge("live_subscribers", "Open sockets", lambda: len(state["broadcast"].subscribers))
 
 
 def privileges_check(state: State) -> Check:
@@ -3967,26 +3920,24 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         await server.stop()
 
 
-def tell_progress(count: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{count} records read", end="\r", file=sys.stderr, flush=True)
-
-
 async def load_dataset(database: Database, directory: Path, newest: date | None = None) -> Any:
     """Load a data set; its queries must pass as the guest that will run them. Raises CommandError."""
     from seed import dataset
 
+    def tell(count: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{count} records read", end="\r", file=sys.stderr, flush=True)
+
     async def accept(sql: str) -> str | None:
-        definition = Definition(id="query", source="dataset", sql=sql, title="")
         try:
-            await pass_gate(database, definition)
+            await pass_gate(database, Definition(id="query", source="dataset", sql=sql, title=""))
         except BadStatement as exc:
             return str(exc)
         return None
 
     async with writing(database, "metrics", "upload") as conn:
         try:
-            report = await dataset.load(directory, conn, accept, newest=newest, tell=tell_progress)
+            report = await dataset.load(directory, conn, accept, newest=newest, tell=tell)
         except (dataset.DatasetError, asyncpg.PostgresError) as exc:
             raise CommandError(f"Nothing was loaded: {exc}") from exc
         await notify(conn, "metric_configurations")
@@ -4018,32 +3969,49 @@ async def start(state: State, embedded: bool) -> None:
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
 
-async def keep_up(state: State, embedded: bool, started: asyncio.Event) -> None:
+async def keep_up(state: State, embedded: bool) -> None:
     """Start, however long the database takes, and then keep up with its changes and those of the files."""
     await start(state, embedded)
-    catalog, changes = state["catalog"], state["changes"]
-    changes.heard_by.append(lambda _: started.set())
-    listening = listen(state["database"], changes, catalog.outdated)
+    catalog = state["catalog"]
+    listening = listen(state["database"], state["changes"], catalog.outdated)
     await asyncio.gather(watch_catalog(catalog), mend_catalog(catalog), listening)
 
 
 def end_with_parent() -> None:
     """A worker whose parent was killed would hold the port for ever."""
     if parent := multiprocessing.parent_process():
-        loop = asyncio.get_running_loop()
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
-        def end(sentinel: int) -> None:
-            loop.remove_reader(sentinel)
-            signal.raise_signal(signal.SIGTERM)
 
-        loop.add_reader(parent.sentinel, end, parent.sentinel)
+def create_state(settings: Settings, database: Database, stream: LogStream) -> State:
+    catalog, changes, instruments = Catalog(settings, database), Changes(), Instruments()
+    results = Results(settings, catalog, changes, instruments)
+    state = State(
+        settings=settings,
+        log=stream if log.isEnabledFor(logging.INFO) else None,
+        request_ids=request_ids(),
+        instruments=instruments,
+        database=database,
+        verifier=Verifier(settings),
+        catalog=catalog,
+        changes=changes,
+        results=results,
+        seen=Seen(results),
+        broadcast=Broadcast(catalog, changes, results),
+        documents={},
+    )
+    catalog.reloaded_by += [state["seen"].forget, state["documents"].clear, lambda: instruments.keep(catalog.metrics)]
+    state["verifier"].forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
+    add_gauges(state)
+    return state
 
 
 @asynccontextmanager
 async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
+    threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
     async with AsyncExitStack() as stack:
         try:
-            end_with_parent()
             settings = load_settings(os.environ)
             embedded = not settings.database_url
             stream = configure_logging(settings.log_level)
@@ -4054,32 +4022,11 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
             print(exc, file=sys.stderr, flush=True)
             os._exit(1)
         database = await stack.enter_async_context(Database(settings))
-        catalog, changes = Catalog(settings, database), Changes()
-        instruments = Instruments()
-        results = Results(settings, catalog, changes, instruments)
-        stack.push_async_callback(results.shared.close)
-        broadcast, seen = Broadcast(catalog, changes, results), Seen(results)
-        verifier = Verifier(settings)
-        documents: dict[tuple[str, ...], bytes] = {}
-        catalog.reloaded_by += [seen.forget, documents.clear]
-        verifier.forgotten_by += [seen.forget, broadcast.on_keys]
-        state = State(
-            settings=settings,
-            log=stream if log.isEnabledFor(logging.INFO) else None,
-            request_ids=request_ids(),
-            instruments=instruments,
-            verifier=verifier,
-            database=database,
-            catalog=catalog,
-            changes=changes,
-            results=results,
-            seen=seen,
-            broadcast=broadcast,
-            documents=documents,
-        )
-        add_gauges(instruments, state)
+        state = create_state(settings, database, stream)
+        stack.push_async_callback(state["results"].shared.close)
         started = asyncio.Event()
-        running = asyncio.gather(keep_up(state, embedded, started), verifier.keys.keep_fresh())
+        state["changes"].heard_by.append(lambda _: started.set())
+        running = asyncio.gather(keep_up(state, embedded), state["verifier"].keys.keep_fresh())
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:
@@ -4111,10 +4058,7 @@ app.router.redirect_slashes = False
 # ------------------------------------------------------------------------------------------------ server
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
+say = functools.partial(print, flush=True)
 KEEP_ALIVE, TICK = 75, 5  # seconds; a connection is kept for longer than balancers keep theirs
 
 
@@ -4231,8 +4175,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     with suppress(OSError):  # as the log: nobody reads, or the disk is full
-        say(f"Metrics API on {url}")
-        say(f"Dashboard: {url}/  Documentation: {url}/docs")
+        say(f"Metrics API on {url}\nDashboard: {url}/  Documentation: {url}/docs")
         if not settings.jwt_issuer:
             say("Open: JWT_ISSUER is not set, so everybody who reaches this address may read and write.")
     config = uvicorn.Config(
@@ -4246,7 +4189,6 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=10,
-        timeout_keep_alive=KEEP_ALIVE,
         ws_max_size=MAX_MESSAGE + 1024,
         ws_per_message_deflate=False,
         # A worker that is busy for a while is not dead.
@@ -4255,7 +4197,6 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     configure_logging(settings.log_level)
     if options.workers > 1:
         asyncio.run(run_workers(settings, Workers(config, sockets=[listener])))
-        listener.close()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -4306,9 +4247,8 @@ async def run_workers(settings: Settings, workers: Workers) -> None:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.socket(family)
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as exc:
@@ -4352,10 +4292,7 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
 
 
 def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
-    """file:line:column: error, as compilers write it, or what PostgreSQL says of the metric.
-
-    Where PostgreSQL gives no position, it is the statement as a whole.
-    """
+    """What PostgreSQL says of a metric, or file:line:column: error, as compilers write it, or the statement's line."""
     name = f"queries/{metric.id}.sql"
     if metric.fault:
         yield f"{name}{metric.place or f':{first_line(metric.about.sql)}'}: error: {metric.fault}"

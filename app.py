@@ -41,7 +41,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import asyncpg
 import jwt
@@ -1021,7 +1021,7 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {HTTPException: answer_http}
 def database_logins(settings: Settings) -> dict[str, apply.Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
     urls = settings.database_url, settings.reader_database_url, settings.guest_database_url
-    owner, reader_url, guest_url = (as_dsn(url or "") for url in urls)
+    owner, reader_url, guest_url = (apply.as_dsn(url or "") for url in urls)
     reader = apply.derived_login(owner, reader_url, owner, "metrics_reader")
     guest = apply.derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
     logins = {"owner": apply.Login(owner), "upload": apply.Login(owner), "reader": reader}
@@ -1029,27 +1029,6 @@ def database_logins(settings: Settings) -> dict[str, apply.Login]:
     if settings.reader_database_url:
         logins |= {"reader on primary": reader, "guest on primary": guest}
     return logins
-
-
-# What only libpq knows; asyncpg would send it to the server, which refuses it.
-LIBPQ_ONLY = re.compile(
-    r"channel_binding|client_encoding|connect_timeout|fallback_application_name|gss(encmode|delegation)|hostaddr"
-    r"|keepalives.*|load_balance_hosts|m(in|ax)_protocol_version|oauth_.*|replication|require_?(auth|peer)|scram_.*"
-    r"|ssl(certmode|compression|crldir|keylogfile|sni)|tcp_user_timeout"
-)
-
-
-def as_dsn(url: str) -> str:
-    """A libpq URL for asyncpg."""
-    head, _, query = url.partition("?")
-    options = dict(parse_qsl(query.replace("+", "%2B")))
-    # Sessions that read only would count as a server that does.
-    if wanted := {"read-write": "primary", "read-only": "standby"}.get(options.get("target_session_attrs", "")):
-        options["target_session_attrs"] = wanted
-    known = {name: value for name, value in options.items() if not LIBPQ_ONLY.fullmatch(name)}
-    # To asyncpg, no name after the slash is one, which goes before the option dbname.
-    head = re.sub(r"(?<!:/)/$", "", head)
-    return f"{head}?{urlencode(known, quote_via=quote)}" if known else head
 
 
 async def keep_session(conn: asyncpg.Connection) -> None:
@@ -2222,7 +2201,7 @@ class MemoryCache:
         return entry
 
     def put(self, key: str, entry: Entry) -> None:
-        """Keep an entry, counted as large as it now is, unless it is too large or older than the one there; make room."""
+        """Keep an entry, unless it is too large or older than the one there, and make room for it."""
         if (kept := self.entries.get(key)) and kept.made_at > entry.made_at:
             return
         self.drop(key)

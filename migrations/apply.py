@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
 from psycopg import sql
@@ -38,6 +39,27 @@ class Login(NamedTuple):
     dsn: str
     user: str | None = None
     password: str | None = None
+
+
+# What only libpq knows; asyncpg would send it to the server, which refuses it.
+LIBPQ_ONLY = re.compile(
+    r"channel_binding|client_encoding|connect_timeout|fallback_application_name|gss(encmode|delegation)|hostaddr"
+    r"|keepalives.*|load_balance_hosts|m(in|ax)_protocol_version|oauth_.*|replication|require_?(auth|peer)|scram_.*"
+    r"|ssl(certmode|compression|crldir|keylogfile|sni)|tcp_user_timeout"
+)
+
+
+def as_dsn(url: str) -> str:
+    """A libpq URL for asyncpg."""
+    head, _, query = url.partition("?")
+    options = dict(parse_qsl(query.replace("+", "%2B")))
+    # Sessions that read only would count as a server that does.
+    if wanted := {"read-write": "primary", "read-only": "standby"}.get(options.get("target_session_attrs", "")):
+        options["target_session_attrs"] = wanted
+    known = {name: value for name, value in options.items() if not LIBPQ_ONLY.fullmatch(name)}
+    # To asyncpg, no name after the slash is one, which goes before the option dbname.
+    head = re.sub(r"(?<!:/)/$", "", head)
+    return f"{head}?{urlencode(known, quote_via=quote)}" if known else head
 
 
 def derived_login(owner: str, url: str, hosts: str, user: str) -> Login:

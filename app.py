@@ -3882,7 +3882,7 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
     if settings.database_url:
         yield settings
         return
-    # Only a laptop has it: the production image leaves the folder out.
+    # Only a laptop has it: the production image leaves it out.
     from seed import embedded
 
     try:

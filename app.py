@@ -2201,7 +2201,7 @@ class MemoryCache:
         return entry
 
     def put(self, key: str, entry: Entry) -> None:
-        """Keep an entry, unless it is too large or older than the one there, and make room for it."""
+        """Keep an entry, counted as large as it now is, unless it is too large or a newer one is there; make room."""
         if (kept := self.entries.get(key)) and kept.made_at > entry.made_at:
             return
         self.drop(key)
@@ -2637,6 +2637,8 @@ class Mask(NamedTuple):
     def cut(self, piece: bytes) -> tuple[bytes, bytes, bytes] | None:
         """A head without these lines, and the id and the traceparent in them; None for a head with other lines."""
         kept, values, start = [], [], 0
+        if piece.find(b"\r\n\r\n") != len(piece) - 4:
+            return None  # what stands behind the head's end is no line of it
         for line in self.lines:
             if (found := piece.find(line, start)) < 0:
                 return None
@@ -4305,21 +4307,19 @@ async def watch_command(database: Database, options: argparse.Namespace) -> int:
     return 0
 
 
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"must be a number from {low} to {high}")
-        return int(text)
-
-    return parse
+def whole_number(low: int, high: int, text: str) -> int:
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"must be a number from {low} to {high}")
+    return int(text)
 
 
 def parse_options() -> argparse.Namespace:
+    port, count = functools.partial(whole_number, 0, 65_535), functools.partial(whole_number, 1, 64)
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 for any that is free")
-    parser.add_argument("--workers", type=whole_number(1, 64), default=1, help="processes that serve")
+    parser.add_argument("--port", type=port, default=8000, help="0 for any that is free")
+    parser.add_argument("--workers", type=count, default=1, help="processes that serve")
     commands = parser.add_subparsers(title="commands, instead of serving", dest="command")
     commands.add_parser("migrate", help="apply the migrations and exit").set_defaults(run=migrate_command)
     seed = commands.add_parser("seed", help="load a data set directory")

@@ -335,6 +335,41 @@ def test_what_a_line_does_to_a_request_that_was_seen_it_does_on_the_whole_way(
     assert sorted(first.split(b"\r\n")) == sorted(whole.split(b"\r\n"))
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (b"\r\n\r\n", b"\r\n\r\nvia: a\r\n"),
+        (b"\r\n\r\n", b"\r\n\r\nvia: a"),
+        (b"\r\n\r\n", b"\r\n\r\r\nx-real-ip: a\n"),
+        (b"\r\n\r\n", b"\r\nx-real-ip: a\n\r\n"),
+        (b"\r\n\r\n", b"\r\nx-real-ip: a\r\n\r\n\r\n"),
+        (b"GET", b"via: a\r\nGET"),
+        (b"GET", b"\r\nvia: a\r\nGET"),
+        (b" HTTP/1.1\r\n", b"\r\nvia: a HTTP/1.1\r\n"),
+        (b" HTTP/1.1\r\n", b" HTTP/1.1\r\nvia: a\r\r\n"),
+        (b" HTTP/1.1\r\n", b" HTTP/1.1\r\nvia: a\r\n"),
+    ],
+    ids=repr,
+)
+def test_a_line_at_a_wrong_place_is_what_it_is_on_the_whole_way(
+    issuer: Issuer, wire: Wire, broken: tuple[bytes, bytes]
+) -> None:
+    """The line that a proxy adds has been cut out of such a head before."""
+    request = compose("/metrics/echo?n=7105", **bearer(issuer.token()))
+    for line in ("Via: 1.1 a", "via: 1.1 a", "x-real-ip: 10.0.0.1"):
+        warm(wire, added(request, line))
+
+    def outcome(ask: bytes) -> list[int]:
+        wire.close()
+        with suppress(ConnectionError):
+            wire.send(ask.replace(*broken, 1), compose("/health/live", Connection="close"))
+        while wire.read():
+            pass
+        return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", wire.rest)]
+
+    assert outcome(request) == outcome(whole_way(request))
+
+
 def test_a_reader_who_takes_nothing_stops_being_answered(guarded: Service, issuer: Issuer) -> None:
     """What waits to be sent is bounded, and everything that was asked for comes in the end."""
     wire = Wire(guarded)

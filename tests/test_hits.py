@@ -325,7 +325,9 @@ def test_what_a_line_does_to_a_request_that_was_seen_it_does_on_the_whole_way(
     def outcome(ask: bytes) -> bytes:
         wire.close()
         with suppress(ConnectionError):  # it may be closed by then
-            wire.send(added(ask, *smuggled), follower)
+            wire.send(added(ask, *smuggled))
+            wire.read()
+            wire.send(follower)
         while wire.read():
             pass
         ids = rb"(?im)^(date|age|x-request-id|traceparent|server-timing|sec-websocket-accept): .*\r\n"
@@ -362,7 +364,9 @@ def test_a_line_at_a_wrong_place_is_what_it_is_on_the_whole_way(
     def outcome(ask: bytes) -> list[int]:
         wire.close()
         with suppress(ConnectionError):
-            wire.send(ask.replace(*broken, 1), compose("/health/live", Connection="close"))
+            wire.send(ask.replace(*broken, 1))
+            time.sleep(0.1)
+            wire.send(compose("/health/live", Connection="close"))
         while wire.read():
             pass
         return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", wire.rest)]

@@ -253,10 +253,6 @@ class MetricSummary(msgspec.Struct, frozen=True):
     layouts: list[Layout]
 
 
-class MetricList(msgspec.Struct, frozen=True):
-    metrics: list[MetricSummary]
-
-
 class MetricResult(msgspec.Struct, frozen=True):
     id: str
     title: str
@@ -323,16 +319,6 @@ class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
     fault: str = ""
 
 
-class Inserted(msgspec.Struct, frozen=True):
-    inserted: int
-    duplicates: int
-
-
-class Health(msgspec.Struct, frozen=True):
-    application: bool
-    database: bool
-
-
 class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One measured value of application/health+json (draft-inadarei-api-health-check)."""
 
@@ -343,26 +329,9 @@ class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     output: str = ""
 
 
-class Readiness(msgspec.Struct, frozen=True):
-    status: Literal["pass", "warn", "fail"]
-    checks: dict[str, list[Check]]
-
-
 class InputError(msgspec.Struct, frozen=True):
     name: str
     detail: str
-
-
-class ProblemDetails(msgspec.Struct, frozen=True):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    request_id: str
-    errors: list[InputError] | msgspec.UnsetType = msgspec.UNSET
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -461,15 +430,15 @@ def as_problem(exc: BaseException) -> Problem:
 def problem_response(exc: BaseException, scope: Scope) -> Response:
     problem = as_problem(exc)
     errors = [InputError(shortened(error.name), shortened(error.detail)) for error in problem.errors[:MAX_ERRORS]]
-    details = ProblemDetails(
-        type="about:blank",
-        title=HTTPStatus(problem.status).phrase,
-        status=problem.status,
-        detail=shortened(problem.detail),
-        instance=shortened(scope["path"]),
-        request_id=scope["request_id"],
-        errors=errors or msgspec.UNSET,
-    )
+    details = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": shortened(problem.detail),
+        "instance": shortened(scope["path"]),
+        "request_id": scope["request_id"],
+        **({"errors": errors} if errors else {}),
+    }
     return Response(encode(details), problem.status, problem.headers, "application/problem+json")
 
 
@@ -833,13 +802,9 @@ def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
     return Caller(str(subject) if subject else None, scopes, roles, claims, float(claims["exp"]) + LEEWAY)
 
 
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
 def words(value: Any) -> list[str]:
     """A claim that is one text or a list of texts."""
-    return [item for item in as_list(value) if isinstance(item, str)]
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
 async def authenticate(scope: Scope, header: bytes) -> Caller:
@@ -1917,16 +1882,6 @@ class Result(NamedTuple):
     replayed: int | None
 
 
-async def run_guest(conn: asyncpg.Connection, metric: Metric, values: Sequence[str | None]) -> asyncpg.Record:
-    """What nobody reviewed runs in a transaction that is read-only, rolled back and cleared away in one statement."""
-    await conn.execute("BEGIN READ ONLY")
-    try:
-        return await conn.fetchrow(metric.run, *values)
-    finally:
-        if not conn.is_closed():
-            await conn.execute(f"ROLLBACK; {conn.get_reset_query()}")
-
-
 async def run_once(database: Database, metric: Metric, values: Sequence[str | None], primary: bool) -> Result:
     """Run a metric, once it is known how far a replica has got."""
     async with database.connection(f"{metric.login} on primary" if primary else metric.login) as conn:
@@ -1938,10 +1893,14 @@ async def run_once(database: Database, metric: Metric, values: Sequence[str | No
             except TimeoutError:
                 conn.terminate()
                 raise ConnectionError("the server says nothing") from None
+        # What nobody reviewed runs in a transaction that is rolled back and cleared away in one statement.
         if metric.login == "guest":
-            row = await run_guest(conn, metric, values)
-        else:
+            await conn.execute("BEGIN READ ONLY")
+        try:
             row = await conn.fetchrow(metric.run, *values)
+        finally:
+            if metric.login == "guest" and not conn.is_closed():
+                await conn.execute(f"ROLLBACK; {conn.get_reset_query()}")
     if not (replica or primary):
         await database.return_to_replica(metric.login)
     return as_result(metric, row, replayed, database.settings.max_rows)
@@ -2263,8 +2222,7 @@ class SharedCache:
 
     async def set(self, key: str, result: Result, ttl: float, left: float) -> None:
         """Keep a result for what is left of its TTL (seconds), of which Redis counts the milliseconds."""
-        if left > 0.001:
-            await self.call("set", key, encode_shared((result, ttl)), ttl=left)
+        await self.call("set", key, encode_shared((result, ttl)), ttl=max(left, 0.001))
 
     async def close(self) -> None:
         if self.backend:
@@ -2368,14 +2326,6 @@ def accepts_gzip(header: bytes) -> bool:
 def matches(header: bytes, etag: bytes) -> bool:
     """If-None-Match (RFC 9110, 13.1.2) compares weakly."""
     return header == etag or any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
-
-
-def metric_response(answer: Answer, none_match: bytes, said: Sequence[tuple[bytes, bytes]]) -> Response:
-    """A 200, or a 304 when the client has the same bytes."""
-    same = bool(none_match) and matches(none_match, answer.etag)
-    response = Response(status_code=304) if same else Response(answer.body)
-    response.raw_headers = [*answer.headers, *said, *([] if same else answer.body_headers)]
-    return response
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -2619,14 +2569,6 @@ HIT_LINE = (
 )
 
 
-class Answered(NamedTuple):
-    """What a request for a metric came to."""
-
-    plan: Plan
-    gzipped: bool
-    etag: bytes
-
-
 class Mask(NamedTuple):
     """The beginnings of a head's volatile lines in their order, and which of them are an id and a traceparent."""
 
@@ -2665,7 +2607,9 @@ def mask_of(piece: bytes) -> Mask | None:
 class SeenRequest(msgspec.Struct, eq=False, frozen=True):
     """A request that a hit answered, and what is the same each time: of the head, of the log line, and what counts."""
 
-    answered: Answered
+    plan: Plan
+    form: tuple[str, bool]
+    etag: bytes
     caller: Caller
     head: bytes
     has_body: bool
@@ -2693,12 +2637,11 @@ class Seen:
 
     def remember(self, piece: bytes, scope: Scope) -> None:
         """Take in a request, whose head is the whole piece, that has just been answered."""
-        answered: Answered | None = scope.get("answered")
-        if scope.get("cache") != "hit" or not answered or not NOT_SEEN.isdisjoint(name for name, _ in scope["headers"]):
+        if scope.get("cache") != "hit" or not NOT_SEEN.isdisjoint(name for name, _ in scope["headers"]):
             return
         if not ((mask := mask_of(piece)) and (cut := mask.cut(piece))):
             return
-        state, plan, status = scope["state"], answered.plan, scope["status"]
+        state, status, (plan, form, etag) = scope["state"], scope["status"], scope["answered"]
         if state["catalog"].metrics.get(plan.metric.id) is not plan.metric:
             return
         about = {"metric_id": plan.metric.id, "status": status, "cache": "hit", "subject": scope["caller"].subject}
@@ -2710,7 +2653,9 @@ class Seen:
         if len(self.requests) >= MAX_SEEN or self.bytes > MAX_SEEN_BYTES:
             self.forget()
         self.requests[key] = SeenRequest(
-            answered,
+            plan,
+            form,
+            etag,
             scope["caller"],
             head,
             status == 200 and scope["method"] == "GET",
@@ -2730,10 +2675,9 @@ class Seen:
                     break
         if seen is None:
             return None
-        plan, gzipped, etag = seen.answered
-        entry = self.results.fresh(plan.key)
-        answer = entry and entry.metric is plan.metric and entry.answers.get((plan.media, gzipped))
-        if not entry or not answer or answer.etag != etag or seen.caller.expires <= time.time():
+        entry = self.results.fresh(seen.plan.key)
+        answer = entry and entry.metric is seen.plan.metric and entry.answers.get(seen.form)
+        if not entry or not answer or answer.etag != seen.etag or seen.caller.expires <= time.time():
             return None
         request_id, trace = name_request(state["request_ids"], given, parent)
         trace_line = b"traceparent: %b\r\n" % trace if trace else b""
@@ -3057,7 +3001,7 @@ async def list_metrics(request: Request[State]) -> Response:
     if catalog.fault:
         raise Problem(503, "The database has not been reached yet; try again.")
     metrics = catalog.visible(request.scope["caller"])
-    return json_response(MetricList([show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]))
+    return json_response({"metrics": [show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]})
 
 
 async def read_metric(request: Request[State]) -> Response:
@@ -3071,10 +3015,13 @@ async def read_metric(request: Request[State]) -> Response:
     entry, status = await results.get(plan, wants, request.receive)
     gzipped = accepts_gzip(header(scope, b"accept-encoding"))
     answer = await results.answer(plan, entry, gzipped)
-    scope["cache"], scope["answered"] = status, Answered(plan, gzipped, answer.etag)
+    scope["cache"], scope["answered"] = status, (plan, (media, gzipped), answer.etag)
     timing = b"cache;desc=hit" if status.startswith("hit") else b"db;dur=%.1f" % entry.milliseconds
     said = [(b"age", b"%d" % entry.age), (b"cache-status", f"metrics; {status}".encode()), (b"server-timing", timing)]
-    return metric_response(answer, header(scope, b"if-none-match"), said)
+    same = matches(header(scope, b"if-none-match"), answer.etag)
+    response = Response(status_code=304) if same else Response(answer.body)
+    response.raw_headers = [*answer.headers, *said, *([] if same else answer.body_headers)]
+    return response
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -3291,7 +3238,7 @@ async def create_records(request: Request[State]) -> Response:
             finally:
                 await conn.execute(records.UNSTAGE)
     audit(request, "records", inserted=inserted, duplicates=count - inserted)
-    return json_response(Inserted(inserted, count - inserted), 201)
+    return json_response({"inserted": inserted, "duplicates": count - inserted}, 201)
 
 
 # ------------------------------------------------------------------------------------------------ pages and health
@@ -3327,7 +3274,7 @@ async def dashboard(request: Request[State]) -> Response:
 async def health(request: Request[State]) -> Response:
     """Whether the database answers."""
     database = await request.state["database"].latency("reader") is not None
-    return json_response(Health(True, database), 200 if database else 503)
+    return json_response({"application": True, "database": database}, 200 if database else 503)
 
 
 async def health_live(request: Request[State]) -> Response:
@@ -3339,7 +3286,7 @@ async def health_ready(request: Request[State]) -> Response:
     """What requests depend on, part by part."""
     checks = await ready_checks(request.state)
     worst = max((check.status for group in checks.values() for check in group), key=("pass", "warn", "fail").index)
-    body = encode(Readiness(worst, checks))
+    body = encode({"status": worst, "checks": checks})
     return Response(body, 503 if worst == "fail" else 200, media_type="application/health+json")
 
 
@@ -3676,7 +3623,7 @@ def parse_message(text: str | bytes) -> dict[str, Any]:
 def text_pairs(params: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Parameters as a query string would hold them; raises Problem 422."""
     for name, value in params.items():
-        for item in as_list(value):
+        for item in value if isinstance(value, list) else [value]:
             if isinstance(item, bool) or not isinstance(item, str | int | Decimal):
                 raise input_problem([InputError(name, "must be a text or a number")])
             yield name, item if isinstance(item, str) else encode(item).decode()
@@ -3703,8 +3650,8 @@ REF = "#/components/schemas/{name}"
 TEXT, ANYTHING = Schema(type="string"), Schema()
 WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
-STRUCTS = [MetricList, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch, Inserted, Health]
-STRUCTS += [Readiness, ProblemDetails]
+STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
+STRUCTS += [Check, InputError]
 MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
 

@@ -2345,9 +2345,8 @@ MAX_AGE = re.compile(r'max-age="?(\d{1,10})"?')
 def parse_directives(header: str) -> Directives:
     directives = [directive.strip() for directive in header.lower().split(",")]
     ages = [float(age[1]) for directive in directives if (age := MAX_AGE.fullmatch(directive))]
-    if "no-cache" in directives:
-        ages.append(0)
-    return Directives(min(ages, default=float("inf")), "only-if-cached" in directives)
+    max_age = 0 if "no-cache" in directives else min(ages, default=float("inf"))
+    return Directives(max_age, "only-if-cached" in directives)
 
 
 LOOK_AFTER = 0.05  # seconds

@@ -1947,13 +1947,13 @@ async def data_problem(database: Database, metric: Metric, values: Sequence[str 
     errors = []
     async with database.connection(metric.login) as conn:
         for name, kind, value in zip(metric.names, metric.types, values, strict=True):
-            try:
+            with suppress(*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
                 await conn.fetchval(f"SELECT $1::text::{kind.sql} IS NULL", value)
-            except (*FAILS_ON_DATA, asyncpg.SyntaxOrAccessError):
-                if name in metric.about.claims:
-                    return ill_typed_claim(metric.about.claims[name], kind)
-                labels = f" ({', '.join(kind.labels)})" if kind.labels else ""
-                errors.append(InputError(name, f"must be of PostgreSQL's type {kind.name}{labels}"))
+                continue
+            if name in metric.about.claims:
+                return ill_typed_claim(metric.about.claims[name], kind)
+            labels = f" ({', '.join(kind.labels)})" if kind.labels else ""
+            errors.append(InputError(name, f"must be of PostgreSQL's type {kind.name}{labels}"))
     return input_problem(errors) if errors else Problem(422, "The query fails on its data with these parameters.")
 
 
@@ -3694,8 +3694,8 @@ def client_names(ids: Iterable[str]) -> dict[str, str]:
 def fixed_document(settings: Settings, secured: bool) -> Schema:
     """pages/openapi.json with the scopes that are wanted here, or without what an open service does not ask for."""
     text = (HERE / "pages" / "openapi.json").read_bytes()
-    text = text.replace(b'"JWT_READ_SCOPE"', encode(settings.jwt_read_scope))
-    text = text.replace(b'"JWT_WRITE_SCOPE"', encode(settings.jwt_write_scope))
+    for name, scope in (("READ", settings.jwt_read_scope), ("WRITE", settings.jwt_write_scope)):
+        text = text.replace(f'"JWT_{name}_SCOPE"'.encode(), encode(scope))
     fixed: Schema = msgspec.json.decode(text)
     schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)[1]
     fixed["components"]["schemas"] |= schemas

@@ -3984,7 +3984,6 @@ app.router.redirect_slashes = False
 
 # ------------------------------------------------------------------------------------------------ server
 
-
 say = functools.partial(print, flush=True)
 KEEP_ALIVE, TICK = 75, 5  # seconds; a connection is kept for longer than balancers keep theirs
 

@@ -4123,6 +4123,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     configure_logging(settings.log_level)
     if options.workers > 1:
         asyncio.run(run_workers(settings, Workers(config, sockets=[listener])))
+        listener.close()
     else:
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -5017,7 +5017,7 @@ class Connection(HttpToolsProtocol):
         alone = idle and self.cycle is not cycle and not self.begun and not self.pipeline
         self.piece = data if alone and len(data) <= MAX_PIECE and data.endswith(b"\r\n\r\n") else b""
         if self.pending > 2 * MAX_HEAD and not self.refused:
-            self.put(Problem(431, "The headers are larger than 64 KB."))
+            self.refuse(Problem(431, "The headers are larger than 64 KB."))
 
     def is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -5053,7 +5053,7 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(TICK, self.tick)
 
     def send_400_response(self, msg: str) -> None:
-        self.put(Problem(400, "The request is not HTTP/1.1."))
+        self.refuse(Problem(400, "The request is not HTTP/1.1."))
 
     def refuse(self, problem: Problem) -> None:
         """Answer and stop reading; the close has to wait, for with bytes unread it would take the answer back."""

@@ -3387,94 +3387,111 @@ CLOSING_CODES = {401: 4401, 403: 4403, 421: 4403, 503: 1013}  # by the status of
 FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 
 
-class Subscription:
-    """One metric with its parameters on one socket, echoed as they were sent."""
+class Subscription(msgspec.Struct, eq=False):
+    """One metric with its parameters on one socket, echoed as they were sent; told is what it was told last."""
 
-    task: asyncio.Task[None]
+    subscriber: Subscriber
+    metric_id: str
+    params: dict[str, Any]
+    plan: Plan | None = None
+    told: bytes = b""
 
-    def __init__(self, subscriber: Subscriber, metric_id: str, params: dict[str, Any]) -> None:
-        self.subscriber, self.metric_id, self.params = subscriber, metric_id, params
-        self.metric: Metric | None = None
+    def tell(self, news: Answer | Exception) -> None:
+        """Send a result that is another than the last one, or say, once, what is the matter."""
+        told = news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
+        if self.told != told:
+            self.told = told
+            self.subscriber.put(news, self.metric_id, self.params, key=self)
+
+
+class Topic:
+    """One metric with one set of values, asked for once on behalf of everybody who watches it."""
+
+    def __init__(self, broadcast: Broadcast, plan: Plan) -> None:
+        self.broadcast, self.plan = broadcast, plan
+        self.subscriptions: set[Subscription] = set()
         self.outdated = asyncio.Event()
-
-    def plan(self) -> Plan:
-        """What the metric is now and the caller may see; raises Problem."""
-        catalog, caller = self.subscriber.broadcast.catalog, cast(Caller, self.subscriber.caller)
-        self.metric = catalog.metrics.get(self.metric_id)
-        return make_plan(catalog.find(self.metric_id, caller), text_pairs(self.params), caller, "json")
-
-    async def ask(self) -> tuple[Answer, float]:
-        """A result, and for how many seconds it will do; raises what keeps it from being had."""
-        plan, broadcast = self.plan(), self.subscriber.broadcast
-        entry = await broadcast.result(plan)
-        # What stands in while the database fails is looked at again, whatever its TTL.
-        seconds = max(SOON, entry.ttl - entry.age) if broadcast.results.is_current(entry) else SOON
-        return await broadcast.results.answer(plan, entry), seconds
+        self.delay = SOON
+        self.task = asyncio.create_task(self.run(), name=f"topic {plan.metric.id}")
 
     async def run(self) -> None:
-        """Send the result whenever it really changes; what nobody watches for changes is looked at when it is aged."""
-        news: Answer | Exception
-        told, delay = b"", SOON
+        """Publish whenever the result really changes; what nobody watches for changes is looked at when it is aged."""
         while True:
             self.outdated.clear()
-            try:
-                news, seconds = await self.ask()
-                delay = SOON
-            except Exception as exc:
-                warn("a live result cannot be had", metric_id=self.metric_id, reason=repr(exc.__cause__ or exc))
-                news, seconds, delay = exc, delay, min(2 * delay, LATE)
-            before, told = told, news.etag if isinstance(news, Answer) else b"problem %d" % as_problem(news).status
-            if told != before:
-                self.subscriber.put(news, self.metric_id, self.params, key=self)
-            # On a common beat, so that those who watch the same ask at the same time and share a run.
-            await asyncio.sleep(DEBOUNCE / 2 + (DEBOUNCE / 2 - time.monotonic()) % DEBOUNCE)
+            # Who comes while it runs is not given what a change before that may have overtaken.
+            waiting = self.subscriptions.copy()
+            news, seconds = await self.ask()
+            for subscription in waiting & self.subscriptions:
+                subscription.tell(news)
+            await asyncio.sleep(DEBOUNCE)
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self.outdated.wait()
+                await asyncio.wait_for(self.outdated.wait(), seconds)
+
+    async def ask(self) -> tuple[Answer | Exception, float]:
+        """A result, or what is the matter, and for how many seconds that will do."""
+        results = self.broadcast.results
+        try:
+            async with self.broadcast.turns[self.plan.metric.login]:
+                entry, _ = await results.get(self.plan, Directives())
+            answer = await results.answer(self.plan, entry)
+        except Exception as exc:
+            warn("a live result cannot be had", metric_id=self.plan.metric.id, reason=repr(exc.__cause__ or exc))
+            delay, self.delay = self.delay, min(2 * self.delay, LATE)
+            return exc, delay
+        self.delay = SOON
+        # What stands in while the database fails is looked at again, whatever its TTL.
+        return answer, max(SOON, entry.ttl - entry.age) if results.is_current(entry) else SOON
 
 
 class Broadcast:
-    """The open sockets, and the turns that their runs take: whoever asks over HTTP has half of each pool."""
+    """The topics that somebody watches, by the key of their results; their runs leave half of each pool to requests."""
 
     def __init__(self, catalog: Catalog, changes: Changes, results: Results) -> None:
         self.catalog, self.results = catalog, results
+        self.topics: dict[str, Topic] = {}
         self.subscribers: set[Subscriber] = set()
         sizes = {login: pool.get_max_size() for login, pool in catalog.database.pools.items()}
         self.turns = {login: asyncio.Semaphore(max(1, size // 2)) for login, size in sizes.items()}
         changes.heard_by.append(self.on_change)
         catalog.reloaded_by.append(self.on_reload)
 
-    def subscriptions(self) -> Iterator[Subscription]:
-        return itertools.chain.from_iterable(subscriber.subscriptions.values() for subscriber in self.subscribers)
-
     def on_change(self, tables: Iterable[int] | None) -> None:
-        """Have asked again for what reads a table, or for everything when anything may have changed."""
-        for subscription in self.subscriptions():
-            read = subscription.metric.tables.keys() if subscription.metric else set()
-            if tables is None or not read.isdisjoint(tables):
-                subscription.outdated.set()
+        """Have asked again what reads a table, or everything when anything may have changed."""
+        for topic in self.topics.values():
+            if tables is None or not topic.plan.metric.tables.keys().isdisjoint(tables):
+                topic.outdated.set()
 
     def on_reload(self) -> None:
-        for subscription in self.subscriptions():
-            if self.catalog.metrics.get(subscription.metric_id) is not subscription.metric:
-                subscription.outdated.set()
+        """Plan anew what watches a metric that is not what it was, or that could not be planned."""
+        for subscriber in self.subscribers:
+            for key, subscription in list(subscriber.subscriptions.items()):
+                plan = subscription.plan
+                if plan is None or self.catalog.metrics.get(plan.metric.id) is not plan.metric:
+                    subscriber.renew(key)
 
     def on_keys(self) -> None:
         for subscriber in self.subscribers:
             subscriber.recheck.set()
 
-    async def result(self, plan: Plan) -> Entry:
-        """One run for all who ask at the same time; who joins one takes no turn."""
-        async with self.turns[plan.metric.login]:
-            if plan.key not in self.results.flights:
-                return (await self.results.get(plan, Directives()))[0]
-        return (await self.results.get(plan, Directives()))[0]
+    def subscribe(self, subscription: Subscription, plan: Plan) -> None:
+        topic = self.topics.get(plan.key) or Topic(self, plan)
+        self.topics[plan.key] = topic
+        topic.plan = subscription.plan = plan
+        topic.subscriptions.add(subscription)
+        topic.outdated.set()
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        if subscription.plan:
+            topic = self.topics[subscription.plan.key]
+            topic.subscriptions.remove(subscription)
+            subscription.plan = None
+            if not topic.subscriptions:
+                topic.task.cancel()
+                del self.topics[topic.plan.key]
 
 
 class Subscriber:
     """One socket: takes messages in, and lets only the newest result of each subscription wait to be sent."""
-
-    tasks: asyncio.TaskGroup
 
     def __init__(self, websocket: WebSocket) -> None:
         self.websocket = websocket
@@ -3485,14 +3502,11 @@ class Subscriber:
         self.outbox: OrderedDict[object, Callable[[], bytes]] = OrderedDict()
         self.waiting, self.recheck = asyncio.Event(), asyncio.Event()
 
-    def put(self, news: Answer | Exception, metric_id: str | None, params: Any, key: object) -> None:
-        """A message is made when it is sent, so that what waits for a slow reader is not a copy."""
-        self.outbox[key] = functools.partial(live_message, news, metric_id, params)
-        self.waiting.set()
-
-    def refuse(self, exc: Exception, metric_id: str | None = None, params: Any = None) -> None:
-        if len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
-            self.put(exc, metric_id, params, key=object())
+    def put(self, news: Answer | Exception, metric_id: str | None = None, params: Any = None, key: Any = None) -> None:
+        """Let the newest of a key wait; it becomes a message when it is sent, so that slow readers cost no copies."""
+        if key or len(self.outbox) < 2 * MAX_SUBSCRIPTIONS:
+            self.outbox[key or object()] = functools.partial(live_message, news, metric_id, params)
+            self.waiting.set()
 
     async def send(self) -> None:
         """Raises WebSocketException for a reader that takes nothing."""
@@ -3523,8 +3537,8 @@ class Subscriber:
         # An open service cannot tell callers apart.
         if caller is not OPEN and sum(other.subject == caller.subject for other in others) >= MAX_SOCKETS:
             raise WebSocketException(1013, f"{MAX_SOCKETS} sockets of one caller are open; close one")
-        for subscription in self.subscriptions.values():
-            subscription.outdated.set()
+        for key in list(self.subscriptions):
+            self.renew(key)
 
     async def expire(self) -> None:
         """Raises WebSocketException when there is no token in time, or the last one has expired or lost its key."""
@@ -3543,7 +3557,7 @@ class Subscriber:
             try:
                 await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
             except Problem as exc:
-                self.refuse(exc)
+                self.put(exc)
             await asyncio.sleep(0)  # messages that are here already would not let others have their turn
         raise WebSocketDisconnect
 
@@ -3562,39 +3576,52 @@ class Subscriber:
             case _:
                 detail = "Send subscribe or unsubscribe with an id and params, or auth with a token."
                 given = message.get("id")
-                self.refuse(Problem(422, detail), given if isinstance(given, str) else None)
+                self.put(Problem(422, detail), given if isinstance(given, str) else None)
 
     def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
-        """What never could be had is refused; what cannot be had just now comes as soon as it can."""
-        key, subscription = encode_sorted([metric_id, params]), Subscription(self, metric_id, params)
+        key = encode_sorted([metric_id, params])
         self.unsubscribe(key)
-        try:
-            if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-                raise Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed.")
-            subscription.plan()
-        except Problem as exc:
-            if exc.status < 500:
-                return self.refuse(exc, metric_id, params)
-        self.subscriptions[key] = subscription
-        subscription.task = self.tasks.create_task(subscription.run(), name=f"subscription to {metric_id}")
+        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+            return self.put(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
+        self.subscriptions[key] = Subscription(self, metric_id, params)
+        self.renew(key)
 
     def unsubscribe(self, key: bytes) -> None:
         if known := self.subscriptions.pop(key, None):
-            known.task.cancel()
+            self.broadcast.unsubscribe(known)
             self.outbox.pop(known, None)
+
+    def renew(self, key: bytes) -> None:
+        """Subscribe to what the metric is now and the caller may see.
+
+        What cannot be had just now, or any more, comes as soon as it can; what never could ends the subscription.
+        """
+        subscription, caller = self.subscriptions[key], cast(Caller, self.caller)
+        self.broadcast.unsubscribe(subscription)
+        try:
+            metric = self.broadcast.catalog.find(subscription.metric_id, caller)
+            plan = make_plan(metric, text_pairs(subscription.params), caller, "json")
+        except Exception as exc:
+            if subscription.told or as_problem(exc).status >= 500:
+                return subscription.tell(exc)
+            del self.subscriptions[key]
+            return self.put(exc, subscription.metric_id, subscription.params)
+        self.broadcast.subscribe(subscription, plan)
 
     async def serve(self) -> None:
         """Raises a group of WebSocketException, or of WebSocketDisconnect when the client leaves."""
         self.broadcast.subscribers.add(self)
         try:
-            async with asyncio.TaskGroup() as self.tasks:
+            async with asyncio.TaskGroup() as tasks:
                 given = header(self.websocket.scope, b"authorization")
                 if given or self.websocket.scope["state"]["verifier"].open:
                     await self.authenticate(given)
                 for part in (self.receive, self.send, self.expire):
-                    self.tasks.create_task(part())
+                    tasks.create_task(part())
         finally:
             self.broadcast.subscribers.discard(self)
+            for key in list(self.subscriptions):
+                self.unsubscribe(key)
 
 
 def live_message(news: Answer | Exception, metric_id: str | None, params: dict[str, Any] | None) -> bytes:

@@ -37,6 +37,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from http import HTTPMethod, HTTPStatus
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
@@ -654,13 +655,7 @@ UNCOMPRESSED = {"Accept-Encoding": "identity"}
 
 async def http_client(**options: Any) -> httpx.AsyncClient:
     """Made in a thread, for importing httpx and reading the certificates takes a tenth of a second."""
-
-    def make() -> httpx.AsyncClient:
-        import httpx
-
-        return httpx.AsyncClient(**options)
-
-    return await asyncio.to_thread(make)
+    return cast(Any, await asyncio.to_thread(lambda: import_module("httpx").AsyncClient(**options)))
 
 
 async def read_answer(response: httpx.Response, limit: int) -> bytes:

@@ -176,20 +176,15 @@ def split_url(url: str | None) -> SplitResult:
     return parts
 
 
-def is_database_url(url: str) -> bool:
-    try:
-        conninfo_to_dict(url)
-    except psycopg.Error:
-        return False
-    return split_url(url).scheme in ("postgresql", "postgres")
-
-
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
         url = getattr(settings, name)
-        if url and not is_database_url(url):
-            yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
+        with suppress(psycopg.Error):
+            conninfo_to_dict(url or "")
+            if not url or split_url(url).scheme in ("postgresql", "postgres"):
+                continue
+        yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
     # The issuer is compared with, not fetched from, where JWKS_URL says what is.
@@ -578,10 +573,6 @@ class Instruments:
         """What counts the results of a metric that came from there, a Cache-Status without its details."""
         return self.results.labels(metric_id, cache.partition("; ")[0])
 
-    def count_run(self, metric_id: str, rows: int, seconds: float) -> None:
-        self.runs.labels(metric_id).observe(seconds)
-        self.rows.labels(metric_id).inc(rows)
-
     def keep(self, metric_ids: Iterable[str]) -> None:
         """Forget the figures of metrics that there were and that are gone."""
         for metric_id in self.metric_ids.difference(metric_ids):
@@ -655,7 +646,7 @@ UNCOMPRESSED = {"Accept-Encoding": "identity"}
 
 async def http_client(**options: Any) -> httpx.AsyncClient:
     """Made in a thread, for importing httpx and reading the certificates takes a tenth of a second."""
-    return cast(Any, await asyncio.to_thread(lambda: import_module("httpx").AsyncClient(**options)))
+    return cast("httpx.AsyncClient", await asyncio.to_thread(lambda: import_module("httpx").AsyncClient(**options)))
 
 
 async def read_answer(response: httpx.Response, limit: int) -> bytes:
@@ -1390,13 +1381,19 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
             prepared = await conn.prepare(statement.fill("${}".format))
             warnings = await check_header(conn, definition, statement.names)
             columns = prepared.get_attributes()
-            check_columns([column.name for column in columns])
+            if not (names := [column.name for column in columns]):
+                raise BadStatement("a metric must be one SELECT that returns columns")
+            if twice := sorted({repr(name) for name in names if names.count(name) > 1}):
+                raise BadStatement(f"two columns are named {', '.join(twice)}; give each a name of its own with AS")
             oids = [kind.oid for kind in prepared.get_parameters()], [column.type.oid for column in columns]
             answer = await conn.fetchval(f"SELECT {schema}.describe_statement($1, $2)", *oids)
         except STATEMENT_REFUSED as exc:
             raise bad_statement(exc, statement) from exc
         facts = msgspec.json.decode(answer, type=Facts)
-        run = run_sql(definition.id, statement, facts.types, settings)
+        # Values are sent as text and cast to the type that PostgreSQL inferred, so that every type has one way in.
+        sql = statement.fill(lambda number: f"(${number}::text::{facts.types[number - 1].sql})")
+        limit, max_bytes = settings.max_rows + 1, settings.max_result_bytes
+        run = RUN.format(id=definition.id, sql=sql, max_bytes=max_bytes, limit=limit)
         plan = await explain(conn, run, len(facts.types))
     return Metric(
         **msgspec.structs.asdict(facts),
@@ -1449,14 +1446,6 @@ def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
     return BadStatement(message + advice, *place)
 
 
-def check_columns(names: list[str]) -> None:
-    if not names:
-        raise BadStatement("a metric must be one SELECT that returns columns")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise BadStatement(f"two columns are named {', '.join(map(repr, twice))}; give each a name of its own with AS")
-
-
 # The result of one metric as JSON lines, made by the database: rows, records (NULL when there are none or too large).
 # Raw line breaks in JSON are white space, which only columns of type json can hold.
 RUN = """\
@@ -1476,12 +1465,6 @@ FROM (
   LIMIT {limit}
 ) AS r
 """
-
-
-def run_sql(metric_id: str, statement: Statement, types: Sequence[Type], settings: Settings) -> str:
-    """Values are sent as text and cast to the type that PostgreSQL inferred, so that every type has one way in."""
-    sql = statement.fill(lambda number: f"(${number}::text::{types[number - 1].sql})")
-    return RUN.format(id=metric_id, sql=sql, max_bytes=settings.max_result_bytes, limit=settings.max_rows + 1)
 
 
 async def explain(conn: asyncpg.Connection, run: str, parameters: int) -> dict[str, Any]:
@@ -2230,14 +2213,6 @@ class SharedCache:
 MEDIA_TYPES = {"json": "application/json", "csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
 
 
-def split_format(name: str, accept: str) -> tuple[str, str]:
-    """The metric id and the format that a path or else an Accept header asks for; JSON when neither knows better."""
-    stem, dot, suffix = name.rpartition(".")
-    if dot and suffix in ("csv", "ndjson"):
-        return stem, suffix
-    return name, accepted_format(accept)
-
-
 def weights(header: str) -> Iterator[tuple[str, float]]:
     """What a header such as Accept names, and how much each is wanted (RFC 9110, 12.4.2)."""
     for part in header.lower().split(","):
@@ -2479,7 +2454,8 @@ class Results:
         self.database_fails = self.database_fails and not reviewed
         entry = self.make_entry(plan, result, began, epoch)
         entry.milliseconds = entry.age * 1000
-        self.instruments.count_run(plan.metric.id, result.row_count, entry.age)
+        self.instruments.runs.labels(plan.metric.id).observe(entry.age)
+        self.instruments.rows.labels(plan.metric.id).inc(result.row_count)
         if self.is_current(entry):
             self.memory.put(plan.key, entry)
             if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:
@@ -3001,7 +2977,9 @@ async def list_metrics(request: Request[State]) -> Response:
 async def read_metric(request: Request[State]) -> Response:
     """Run any metric; the query string binds its parameters."""
     scope, results = request.scope, request.state["results"]
-    metric_id, media = split_format(request.path_params["id"], header_text(scope, b"accept"))
+    metric_id, _, media = request.path_params["id"].rpartition(".")
+    if media not in ("csv", "ndjson"):
+        metric_id, media = request.path_params["id"], accepted_format(header_text(scope, b"accept"))
     metric = request.state["catalog"].find(metric_id, scope["caller"])
     scope["metric_id"] = metric.id
     plan = make_plan(metric, query_pairs(scope["query_string"]), scope["caller"], media)
@@ -3288,13 +3266,18 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
     """What requests depend on; only what makes them fail is a failure, so a busy pool is none."""
     catalog, database, verifier = state["catalog"], state["database"], state["verifier"]
     reader, owner = await asyncio.gather(database.latency("reader"), database.latency("owner"))
+    since = state["changes"].connected_since
     checks = {
         "reader:responseTime": [latency_check(reader, "fail")],
         "owner:responseTime": [latency_check(owner, "warn")],
         "database:migrations": [Check("fail" if catalog.fault else "pass", "datastore", output=catalog.fault or "")],
         "database:privileges": [privileges_check(state)],
         "metrics:files": file_checks(catalog),
-        "listener:connectedSince": [listener_check(state["changes"].connected_since)],
+        "listener:connectedSince": [
+            Check("pass", "component", f"{datetime.fromtimestamp(since, UTC):%FT%TZ}")
+            if since
+            else Check("warn", "component", output="not connected: results are kept for their ttl and no longer")
+        ],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
         "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
     }
@@ -3311,12 +3294,6 @@ def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Ch
     if seconds is None:
         return Check(without, "datastore", output="the database does not answer")
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
-
-
-def listener_check(since: float | None) -> Check:
-    if since is None:
-        return Check("warn", "component", output="not connected: results are kept for their ttl and no longer")
-    return Check("pass", "component", datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"))
 
 
 async def keys_check(keys: KeySet) -> Check:

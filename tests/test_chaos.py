@@ -20,7 +20,6 @@ HERE = (
     chaos.killed,
     chaos.hostile,
     chaos.slow,
-    chaos.crowd,
 )
 # The suite's other tests take processor time meanwhile; `python tests/chaos.py` holds the bounds themselves.
 SLACK = 2

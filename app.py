@@ -917,7 +917,15 @@ class Access:
             # The server cancels what is still under way ten seconds after it was told to stop.
             if "status" in scope:
                 raise
-            await answer_error(scope, exc)(scope, receive, send)
+            response = answer_error(scope, exc)
+            await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+            # A close with bytes unread would take the answer back from who is still sending.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    while scope.get("unread") and (await receive()).get("more_body"):
+                        pass
+            await send({"type": "http.response.body"})
 
 
 async def check_access(scope: Scope) -> None:
@@ -2198,10 +2206,6 @@ class SharedCache:
                 return result, max(0, ttl - left / 1000)
         return None
 
-    async def set(self, key: str, result: Result, ttl: float, left: float) -> None:
-        """Keep a result for what is left of its TTL (seconds), of which Redis counts the milliseconds."""
-        await self.call("set", key, encode_shared((result, ttl)), ttl=max(left, 0.001))
-
     async def close(self) -> None:
         if self.backend:
             with suppress(Exception):
@@ -2459,8 +2463,9 @@ class Results:
         if self.is_current(entry):
             self.memory.put(plan.key, entry)
             if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:
-                left = entry.ttl - entry.age
-                self.create_task(self.shared.set(self.shared_key(plan), result, entry.ttl, left))
+                # Redis counts the milliseconds that are left of the TTL.
+                value, left = encode_shared((result, entry.ttl)), max(entry.ttl - entry.age, 0.001)
+                self.create_task(self.shared.call("set", self.shared_key(plan), value, ttl=left))
         return entry
 
     async def run_up_to_date(self, plan: Plan, asked: float) -> Result:
@@ -2622,17 +2627,9 @@ class Seen:
         self.bytes += len(key) + len(head) + len(line) + 1024
         if len(self.requests) >= MAX_SEEN or self.bytes > MAX_SEEN_BYTES:
             self.forget()
-        self.requests[key] = SeenRequest(
-            plan,
-            form,
-            etag,
-            scope["caller"],
-            head,
-            status == 200 and scope["method"] == "GET",
-            line,
-            state["instruments"].request(scope["method"], scope["route"].path, status),
-            state["instruments"].result(plan.metric.id, "hit"),
-        )
+        has_body, hits = status == 200 and scope["method"] == "GET", state["instruments"].result(plan.metric.id, "hit")
+        seconds = state["instruments"].request(scope["method"], scope["route"].path, status)
+        self.requests[key] = SeenRequest(plan, form, etag, scope["caller"], head, has_body, line, seconds, hits)
 
     def answer(self, piece: bytes, state: State, date: bytes) -> tuple[bytes, bytes] | None:
         """The head and body of the answer to a request that was seen before, while what it came to holds."""
@@ -2679,9 +2676,10 @@ FLAWS = {
 
 async def read_chunks(request: Request[State], limit: int, hint: str = "") -> AsyncIterator[bytes]:
     """The body as it arrives; raises Problem 413 as soon as it is announced or has come, 408, or ClientDisconnect."""
-    size, received, more = int(request.headers.get("content-length", 0)), 0, True
+    size, received, scope = int(request.headers.get("content-length", 0)), 0, request.scope
+    scope["unread"] = True
     ends = time.monotonic() + MAX_BODY_TIME
-    while more and size <= limit:
+    while scope["unread"] and size <= limit:
         try:
             async with asyncio.timeout(min(SILENCE, ends - time.monotonic())):
                 message = await request.receive()
@@ -2690,7 +2688,7 @@ async def read_chunks(request: Request[State], limit: int, hint: str = "") -> As
             raise Problem(408, detail) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        more, chunk = message.get("more_body", False), message.get("body", b"")
+        scope["unread"], chunk = message.get("more_body", False), message.get("body", b"")
         received += len(chunk)
         size = max(size, received)
         if chunk and size <= limit:

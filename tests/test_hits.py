@@ -383,12 +383,12 @@ def test_a_reader_who_takes_nothing_stops_being_answered(guarded: Service, issue
     wire.socket.settimeout(0.5)
     sent = 0
     try:
-        for _ in range(20_000):
+        for _ in range(200_000):
             wire.socket.sendall(request)
             sent += 1
     except TimeoutError:
         pass
-    assert 0 < sent < 20_000
+    assert 0 < sent < 200_000
     wire.socket.settimeout(10)
     for _ in range(min(sent, 50)):
         assert wire.answer().body == body

@@ -917,15 +917,18 @@ class Access:
             # The server cancels what is still under way ten seconds after it was told to stop.
             if "status" in scope:
                 raise
-            response = answer_error(scope, exc)
-            await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-            await send({"type": "http.response.body", "body": response.body, "more_body": True})
-            # A close with bytes unread would take the answer back from who is still sending.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    while scope.get("unread") and (await receive()).get("more_body"):
-                        pass
-            await send({"type": "http.response.body"})
+            await answer_early(answer_error(scope, exc), scope, receive, send)
+
+
+async def answer_early(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """A close with bytes unread would take the answer back from who is still sending."""
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while scope.get("unread") and (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body"})
 
 
 async def check_access(scope: Scope) -> None:
@@ -1071,7 +1074,7 @@ GUEST_POOL_SIZE = 2
 MAX_WAITING = 1000  # for one pool
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
-MAX_UPLOAD_TIME = 600  # seconds
+MAX_UPLOAD_TIME = 600  # seconds for all of a body
 STAND_IN = 5  # seconds
 ANSWERS_WITHIN = 0.25  # seconds
 HOME = "SELECT pronamespace::regnamespace::text FROM pg_proc WHERE oid = 'relations_under_lock'::regproc"
@@ -2662,7 +2665,6 @@ class Seen:
 
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
-MAX_BODY_TIME = 600  # seconds for all of it
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
 T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
@@ -2678,13 +2680,13 @@ async def read_chunks(request: Request[State], limit: int, hint: str = "") -> As
     """The body as it arrives; raises Problem 413 as soon as it is announced or has come, 408, or ClientDisconnect."""
     size, received, scope = int(request.headers.get("content-length", 0)), 0, request.scope
     scope["unread"] = True
-    ends = time.monotonic() + MAX_BODY_TIME
+    ends = time.monotonic() + MAX_UPLOAD_TIME
     while scope["unread"] and size <= limit:
         try:
             async with asyncio.timeout(min(SILENCE, ends - time.monotonic())):
                 message = await request.receive()
         except TimeoutError:
-            detail = f"Nothing of the body has come for {SILENCE} s, or not all of it in {MAX_BODY_TIME} s."
+            detail = f"Nothing of the body has come for {SILENCE} s, or not all of it in {MAX_UPLOAD_TIME} s."
             raise Problem(408, detail) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect

@@ -18,6 +18,9 @@ DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
 UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
 BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
 BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
+# Behind a time, and so not the blank between a date and a time.
+BLANK_OFFSET = dict.fromkeys(("timestamp", "timestamptz"), r"([Tt ]\d\d\S*) (\d\d(?::?\d\d)?)$")
+BLANK_OFFSET["timetz"] = r"^(\s*\d\d\S*) (\d\d(?::?\d\d)?)$"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
@@ -73,6 +76,11 @@ def parse_scalar(text: str, base: str) -> str | None:
         return parse(text.strip()) if text.strip() else None
     except (ValueError, LookupError, OverflowError, RecursionError):
         raise ValueError(f"must be {wanted}") from None
+
+
+def with_plus(text: str, base: str) -> str:
+    """A moment from a URL, in which the plus before its offset may have become a blank."""
+    return re.sub(BLANK_OFFSET[base], r"\1+\2", text.rstrip()) if base in BLANK_OFFSET else text
 
 
 def split_array(text: str) -> Iterator[str | None]:

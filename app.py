@@ -191,9 +191,10 @@ def split_url(url: str | None) -> SplitResult:
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
+        # The embedded one is behind a socket, whatever PGHOST and its like say.
+        url = getattr(settings, name) or ("host=/ port=5432" if name == "database_url" else None)
         try:
-            # Not libpq's default, for then it is a socket, whatever PGHOST and its like say.
-            Target(name.upper(), getattr(settings, name) or "host=/ port=5432")
+            _ = url and Target(name.upper(), url)
         except ValueError as exc:
             yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):

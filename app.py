@@ -66,6 +66,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
+from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
 from seed.statements import BadStatement, Statement, first_line, parse_statement, tokens
 from seed.values import parse_scalar, split_array
@@ -3711,51 +3712,12 @@ async def live(websocket: WebSocket) -> None:
 
 # ------------------------------------------------------------------------------------------------ OpenAPI
 
-Schema = dict[str, Any]
 REF = "#/components/schemas/{name}"
-TEXT, ANYTHING = Schema(type="string"), Schema()
-WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
 STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
 STRUCTS += [Check, InputError]
 MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
-
-
-@functools.cache
-def type_schemas() -> dict[str, dict[str, Schema]]:
-    """What PostgreSQL's types are when sent as a parameter and, where that differs, when row_to_json writes them."""
-    return msgspec.json.decode((HERE / "pages" / "types.json").read_bytes(), type=dict[str, dict[str, Schema]])
-
-
-def parameter_schema(kind: Type) -> Schema:
-    item = TEXT | {"enum": kind.labels} if kind.labels else type_schemas()["sent"].get(kind.base, TEXT)
-    return {"type": "array", "items": item} if kind.is_array else item
-
-
-def nullable(schema: Schema) -> Schema:
-    return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]} if schema else {}
-
-
-def column_schema(kind: Type) -> Schema:
-    """Composites, and types that have a cast to JSON, may be anything."""
-    known, other = type_schemas(), TEXT if kind.category in WRITTEN_AS_TEXT else ANYTHING
-    item = known["written"].get(kind.base, known["sent"].get(kind.base, other))
-    if kind.is_array:
-        item = {"type": "array", "items": nullable(item)}
-    return nullable(item) | {"description": kind.name}
-
-
-def client_names(ids: Iterable[str]) -> dict[str, str]:
-    """What generated clients call each metric: words in lower case, numbered where two ids come to the same."""
-    names, taken = dict[str, str](), {"metric"}
-    for metric_id in sorted(ids):
-        name = re.sub(r"[^a-z0-9]+", "_", metric_id.lower()).strip("_")
-        name = f"metric_{name}" if name[0].isdigit() else name
-        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        names[metric_id] = next(name for name in candidates if name.replace("_", "") not in taken)
-        taken.add(names[metric_id].replace("_", ""))
-    return names
 
 
 def fixed_document(settings: Settings, secured: bool) -> Schema:
@@ -3787,12 +3749,6 @@ def metric_parameters(metric: Metric) -> Iterator[Schema]:
         yield {"name": name, "in": "query", "description": "Accepted and ignored.", "schema": schema}
 
 
-def record_schema(metric: Metric) -> Schema:
-    kinds = zip(metric.columns, metric.column_types, strict=True)
-    properties = {column.name: column_schema(kind) for column, kind in kinds}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
 def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) -> Schema:
     """The operation that reads any metric, made exact for one."""
     about, ok = metric.about, read["responses"]["200"]
@@ -3818,7 +3774,7 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
         kind = "".join(word.capitalize() for word in name.split("_"))
         records = {"type": "array", "items": {"$ref": REF.format(name=f"{kind}Record")}}
         properties = schemas["MetricResult"]["properties"] | {"records": records}
-        schemas[f"{kind}Record"] = record_schema(metric)
+        schemas[f"{kind}Record"] = record_schema([c.name for c in metric.columns], metric.column_types)
         schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
         result = {"$ref": REF.format(name=f"{kind}Result")}
         paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, paths["/metrics/{id}"]["get"], result)}
@@ -3925,7 +3881,8 @@ def fixed_answers() -> dict[str, Any]:
     text = (HERE / "pages" / "mcp.json").read_bytes()
     fixed: dict[str, Any] = msgspec.json.decode(text)
     for tool in fixed["tools"]:
-        for name, kind in zip(("inputSchema", "outputSchema"), TOOLS[tool["name"]], strict=False):
+        takes, gives, *_ = TOOLS[tool["name"]]
+        for name, kind in (("inputSchema", takes), ("outputSchema", gives)):
             definitions = msgspec.json.schema(kind)["$defs"]
             tool[name] = definitions.pop(kind.__name__) | {"$defs": definitions}
     return fixed
@@ -3938,8 +3895,9 @@ def metric_tool(metric: Metric) -> Schema:
     columns = ", ".join(f"{column.name} {column.type}" for column in metric.columns)
     said = (about.description, f"Unit: {about.unit}." if about.unit else "", f"Columns: {columns}.")
     fields = {p.name: parameter_schema(types[p.name]) | {"description": p.description or p.type} for p in parameters}
-    taken = {"type": "object", "properties": fields, "required": [p.name for p in parameters if p.required]}
-    records = {"records": {"type": "array", "items": record_schema(metric)}}
+    taken: Schema = {"type": "object", "properties": fields, "required": [p.name for p in parameters if p.required]}
+    items = record_schema([column.name for column in metric.columns], metric.column_types)
+    records = {"records": {"type": "array", "items": items}}
     return {
         "name": metric.id,
         "title": about.title,
@@ -3958,7 +3916,7 @@ async def list_tools(request: Request[State], params: dict[str, Any]) -> bytes:
     def make() -> Schema:
         own = [tool for tool in fixed["tools"] if writes or not TOOLS[tool["name"]][-1]]
         tools = encode([*own, *map(metric_tool, metrics)]).replace(b"#/components/schemas/", b"#/$defs/")
-        return fixed["cacheable"] | {"tools": msgspec.Raw(tools)}
+        return {"tools": msgspec.Raw(tools), **fixed["cacheable"]}
 
     return kept(state, ("tools", str(writes), *(metric.id for metric in metrics)), make)
 

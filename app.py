@@ -42,7 +42,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
 import jwt
@@ -575,11 +575,14 @@ class Instruments:
         self.rows = counter("metric_rows", "Rows that runs gave", ["metric_id"])
         self.gauges: dict[str, Gauge] = {}
         self.metric_ids: set[str] = set()
+        # Looking one up by its labels takes longer than counting.
+        self.request, self.result = functools.cache(self.request_of), functools.cache(self.result_of)
+        self.run = functools.cache(lambda metric_id: (self.runs.labels(metric_id), self.rows.labels(metric_id)))
 
-    def request(self, method: str, route: str, status: int) -> Histogram:
+    def request_of(self, method: str, route: str, status: int) -> Histogram:
         return self.requests.labels(method if method in HTTPMethod.__members__ else "other", route, str(status))
 
-    def result(self, metric_id: str, cache: str) -> Counter:
+    def result_of(self, metric_id: str, cache: str) -> Counter:
         """What counts the results of a metric that came from there, a Cache-Status without its details."""
         return self.results.labels(metric_id, cache.partition("; ")[0])
 
@@ -589,6 +592,8 @@ class Instruments:
             for figures in (self.results, self.runs, self.rows):
                 figures.remove_by_labels({"metric_id": metric_id})
         self.metric_ids = set(metric_ids)
+        self.result.cache_clear()
+        self.run.cache_clear()
 
     def hit_ratio(self) -> float:
         counts = [sample for sample in next(iter(self.results.collect())).samples if sample.name.endswith("_total")]
@@ -608,10 +613,10 @@ class Instruments:
 def header(scope: Scope, name: bytes) -> bytes:
     """What a request says under a name, of several lines joined (RFC 9110, 5.3); empty when it says nothing."""
     if (head := scope.get("head")) is None:
-        head = scope["head"] = dict[bytes, list[bytes]]()
+        head = scope["head"] = dict[bytes, bytes]()
         for key, value in scope["headers"]:
-            head.setdefault(key, []).append(value)
-    return b", ".join(head.get(name, ()))
+            head[key] = b"%b, %b" % (head[key], value) if key in head else value
+    return head.get(name, b"")
 
 
 def header_text(scope: Scope, name: bytes) -> str:
@@ -824,21 +829,31 @@ def check_scopes(scope: Scope, writes: bool) -> None:
 def check_loopback(scope: Scope, settings: Settings) -> None:
     """Keep the world, and the pages that a browser has open, out of a service that lets everybody in.
 
-    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
-    mean this machine (DNS rebinding). Raises Problem 403 or 421.
+    Raises Problem 403 or 421.
     """
-    if settings.jwt_issuer or settings.auth == "off":
-        return
-    server = (scope.get("server") or ("localhost", 0))[0]
+    if not (settings.jwt_issuer or settings.auth == "off"):
+        said = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        server = (scope.get("server") or ("localhost", 0))[0]
+        if refused := foreign(settings.cors_origins, server, *said):
+            raise Problem(*refused)
+
+
+@functools.lru_cache(maxsize=256)
+def foreign(origins: frozenset[str], server: str, host: str, origin: str, site: str) -> tuple[int, str] | None:
+    """The status and the reason of a request from elsewhere, None for one from here.
+
+    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
+    mean this machine (DNS rebinding).
+    """
     if not is_loopback(server) and not server.startswith("/"):
-        raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
-    host, origin, site = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        return 403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off."
     loopback = is_loopback(split_url(f"//{host}").hostname or "")
-    if host and not loopback and host not in {split_url(url).netloc for url in settings.cors_origins}:
-        raise Problem(421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS.")
-    foreign = origin and split_url(origin).netloc != host and origin not in settings.cors_origins
-    if foreign or (site == "cross-site" and not origin):
-        raise Problem(403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in.")
+    if host and not loopback and host not in {split_url(url).netloc for url in origins}:
+        return 421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS."
+    other = origin and split_url(origin).netloc != host and origin not in origins
+    if other or (site == "cross-site" and not origin):
+        return 403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in."
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ middleware
@@ -960,13 +975,13 @@ async def check_access(scope: Scope) -> None:
 
 def check_head(scope: Scope) -> None:
     """Raises Problem 400, 414 or 431, and drops a trailing slash unless it is an encoded one and so part of an id."""
-    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+    if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
         raise Problem(400, "There are two Authorization headers; send one.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+    if sum(map(len, itertools.chain.from_iterable(scope["headers"]))) > MAX_HEAD:
         raise Problem(431, "The headers are larger than 64 KB.")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise Problem(414, "The URL is longer than 64 KB.")
@@ -1760,6 +1775,7 @@ async def mend_catalog(catalog: Catalog) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
+MAX_PARAMETERS = 1000
 
 
 def claimed(caller: Caller, path: str, kind: Type) -> str | None:
@@ -1778,10 +1794,10 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
 
 def query_pairs(query: bytes) -> list[tuple[str, str]]:
     """Raises Problem 422."""
-    try:
-        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
-    except ValueError:
-        raise Problem(422, "The query string has more than 1000 parameters.") from None
+    pairs = [pair.partition("=") for pair in query.decode().split("&") if pair]
+    if len(pairs) > MAX_PARAMETERS:
+        raise Problem(422, f"The query string has more than {MAX_PARAMETERS} parameters.")
+    return [(unquote_plus(name, errors="strict"), unquote_plus(value, errors="strict")) for name, _, value in pairs]
 
 
 def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tuple[str | None, ...]:
@@ -2456,8 +2472,9 @@ class Results:
         self.database_fails = self.database_fails and not reviewed
         entry = self.make_entry(plan, result, began, epoch)
         entry.milliseconds = entry.age * 1000
-        self.instruments.runs.labels(plan.metric.id).observe(entry.age)
-        self.instruments.rows.labels(plan.metric.id).inc(result.row_count)
+        seconds, rows = self.instruments.run(plan.metric.id)
+        seconds.observe(entry.age)
+        rows.inc(result.row_count)
         if self.is_current(entry):
             self.memory.put(plan.key, entry)
             if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:

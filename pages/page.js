@@ -7,7 +7,6 @@ const { abs, floor, max, min, round } = Math
 const { assign } = Object
 const DAY = 864e5
 const $ = (id) => document.getElementById(id)
-const say = (text) => write($('spoken'), text)
 
 function notice(...parts) {
 	write($('notice'), sentences(parts))
@@ -31,6 +30,8 @@ function redraw(tile, change) {
 
 const explain = ({ title, detail, errors = [] }) => sentences([title, detail, ...errors.map((error) => error.detail)])
 
+const takes = ({ parameters }, params) => parameters.some(({ name }) => name in params)
+
 function label(tile) {
 	const { cell, metric, params, problem, result } = tile
 	const state = problem ? (result ? 'stale' : 'error') : !result ? 'loading' : result.records.length ? 'ready' : 'empty'
@@ -40,13 +41,15 @@ function label(tile) {
 	const { chart, is_editable: editable } = metric
 	assign(cell.dataset, { state, chart, editable, view: tile.asTable ? 'table' : chart, status: problem ? problem.status || 0 : '' })
 	assign(part(tile, 'section'), { ariaLabel: titleOf(tile), ariaBusy: !!tile.busy })
-	part(tile, '.own').hidden = !Object.keys(params)[0] || metric.parameters.some(({ name }) => name in params)
+	part(tile, '.own').hidden = !Object.keys(params)[0] || takes(metric, params)
 }
 
 function show(tile) {
-	const { metric, result, asTable } = tile
+	const { metric, result, asTable, params } = tile
 	label(tile)
-	if (result) draw(part(tile, '.view'), { ...metric, title: titleOf(tile) }, result, { asTable, say })
+	const { start_date: from, end_date: to } = takes(metric, params) ? params : {}
+	const chart = asTable ? 'table' : metric.chart
+	if (result) draw(part(tile, '.view'), { ...metric, chart, title: titleOf(tile) }, result, { from, to })
 }
 
 // --- Requests

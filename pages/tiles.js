@@ -2,7 +2,7 @@
 
 import { explain, inFull } from './api.js'
 import { draw, sentences, unpoint, words, write } from './charts.js'
-import { $, say } from './dom.js'
+import { $ } from './dom.js'
 import { field, learnValues } from './fields.js'
 import { isOfPeriod, ownPeriod, spanOf, takesPeriod } from './period.js'
 import { look, view } from './view.js'
@@ -142,12 +142,11 @@ function label(tile) {
 	for (const kind of ['table', 'chart', 'number']) part(tile, `[data-as=${kind}]`).hidden = !kinds[kind] || kinds[kind] === kindOf(tile)
 }
 
-const iso = (at) => new Date(at).toISOString()
-
 function optionsOf({ metric, previous }) {
 	const span = spanOf(view)
 	const spans = span && !span.all && takesPeriod(metric)
-	return { say, before: previous, ...(spans && { from: iso(span.from), to: iso(span.to) }) }
+	const iso = (at) => new Date(at).toISOString().slice(0, span.exact ? 24 : 10)
+	return { before: previous, ...(spans && { from: iso(span.from), to: iso(span.to) }) }
 }
 
 function show(tile) {

@@ -5,7 +5,7 @@ import { begin, cancel, done, isArranging, layOut, undo } from './arrange.js'
 import { unpoint, write } from './charts.js'
 import { $, notice, say } from './dom.js'
 import { learnEnums } from './fields.js'
-import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed } from './live.js'
+import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed, whenLost } from './live.js'
 import { close, editSql, keep, makeTile, preview, showDefinition, whenKept } from './maker.js'
 import { add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf } from './tiles.js'
 import { look, view, whenLooking } from './view.js'
@@ -176,6 +176,7 @@ function askToken(why) {
 
 whenRefused((sent) => askToken(sent ? 'refused' : 'wanted'))
 whenClosed(askToken)
+whenLost(() => list())
 
 async function takeToken() {
 	useToken($('token').value.trim())

@@ -303,7 +303,7 @@ class MetricDefinition(Written, frozen=True, kw_only=True):
 
 
 class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
-    """What a metric is made of; one that does not compile has a fault."""
+    """What a metric is made of; one that does not compile has a fault and its place, line:column where it is known."""
 
     id: str
     title: str
@@ -314,6 +314,7 @@ class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
     is_editable: bool
     tables: list[str]
     fault: str = ""
+    place: str = ""
 
 
 class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -2957,6 +2958,7 @@ def show(metric: Metric, kind: type[T], **more: Any) -> T:
         "columns": metric.columns,
         "tables": sorted(metric.tables.values()),
         "fault": metric.fault,
+        "place": metric.place.removeprefix(":"),
         **more,
     }
     return msgspec.convert(known, kind)
@@ -3277,6 +3279,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         ],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
         "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
+        "model:kind": [Check("pass", "component", "configured" if state["settings"].sql_model_url else "built-in mock")],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()

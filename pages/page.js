@@ -1,401 +1,197 @@
-// The dashboard: its tiles, their places, and what keeps them fresh.
+// The dashboard: its header, its menus, and the list of metrics that decides which tiles there are.
 
-import { api, authorization, hasToken, useToken, whenRefused } from './api.js'
-import { draw, parse, sentences, unpoint, words, write } from './charts.js'
+import { api, download, explain, hasToken, inFull, mayWrite, pathOf, useToken, whenRefused } from './api.js'
+import { begin, cancel, done, isArranging, layOut, undo } from './arrange.js'
+import { unpoint, write } from './charts.js'
+import { $, notice, say } from './dom.js'
+import { learnEnums } from './fields.js'
+import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed } from './live.js'
+import { close, editSql, keep, makeTile, preview, showDefinition, whenKept } from './maker.js'
+import { add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf } from './tiles.js'
+import { look, view, whenLooking } from './view.js'
 
-const { abs, floor, max, min, round } = Math
-const { assign } = Object
-const DAY = 864e5
-const $ = (id) => document.getElementById(id)
+const EVERY = { list: 15, poll: 30 } // seconds
+const MANY = 8 // tiles, from which on one wants to find them
 
-function notice(...parts) {
-	write($('notice'), sentences(parts))
-	clearTimeout(notice.timer)
-	notice.timer = setTimeout(write, 7000, $('notice'))
+// --- What one looks at
+
+function showTheme() {
+	document.documentElement.dataset.theme = view.theme
 }
 
-// --- Tiles
-
-const tiles = new Map()
-const all = () => [...tiles.values()]
-const tileOf = (node) => tiles.get(node?.closest('.cell')?.dataset.id)
-const titleOf = ({ metric }) => metric.title || words(metric.id)
-const part = (tile, name) => tile.cell.querySelector(name)
-const dirty = new Set()
-
-function redraw(tile, change) {
-	if (!dirty.size) requestAnimationFrame(() => { for (const each of dirty) show(each, dirty.delete(each)) })
-	dirty.add(assign(tile, change))
+function flipTheme() {
+	const dark = matchMedia('(prefers-color-scheme: dark)').matches
+	const now = view.theme || (dark ? 'dark' : 'light')
+	look({ theme: now === 'dark' ? 'light' : 'dark' })
 }
 
-const explain = ({ title, detail, errors = [] }) => sentences([title, detail, ...errors.map((error) => error.detail)])
-
-const takes = ({ parameters }, params) => parameters.some(({ name }) => name in params)
-
-function label(tile) {
-	const { cell, metric, params, problem, result } = tile
-	const state = problem ? (result ? 'stale' : 'error') : !result ? 'loading' : result.records.length ? 'ready' : 'empty'
-	const texts = { h2: titleOf(tile), '.about': metric.description, '.why': problem && explain(problem),
-		'.age': result && `As of ${new Date(tile.at).toLocaleTimeString()}.` }
-	for (const name in texts) write(part(tile, name), texts[name])
-	const { chart, is_editable: editable } = metric
-	assign(cell.dataset, { state, chart, editable, view: tile.asTable ? 'table' : chart, status: problem ? problem.status || 0 : '' })
-	assign(part(tile, 'section'), { ariaLabel: titleOf(tile), ariaBusy: !!tile.busy })
-	part(tile, '.own').hidden = !Object.keys(params)[0] || takes(metric, params)
+function showPeriod() {
+	for (const id of ['period', 'from', 'to', 'find']) if ($(id) !== document.activeElement) $(id).value = view[id]
+	$('custom').hidden = view.period !== 'custom'
+	$('to').min = $('custom').hidden ? '' : view.from
 }
 
-function show(tile) {
-	const { metric, result, asTable, params } = tile
-	label(tile)
-	const { start_date: from, end_date: to } = takes(metric, params) ? params : {}
-	const chart = asTable ? 'table' : metric.chart
-	if (result) draw(part(tile, '.view'), { ...metric, chart, title: titleOf(tile) }, result, { from, to })
-}
+const choosePeriod = () => $('to').reportValidity() && look({ period: $('period').value, from: $('from').value, to: $('to').value })
 
-// --- Requests
-
-function askToken(why) {
-	$('auth').dataset.why = why
-	if ($('auth').open) return
-	assign($('auth'), { hidden: false, open: true })
-	$('token').focus()
-}
-
-whenRefused((sent) => askToken(sent ? 'refused' : 'wanted'))
-
-const fail = (what) => (problem) => notice(what, explain(problem))
-const pathOf = (id) => `metrics/${encodeURIComponent(id)}`
-
-// No data is a 304: what there is, is new.
-function accept(tile, { etag, data, problem }) {
-	redraw(tile, { busy: false, problem }, problem || assign(tile, { etag, at: Date.now(), result: data || tile.result }))
-}
-
-async function load(tile) {
-	const { id, key, params, etag } = tile
-	const answer = await api('GET', `${pathOf(id)}?${new URLSearchParams(params)}`, null, etag).catch((problem) => ({ problem }))
-	if (tile.key === key) accept(tile, answer)
-}
-
-// --- The period
-
-// Where the end is a time and not a date, the last day counts whole.
-function paramsOf({ parameters }) {
-	const [choice, from, to] = ['period', 'from', 'to'].map((id) => $(id).value)
-	const day = (ago) => new Date(Date.now() - ago * DAY).toISOString().slice(0, 10)
-	const params = choice === 'custom' ? { ...(from && { start_date: from, end_date: day(0) }), ...(to && { end_date: to }) }
-		: choice ? { start_date: day(choice), end_date: day(0), day_range: choice } : {}
-	const type = parameters.find(({ name }) => name === 'end_date')?.type
-	if (params.end_date && /^timestamp/.test(type)) params.end_date += `T23:59:59.999999${type.endsWith('z') ? 'Z' : ''}`
-	return params
-}
-
-function choosePeriod() {
-	$('custom').hidden = $('period').value !== 'custom'
-	$('to').min = $('custom').hidden ? '' : $('from').value
-	if ($('to').reportValidity()) ask()
-}
-
-// --- Live updates
-
-const live = { tries: 0 }
-const isOpen = () => live.socket?.readyState === 1
-const send = (message) => live.socket.send(JSON.stringify(message))
-const { dataset: shown } = $('state')
-
-function unsubscribe(tile) {
-	if (tile.asked) send({ type: 'unsubscribe', id: tile.id, params: tile.asked })
-	tile.asked = null
-}
-
-function refresh(tile) {
-	const room = tile.asked || all().filter(({ asked }) => asked).length < 200 // what one socket may have
-	if (!isOpen() || !room) return load(tile)
-	tile.asked = tile.params
-	send({ type: 'subscribe', id: tile.id, params: tile.params })
-}
-
-function ask(every) {
+function findTiles() {
+	const wanted = view.find.toLowerCase().split(/\s+/).filter(Boolean)
+	let found = 0
 	for (const tile of all()) {
-		const params = paramsOf(tile.metric)
-		const key = JSON.stringify(params)
-		if (key === tile.key && !every) continue
-		if (key !== tile.key) redraw(tile, { params, key, etag: null, busy: true, problem: null }, unsubscribe(tile))
-		if (live.begun) refresh(tile)
+		const text = summaryOf(tile).toLowerCase()
+		tile.cell.hidden = !wanted.every((word) => text.includes(word))
+		found += !tile.cell.hidden
 	}
+	$('finding').hidden = all().length <= MANY && !view.find
+	$('none').hidden = found > 0 || !known.begun
+	write($('none'), all().length ? `No tile’s title or description has “${view.find}”.` : 'No metrics yet. Make a tile, or put an SQL file into the queries directory.')
 }
 
-function hear(message) {
-	const { id, params, etag, result } = message
-	const tile = tiles.get(id)
-	live.tries = 0
-	if (!id) notice(message.title, message.detail)
-	if (JSON.stringify(params) === tile?.key) accept(tile, { etag, data: result, problem: !result && message })
-}
-
-function connect() {
-	clearTimeout(live.timer)
-	if (live.socket) return
-	const socket = live.socket = new WebSocket(new URL('live', location.href.replace('http', 'ws')))
-	socket.onopen = () => {
-		if (hasToken()) send(authorization())
-		shown.state = 'live'
-		ask(true)
-	}
-	socket.onmessage = ({ data }) => hear(parse(data))
-	socket.onclose = disconnected
-}
-
-function disconnected({ code }) {
-	live.socket = null
-	for (const tile of all()) tile.asked = null
-	const why = { 4401: 'refused', 4403: 'scope' }[code]
-	shown.state = why ? 'off' : 'down'
-	if (why) return askToken(why)
-	const seconds = min(30, 2 ** live.tries++) * (0.5 + Math.random()) // jitter, or all pages return at once
-	live.timer = setTimeout(connect, seconds * 1000)
-	for (const tile of all()) if (!tile.result || tile.busy) load(tile)
-}
-
-function poll() {
-	if (document.hidden || !live.begun) return
-	ask()
+function showAll(fresh) {
+	showTheme()
+	showPeriod()
+	const common = shareParameters()
+	fieldsInto($('shared'), common.map(({ id, parameter }) => [id, parameter.name, parameter]), fresh)
 	for (const tile of all()) {
-		if (!tile.asked || tile.problem) refresh(tile)
-		else if (!tile.metric.live) load(tile)
+		showFields(tile, fresh)
+		redraw(tile)
 	}
-}
-
-// --- Places: as in react-grid-layout, gaps close upwards
-
-const ROW = 32
-const grid = $('grid')
-const screen = {}
-let places = []
-let drag
-
-const clamp = (low, value, high) => max(low, min(value, high))
-const stored = ({ metric }) => metric.layouts.find((item) => item.breakpoint === (screen.small ? 'lg' : screen.name))
-const overlap = (a, b) => a.id !== b.id && a.x < b.x + b.w && b.x < a.x + a.w
-const placeOf = ({ id }, list = places) => list.find((item) => item.id === id)
-const sorted = (items) => [...items].sort((a, b) => a.y - b.y || a.x - b.x)
-const bottom = (items) => max(0, ...items.map(({ y, h }) => y + h))
-
-// Where all of md is at x = 0, it was one column; react-grid-layout's own has ten.
-function measure() {
-	const md = all().flatMap(({ metric }) => metric.layouts.filter((item) => item.breakpoint === 'md'))
-	const [name, columns] = innerWidth < 640 ? ['sm', 1] : innerWidth < 1000 && md[0] ? ['md', md.some(({ x }) => x) ? 10 : 1] : ['lg', 12]
-	assign(screen, { name, columns, small: name === 'sm' })
-}
-
-function wishes() {
-	const { columns, small } = screen
-	const placed = all().filter(stored).map((tile) => ({ ...stored(tile), id: tile.id }))
-	const most = max(1, floor(columns / 4))
-	const rest = all().filter((tile) => !stored(tile)).map(({ id }, n, { length }) => {
-		const w = columns / min(most, length - n + n % most) // fills the last row
-		return { id, x: n % most * w, y: bottom(placed) + n, w, h: 8 }
-	})
-	return sorted([...placed, ...rest]).map((item) => {
-		const w = clamp(1, item.w, columns)
-		return { ...item, w, x: clamp(0, item.x, columns - w), h: small ? clamp(5, item.h, 11) : item.h, static: item.static && !small }
-	})
-}
-
-function compact(items) {
-	const done = items.filter((item) => item.static)
-	for (const item of items.filter((each) => !each.static)) {
-		const place = { ...item, y: bottom(done.filter((other) => !other.static && overlap(item, other))) }
-		const inWay = (other) => overlap(place, other) && place.y < other.y + other.h && other.y < place.y + place.h
-		for (let hit; (hit = done.find(inWay));) place.y = hit.y + hit.h
-		done.push(place)
-	}
-	return done
-}
-
-// The held tile passes a neighbour when its leading edge is past the middle of it.
-function arrange(from, held) {
-	const others = sorted(from).filter(({ id }) => id !== held.id)
-	const edge = held.y > placeOf(held, from).y ? held.y + held.h : held.y
-	const index = others.findIndex((other) => overlap(other, held) && other.y + other.h / 2 > edge)
-	others.splice(index < 0 ? others.length : index, 0, held)
-	return compact(others)
-}
-
-function putAt({ style }, { x, y, w, h }) {
-	const share = 100 / screen.columns
-	style.cssText = `left:${x * share}%; width:${w * share}%; top:${y * ROW}px; height:${h * ROW}px`
-}
-
-function lay(next, held) {
-	places = next
-	for (const item of next) {
-		const { cell } = tiles.get(item.id)
-		cell.classList.toggle('movable', !screen.small && !item.static)
-		if (item.id !== held) putAt(cell, item)
-	}
-	grid.style.height = `${bottom(next) * ROW}px`
-}
-
-// Focus and reading order follow the eye.
-function layOut() {
-	if (drag) return
-	measure()
-	lay(compact(wishes()))
-	sorted(places).forEach(({ id }, i) => {
-		const [{ cell }, there] = [tiles.get(id), grid.children[i]]
-		if (cell !== there) grid.insertBefore(cell, there)
-	})
-}
-
-function store({ id, x, y, w, h }) {
-	const { metric } = tiles.get(id)
-	const rest = metric.layouts.filter((item) => item.breakpoint !== screen.name)
-	metric.layouts = [...rest, { breakpoint: screen.name, x, y, w, h, static: false }]
-	return api('PUT', `${pathOf(id)}/layouts`, metric.layouts)
-}
-
-async function save() {
-	const moved = places.filter((item) => ['x', 'y', 'w', 'h'].some((side) => stored(tiles.get(item.id))?.[side] !== item[side]))
-	live.saving = true
-	const stores = moved.map(store)
+	findTiles()
 	layOut()
-	for (const { reason } of await Promise.allSettled(stores)) if (reason) fail('The place was not stored')(reason)
-	live.saving = false
-	list(true)
-}
-
-// --- Moving
-
-function nudge({ tile, from, item }, { x = 0, y = 0, w = 0, h = 0 }, held) {
-	const { columns } = screen
-	const wide = clamp(min(2, columns), item.w + w, columns - item.x)
-	lay(arrange(from, { ...item, w: wide, h: max(3, item.h + h), x: clamp(0, item.x + x, columns - wide), y: max(0, item.y + y) }), held)
-	return placeOf(tile)
-}
-
-function grab({ button, target, pageX, pageY, pointerId }) {
-	if (button || drag || !target.closest('.movable :is(.head, .handle)') || target.closest('.menu')) return
-	const tile = tileOf(target)
-	drag = { tile, resize: target.matches('.handle'), x: pageX, y: pageY, from: places, item: placeOf(tile) }
-	tile.cell.setPointerCapture(pointerId)
-}
-
-function pull(event) {
-	if (!drag || drag.keys) return
-	const { tile: { id, cell }, item, resize } = drag
-	const [dx, dy] = [event.pageX - drag.x, event.pageY - drag.y]
-	if (!drag.begun && abs(dx) + abs(dy) < 4) return
-	drag.begun = true
-	cell.classList.add('held')
-	const wide = grid.clientWidth / screen.columns
-	const [x, y] = [round(dx / wide), round(dy / ROW)]
-	if (resize) assign(cell.style, { width: `${item.w * wide + dx}px`, height: `${item.h * ROW + dy}px` })
-	else cell.style.transform = `translate(${dx}px, ${dy}px)`
-	putAt($('ghost'), nudge(drag, resize ? { w: x, h: y } : { x, y }, id))
-	if (event.clientY > innerHeight - 48) scrollBy(0, 14)
-}
-
-function release(keep) {
-	const { tile, from, begun } = drag || {}
-	drag = null
-	if (!begun) return
-	tile.cell.classList.remove('held', 'keyed')
-	lay(keep ? places : from)
-	if (keep) save()
-	part(tile, 'section').focus()
-}
-
-function startKeys(tile) {
-	part(tile, 'section').focus()
-	tile.cell.classList.add('keyed')
-	drag = { tile, from: places, keys: true, begun: true }
-}
-
-// Up and down pass a neighbour: without gaps, one row is no place.
-function moveKeys({ key, shiftKey }, tile) {
-	const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[key] || []
-	if (key === 'Enter') release(true)
-	if (dx === undefined) return key === 'Enter'
-	const item = placeOf(tile)
-	const next = sorted(places).filter((other) => overlap(other, item) && (other.y - item.y) * dy > 0).at(min(0, dy))
-	const y = next ? next.y - item.y + (dy > 0 && next.h - item.h) : 0
-	const now = nudge({ tile, from: places, item }, shiftKey ? { w: dx, h: dy } : { x: dx, y })
-	$('spoken').textContent = `Column ${now.x + 1}, row ${now.y + 1}, ${now.w} wide, ${now.h} high`
-	return true
-}
-
-// --- Metrics
-
-function add({ id }) {
-	const cell = $('tile').content.firstElementChild.cloneNode(true)
-	cell.dataset.id = id
-	tiles.set(id, { id, cell, busy: true })
-	grid.insertBefore(cell, $('ghost'))
-}
-
-function merge(metrics) {
-	for (const tile of all()) {
-		if (metrics.some(({ id }) => id === tile.id)) continue
-		unsubscribe(tile)
-		unpoint()
-		tiles.delete(tile.id)
-		tile.cell.remove()
-	}
-	for (const metric of metrics) {
-		if (!tiles.has(metric.id)) add(metric)
-		redraw(tiles.get(metric.id), { metric })
-	}
-	$('none').hidden = metrics.length > 0
-	layOut()
+	showOpened()
 	ask()
 }
 
-async function list(fresh) {
-	if (document.hidden) return
+whenLooking(() => showAll())
+
+// --- A tile as large as the window
+
+let opened = null
+
+function showOpened() {
+	const tile = tiles.get(view.tile) || null
+	for (const other of all()) {
+		other.cell.classList.toggle('open', other === tile)
+		other.cell.inert = !!tile && other !== tile
+	}
+	for (const node of document.querySelectorAll('body > header, #banner, #auth')) node.inert = !!tile
+	document.body.classList.toggle('opened', !!tile)
+	if (tile === opened) return
+	const focused = tile || opened
+	opened = tile
+	if (tiles.has(focused.id)) part(focused, tile ? '.close' : '.menu summary').focus()
+}
+
+// --- The list of metrics
+
+const known = { begun: false, text: '', may: true }
+
+// What is named here is no longer in the list because it does not compile, or because it is gone.
+async function faultOf(id) {
+	const { data } = await api('GET', `${pathOf(id)}/definition`).catch(() => ({}))
+	return data?.fault ? data : null
+}
+
+const BROKEN = /^(?:queries\/(.+)\.sql|metric (.+)) does not compile$/
+
+async function readHealth() {
+	const answer = await fetch('health/ready', { cache: 'no-store' }).catch(() => null)
+	const { checks = {} } = (await answer?.json().catch(() => null)) || {}
+	const outputs = (checks['metrics:files'] || []).map(({ output }) => BROKEN.exec(output || ''))
+	$('mock').hidden = checks['model:kind']?.[0].observedValue !== 'built-in mock'
+	return outputs.filter(Boolean).map(([, file, id]) => file || id)
+}
+
+async function broken(listed) {
+	const names = new Set([...await readHealth(), ...tiles.keys()])
+	for (const { id } of listed) names.delete(id)
+	const faults = await Promise.all([...names].map(faultOf))
+	return faults.filter(Boolean)
+}
+
+// As it was when it was last seen.
+const asMetric = (definition) => ({ unit: '', chart: 'bar', layouts: [], ...tiles.get(definition.id)?.metric, ...definition })
+
+function drop(tile) {
+	unsubscribe(tile)
+	remove(tile)
+}
+
+function merge(metrics, faults) {
+	const listed = new Map([...metrics, ...faults.map(asMetric)].map((metric) => [metric.id, metric]))
+	for (const tile of all()) {
+		if (!listed.has(tile.id)) drop(tile)
+	}
+	for (const metric of listed.values()) {
+		const tile = tiles.get(metric.id) || add(metric)
+		const fault = faults.find(({ id }) => id === metric.id) || null
+		const mended = tile.fault && !fault
+		redraw(tile, { metric, fault, ...(mended && { key: null, problem: null, busy: true }) })
+		if (fault) unsubscribe(tile)
+	}
+}
+
+async function readList() {
+	const { data } = await api('GET', 'metrics')
+	const text = JSON.stringify(data)
+	write($('banner'))
+	if (text === known.text || isArranging()) return
+	const faults = await broken(data.metrics)
+	known.text = text
+	merge(data.metrics, faults)
+	if (!known.begun) await start()
+	showAll()
+	if (await learnEnums(data.metrics).catch(() => false)) showAll(true)
+}
+
+async function start() {
+	known.begun = true
+	await showRights()
+	connect()
+}
+
+async function showRights() {
+	known.may = await mayWrite()
+	document.body.classList.toggle('viewer', !known.may)
+}
+
+async function list(always) {
+	if (document.hidden && !always) return
 	try {
-		const { data, etag } = await api('GET', 'metrics', null, !fresh && live.etag)
-		write($('banner'))
-		if (drag || live.saving) return
-		live.etag = etag
-		if (data) merge(data.metrics)
-		if (!live.begun) connect(live.begun = true)
+		await readList()
 	} catch (problem) {
-		if (!live.begun) shown.state = 'off'
+		if (!known.begun) shown.state = 'off'
 		write($('banner'), problem.status !== 401 && explain(problem))
 	}
 }
 
-// --- A prompt makes a tile
+// --- Tokens
 
-async function propose() {
-	const prompt = $('prompt').value.trim()
-	const typed = (columns) => columns.map(({ name, type }) => `${name} (${type})`).join(', ') || 'none'
-	$('preview').disabled = true
-	try {
-		const { data } = await api('POST', 'metrics?dry_run=true', { query_generation_prompt: prompt })
-		write($('sql'), data.query)
-		write($('facts'), `Columns: ${typed(data.columns)}\nParameters: ${typed(data.parameters)}`)
-		$('title').value = prompt.slice(0, 120)
-		$('keeping').hidden = write($('refused'))
-	} catch (problem) {
-		$('keeping').hidden = !write($('refused'), explain(problem))
+function askToken(why) {
+	$('auth').dataset.why = why
+	$('auth').hidden = false
+	if ($('auth').open) return
+	$('auth').open = true
+	$('token').focus()
+}
+
+whenRefused((sent) => askToken(sent ? 'refused' : 'wanted'))
+whenClosed(askToken)
+
+async function takeToken() {
+	useToken($('token').value.trim())
+	$('token').value = ''
+	$('auth').open = false
+	if (known.begun) {
+		reconnect()
+		await showRights()
 	}
-	$('preview').disabled = $('draft').hidden = false
-	$('draft').focus()
+	known.text = ''
+	list(true)
 }
 
-async function keep() {
-	const kept = await api('POST', 'metrics', { query: $('sql').textContent, title: $('title').value }).catch(fail('Not kept'))
-	if (!kept) return
-	actions.drop($('prompt').value = '')
-	await list(true)
-	part(tiles.get(kept.data.id), 'section').focus()
-}
+// --- What a tile's menu does
 
-// --- Buttons
-
-function asked(box, tile) {
+async function confirmed(box, tile) {
 	write(box.querySelector('b'), titleOf(tile))
 	box.returnValue = ''
 	box.showModal()
@@ -403,67 +199,133 @@ function asked(box, tile) {
 }
 
 async function change(...request) {
-	await api(...request).catch(fail('Not changed'))
+	const answer = await api(...request).catch((problem) => notice('Not changed', inFull(problem)))
 	list(true)
+	return !!answer
 }
 
-function takeToken() {
-	useToken($('token').value.trim())
-	$('token').value = ''
-	$('auth').open = false
-	if (isOpen()) ask(true, send(authorization()))
-	else if (live.begun) connect()
-	list(true)
+async function saveCsv(tile) {
+	try {
+		const { blob, truncated } = await download(`${pathOf(tile.id)}.csv?${queryOf(tile)}`)
+		const href = URL.createObjectURL(blob)
+		Object.assign(document.createElement('a'), { href, download: `${tile.id}.csv` }).click()
+		setTimeout(URL.revokeObjectURL, 1000, href)
+		if (truncated) notice('The file holds the first rows only', 'Choose a shorter period for all of them')
+	} catch (problem) {
+		notice('Not downloaded', explain(problem))
+	}
+}
+
+const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`
+
+function curlOf(tile) {
+	const query = queryOf(tile)
+	const url = new URL(pathOf(tile.id) + (query && `?${query}`), location.origin + location.pathname)
+	return `curl ${shellQuoted(url.href)}${hasToken() ? ' -H "Authorization: Bearer $TOKEN"' : ''}`
+}
+
+// Without https there is no clipboard, and the text is shown instead.
+async function copy(text) {
+	try {
+		await navigator.clipboard.writeText(text)
+		notice('Copied', text)
+	} catch {
+		$('copied').value = text
+		$('copying').showModal()
+		$('copied').select()
+	}
 }
 
 const actions = {
-	retry: (tile) => refresh(tile, redraw(tile, { problem: null, busy: true })),
-	table: (tile) => redraw(tile, { asTable: !tile.asTable }, unpoint()),
-	keys: startKeys,
-	drop: () => { $('draft').hidden = true },
+	theme: flipTheme,
+	make: makeTile,
+	close,
+	editSql,
+	arrange: begin,
+	undo,
+	done,
+	cancel,
+	open: (tile) => look({ tile: tile.id }),
+	shut: () => look({ tile: '' }),
+	retry: (tile) => { redraw(tile, { problem: null, busy: true }); refresh(tile) },
+	csv: saveCsv,
+	curl: (tile) => copy(curlOf(tile)),
+	definition: (tile) => showDefinition(tile, known.may).catch((problem) => notice(explain(problem))),
+	as(tile, { dataset: { as } }) {
+		unpoint()
+		look({ as: { ...view.as, [tile.id]: as } })
+	},
 	async rename(tile) {
 		$('name').value = titleOf(tile)
-		if (await asked($('renaming'), tile)) change('PATCH', pathOf(tile.id), { title: $('name').value, version: tile.metric.version })
+		if (await confirmed($('renaming'), tile)) change('PATCH', pathOf(tile.id), { title: $('name').value, version: tile.metric.version })
 	},
 	async delete(tile) {
-		if (await asked($('deleting'), tile)) change('DELETE', `${pathOf(tile.id)}?version=${tile.metric.version}`)
+		if (!await confirmed($('deleting'), tile)) return
+		if (await change('DELETE', `${pathOf(tile.id)}?version=${tile.metric.version}`)) drop(tile)
 	},
 }
 
-function clicked({ target, detail }) {
+function clicked({ target }) {
 	const button = target.closest('[data-do]')
-	for (const menu of document.querySelectorAll('.menu[open]')) menu.open = !button && menu.contains(target)
-	if (button && !(detail && button.matches('.handle'))) actions[button.dataset.do](tileOf(button)) // a mouse on the handle drags
+	for (const menu of document.querySelectorAll('.menu[open]')) if (button || !menu.contains(target)) menu.open = false
+	if (button) actions[button.dataset.do](tileOf(button), button)
 }
 
-function pressed(event) {
-	const { key, target } = event
-	const tile = tileOf(target)
+// Escape closes the innermost: a menu, a chart's reading, the full screen.
+function escaped({ key, defaultPrevented }) {
+	if (key !== 'Escape' || defaultPrevented || document.querySelector('dialog[open]')) return
 	const menu = document.querySelector('.menu[open]')
-	if (key === 'Escape') menu ? menu.firstElementChild.focus(menu.open = false) : unpoint(release())
-	else if (drag?.keys && moveKeys(event, tile)) event.preventDefault()
+	unpoint()
+	if (menu) {
+		menu.open = false
+		menu.querySelector('summary').focus()
+	} else if (view.tile) look({ tile: '' })
 }
 
-function left({ target, relatedTarget }) {
-	if (drag?.keys && tileOf(relatedTarget) !== tileOf(target)) release()
+function moveInMenu(event) {
+	const step = { ArrowDown: 1, ArrowUp: -1 }[event.key]
+	const menu = step && event.target.closest('.menu')
+	if (!menu) return
+	event.preventDefault()
+	menu.open = true
+	const items = [...menu.querySelectorAll('.items button')].filter((item) => item.checkVisibility())
+	const at = items.indexOf(document.activeElement)
+	items[(at + step + items.length) % items.length].focus()
 }
 
 function seen() {
 	list()
 	poll()
-	if (live.begun && !$('auth').open) connect()
+	if (known.begun && !$('auth').open) connect()
 }
 
-const forms = { access: takeToken, ask: propose, keeping: keep }
-document.onsubmit = (event) => forms[event.target.id]?.(event.preventDefault())
-document.onclick = clicked
-document.onkeydown = pressed
-document.onvisibilitychange = window.ononline = seen
-window.onresize = layOut
-assign(grid, { onpointerdown: grab, onpointermove: pull, onpointerup: () => release(true), onpointercancel: () => release() })
-grid.addEventListener('focusout', left)
-$('period').onchange = $('custom').onchange = choosePeriod
-list()
-setInterval(list, 15000)
-setInterval(poll, 30000)
+async function showKept(id) {
+	await list(true)
+	const tile = tiles.get(id)
+	if (!tile) return
+	tile.cell.scrollIntoView({ block: 'nearest' })
+	part(tile, 'section').focus()
+	say(`${titleOf(tile)} is on the dashboard`)
+}
+
+whenKept(showKept)
+
+const forms = { access: takeToken, make: preview, keeping: keep }
+document.addEventListener('submit', (event) => {
+	const submit = forms[event.target.id]
+	if (!submit) return
+	event.preventDefault()
+	submit()
+})
+document.addEventListener('click', clicked)
+document.addEventListener('keydown', escaped)
+document.addEventListener('keydown', moveInMenu)
+document.addEventListener('visibilitychange', seen)
+window.addEventListener('online', seen)
+for (const id of ['period', 'custom']) $(id).addEventListener('change', choosePeriod)
+$('find').addEventListener('input', () => look({ find: $('find').value.trim() }))
+showPeriod()
+list(true)
+setInterval(list, EVERY.list * 1000)
+setInterval(poll, EVERY.poll * 1000)
 setTimeout(poll, 2000)

@@ -299,22 +299,25 @@ function ticks([low, high], count) {
 
 // With as many digits as tell one from the next.
 function levelNames(levels, unit) {
-	const top = max(...levels.map(abs))
-	const digits = floor(log10(top)) - floor(log10((levels[1] - levels[0]) * 1.001)) + 1
-	const notation = top >= 1e4 || top < 1e-4 ? { notation: top < 1 ? 'scientific' : 'compact' } : {}
-	return levels.map((level) => amount(level, styleOf(unit).style ? unit : '', { ...notation, minimumFractionDigits: 0, maximumSignificantDigits: clamp(1, digits, 15) }))
+	const [top, step] = [max(...levels.map(abs)), (levels[1] - levels[0]) * 1.001]
+	const [places, digits] = [max(0, -floor(log10(step))), floor(log10(top)) - floor(log10(step)) + 1]
+	const options = top >= 1e4 || top < 1e-4 ? { notation: top < 1 ? 'scientific' : 'compact', maximumSignificantDigits: clamp(1, digits, 15) }
+		: { minimumFractionDigits: places, maximumFractionDigits: places }
+	return levels.map((level) => amount(level, styleOf(unit).style ? unit : '', options))
 }
 
 function timeTicks(low, high, count) {
 	const fits = (step) => (high - low) / step <= max(1, count)
-	const step = [1, 5, 15, 60, 180, 360, 1440, 2880, 10080, 20160, 40320].map((minutes) => minutes * 6e4).find(fits)
-	const months = [1, 3, 6, 12, 60, 120].find((n) => fits(n * 30 * DAY)) || 600
+	const step = [1, 5, 15, 60, 180, 360, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4).find(fits)
+	const months = [1, 2, 3, 6, 12, 60, 120].find((n) => fits(n * 42 * DAY)) || 600 // their names are short
 	const at = (n) => (step ? n * step + 4 * DAY : Date.UTC(1970, n * months)) // the epoch's first Monday
-	const name = (p) => date(p, p % DAY ? { timeStyle: 'short' } : { month: 'short', [step ? 'day' : 'year']: 'numeric' })
 	const list = []
-	for (let n = floor((low - 4 * DAY) / (step || months * 31 * DAY)); at(n) <= high; n++) list.push([at(n), name(at(n))])
-	return list.filter(([p]) => p >= low)
+	for (let n = floor((low - 4 * DAY) / (step || months * 31 * DAY)); at(n) <= high; n++) if (at(n) >= low) list.push(at(n))
+	return list.map((p, i) => [p, step ? dayName(p) : monthName(p, !i)])
 }
+
+const dayName = (p) => date(p, p % DAY ? { timeStyle: 'short' } : { month: 'short', day: 'numeric' })
+const monthName = (p, isFirst) => date(p, { month: 'short', ...((isFirst || !new Date(p).getUTCMonth()) && { year: 'numeric' }) })
 
 // --- Places across. Time spans the period that was asked for, and what lies beyond it.
 
@@ -343,7 +346,7 @@ function acrossTime({ said, options }, isBar, left, right) {
 	const gap = min(gaps(said.x)[0] ?? DAY, (high - low) / 3 || DAY)
 	const pad = isBar ? gap / 2 : 0
 	const at = between(low - pad, high + pad, left, right)
-	const marks = timeTicks(low, high, (right - left) / 70).map(([p, name]) => [at(p), name])
+	const marks = timeTicks(low, high, (right - left) / 64).map(([p, name]) => [at(p), name])
 	return { at: said.x.map(at), step: isBar ? at(low + gap) - at(low) : 0, marks }
 }
 
@@ -499,12 +502,14 @@ function rowsView(chart) {
 	const isStacked = chart.metric.chart === 'stacked'
 	const lanes = isStacked ? 1 : max(1, ...panels.map(({ series }) => series.length))
 	const legends = panels.flatMap((panel) => legend(chart, panel))
-	const fit = (taken) => max(1, floor((height - taken - (legends[0] ? 26 : 0)) / (10 + 16 * lanes)))
+	const captions = panels.map(({ unit }) => (styleOf(unit).style ? '' : unit)).filter(Boolean).join(', ')
+	const fit = (taken) => max(1, floor((height - taken - (legends[0] ? 26 : 0) - (captions ? 16 : 0)) / (10 + 15 * lanes)))
 	const isAll = order.length <= fit(4)
 	chart.order = isAll ? order : order.slice(0, open || fit(34))
-	const columns = `grid-template-columns: fit-content(42%) ${panels.map(() => 'minmax(36px, 1fr) max-content').join(' ')}`
+	const columns = `grid-template-columns: fit-content(55%) ${panels.map(() => 'minmax(36px, 1fr) max-content').join(' ')}`
 	return [
 		['ul', { class: 'legend' }, legends],
+		['p', { class: 'caption' }, captions],
 		['ul', { class: `bars${open ? ' open' : ''}`, tabindex: 0, 'aria-label': summary(chart), style: columns }, chart.order.map((i, n) => rowView(chart, i, n))],
 		more(order.length - chart.order.length, !isAll && 'Fewer'),
 	]
@@ -523,7 +528,7 @@ function rowView({ said, panels, metric }, i, n) {
 		const lanes = isStacked ? [panel.series.map(piece)] : panel.series.map((each) => [piece(each)])
 		const sums = isStacked ? [panel.series.reduce((sum, { values }) => sum + values[i], 0)] : panel.series.map(({ raws }) => raws[i])
 		return [['span', { class: 'track' }, lanes.map((pieces) => ['span', {}, [...pieces, ...zero]])],
-			['span', { class: 'amounts' }, sums.map((sum) => ['b', {}, plain(sum, panel.unit)])]]
+			['span', { class: 'amounts' }, sums.map((sum) => ['b', {}, plain(sum, styleOf(panel.unit).style ? panel.unit : '')])]]
 	})
 	return ['li', { 'data-n': n }, [['span', { class: 'label', dir: 'auto' }, said.label(i)], ...tracks]]
 }
@@ -550,7 +555,7 @@ function numberView(chart) {
 	const { metric, result, options: { before }, height } = chart
 	const numbers = result.columns.filter(isNumber)
 	const [row, old] = [newest(result), before?.records[0] && newest(before)]
-	const figures = result.columns.map((column) => (isNumber(column) ? figure(chart, column, row, unitOf(column, metric, numbers)) : null))
+	const figures = result.columns.map((column) => (isNumber(column) ? figure(chart, column, row, unitOf(column, metric, numbers), numbers.length) : null))
 	return [['dl', {}, result.columns.map((column, n) => ['div', {}, [
 		['dt', {}, words(column.name)],
 		['dd', {}, figures[n] || [['span', { dir: 'auto' }, cell(row[column.name], column)]]],
@@ -559,7 +564,7 @@ function numberView(chart) {
 }
 
 // Shrinks until it fits, and is shortened when that is too small to be read.
-function figure({ width, height }, column, row, unit) {
+function figure({ width, height }, column, row, unit, count) {
 	const own = styleOf(unit).style ? unit : ''
 	const raw = row[column.name]
 	const long = plain(raw, own)
@@ -567,7 +572,7 @@ function figure({ width, height }, column, row, unit) {
 	const said = fits(long) < 16 && isFinite(raw) ? amount(raw, own, { notation: abs(raw) < 1e15 ? 'compact' : 'scientific', maximumSignificantDigits: 4 }) : long
 	const full = exact(raw, unit)
 	const isShort = said !== exact(raw, own)
-	return [['b', { style: `font-size: ${clamp(14, min(fits(said), height * 0.32), 52)}px`, tabindex: isShort ? 0 : null, 'data-full': isShort ? full : null }, said],
+	return [['b', { style: `font-size: ${clamp(14, min(fits(said), height * 0.32, height / count / 1.9), 52)}px`, tabindex: isShort ? 0 : null, 'data-full': isShort ? full : null }, said],
 		['small', {}, own ? '' : unit || '']]
 }
 
@@ -705,7 +710,8 @@ function point(chart, n) {
 	if (pointed !== chart) unpoint()
 	pointed = assign(chart, { point: n })
 	const { plan, said } = chart
-	const list = entries(chart, plan.slot(n))
+	const all = entries(chart, plan.slot(n))
+	const list = all.length > 24 ? [...all.slice(0, 20), { name: `${all.length - 20} more`, colour: 'none', value: '' }] : all
 	const title = said.label(plan.slot(n))
 	plan.mark(n)
 	tell([['b', { dir: 'auto' }, title], ...list.map(({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', { dir: 'auto' }, name], ['em', {}, value]]])], plan.edges(n))
@@ -740,6 +746,11 @@ function over(event, chart) {
 	else if (pointed !== chart || n !== chart.point) point(chart, n)
 }
 
+function focused({ target }) {
+	if (pointed && !pointed.box) unpoint()
+	if (target.matches('[data-full], .legend button')) tellAll(target)
+}
+
 function keyed(event, chart) {
 	if (!chart.plan || !event.target.matches('svg, .bars')) return
 	const [now, last] = [pointed === chart ? chart.point : null, chart.plan.count - 1]
@@ -765,7 +776,7 @@ function clicked({ target }, chart) {
 }
 
 const heard = { pointermove: over, pointerdown: over, pointerleave: ({ pointerType }) => pointerType === 'touch' || unpoint(),
-	keydown: keyed, focusin: ({ target }) => target.matches('[data-full], .legend button') && tellAll(target), focusout: unpoint, click: clicked, scroll: scrolled }
+	keydown: keyed, click: clicked, scroll: scrolled, focusin: focused, focusout: ({ relatedTarget }, { box }) => box.contains(relatedTarget) || unpoint() }
 addEventListener('keydown', ({ key }) => key === 'Escape' && unpoint(), true)
 addEventListener('scroll', () => pointed?.plan && point(pointed, pointed.point), { capture: true, passive: true })
 addEventListener('pointerdown', ({ target }) => pointed?.box?.contains(target) || unpoint(), true)

@@ -41,7 +41,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -114,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_client_ids: Names = frozenset()
     jwt_read_scope: str = "api/backend_access"
     jwt_write_scope: str = "api/backend_write"
+    browser_client_id: str | None = None
     auth: Switch = "on"
     statement_timeout: Timeout = 10
     pool_size: Count = 10
@@ -176,6 +177,12 @@ def split_url(url: str | None) -> SplitResult:
     return parts
 
 
+def is_secure(url: str | None) -> bool:
+    """Whether nobody on the way there can listen in or answer in its place."""
+    parts = split_url(url)
+    return bool(parts.hostname and parts.scheme in ("https", "http" if is_loopback(parts.hostname) else "https"))
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
@@ -187,10 +194,14 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
-    # The issuer is compared with, not fetched from, where JWKS_URL says what is.
-    url = split_url(settings.jwks_url or settings.jwt_issuer or "https://issuer")
-    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
-        yield f"{'JWKS_URL' if settings.jwks_url else 'JWT_ISSUER'} must be an https URL (http on loopback only)"
+    # The issuer is compared with, not fetched from, where JWKS_URL says what is and nobody signs in on the dashboard.
+    if settings.jwks_url and not is_secure(settings.jwks_url):
+        yield "JWKS_URL must be an https URL (http on loopback only)"
+    fetched = settings.browser_client_id or not settings.jwks_url
+    if settings.jwt_issuer and fetched and not is_secure(settings.jwt_issuer):
+        yield "JWT_ISSUER must be an https URL (http on loopback only)"
+    if settings.browser_client_id and not settings.jwt_issuer:
+        yield "BROWSER_CLIENT_ID is a client of JWT_ISSUER; set JWT_ISSUER too, or neither"
     in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
     if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
@@ -641,7 +652,22 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     return keys
 
 
+def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
+    """Where people sign in and out (OpenID Connect Discovery 1.0, 4.2); raises for another issuer's or unsafe ones."""
+    document = decode_any(body)
+    if document["issuer"] != issuer:
+        raise ValueError("it is another issuer's")
+    endpoints = {name: document[name] for name in ("authorization_endpoint", "token_endpoint")}
+    if "end_session_endpoint" in document:
+        endpoints["end_session_endpoint"] = document["end_session_endpoint"]
+    for url in endpoints.values():
+        if not (is_secure(url) and re.fullmatch(r"\w+://[\w.:\[\]-]+(/\S*)?", url)):
+            raise ValueError("an endpoint is no https URL (http on loopback only)")
+    return endpoints
+
+
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
+P = TypeVar("P")
 
 
 async def http_client(**options: Any) -> httpx.AsyncClient:
@@ -664,47 +690,43 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
     return body
 
 
-class KeySet:
-    """The issuer's keys, fetched when an unknown one is asked for and by a clock, kept for a day while that fails.
+class Published(Generic[P]):
+    """What the issuer publishes, fetched when it is missing and by a clock, kept for a day while that fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str, forgotten_by: list[Callable[[], None]]) -> None:
-        self.url, self.forgotten_by = url, forgotten_by
-        self.keys: dict[str, jwt.PyJWK] = {}
+    def __init__(self, url: str, parse: Callable[[bytes], dict[str, P]], forgotten_by: list[Callable[[], None]]) -> None:
+        self.url, self.parse, self.forgotten_by = url, parse, forgotten_by
+        self.known: dict[str, P] = {}
         self.body = b""
         self.failures = 0
         self.fetched_at = self.next_fetch = float("-inf")
         self.fetching: asyncio.Task[None] | None = None
 
-    async def find(self, kid: str) -> jwt.PyJWK:
-        """Raises InvalidToken, or Problem 503 while there is no key at all."""
-        if kid not in self.keys and (fetching := self.fetch()):
-            await asyncio.shield(fetching)
-        if not self.keys:
-            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
-        if kid not in self.keys:
-            raise InvalidToken("its key is not the issuer's")
-        return self.keys[kid]
+    async def soon(self) -> dict[str, P]:
+        """What is known, after a second of a first fetch at most."""
+        if not self.known and (fetching := self.fetch()):
+            await asyncio.wait([fetching], timeout=1)
+        return self.known
 
     async def keep_fresh(self) -> None:
-        """Fetch known keys again, for ever, so that what the issuer withdraws is let in for a minute more at most."""
+        """Fetch what is known again, for ever, so that what the issuer withdraws counts for a minute more at most."""
         while True:
             await asyncio.sleep(1)
             age = time.monotonic() - self.fetched_at
-            if self.keys and age > KEYS_KEPT:
+            if self.known and age > KEYS_KEPT:
                 self.replace({}, b"")
-            elif self.keys and age > KEYS_REFRESH:
+            elif self.known and age > KEYS_REFRESH:
                 self.fetch()
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The last fetch, or a new one when it is over and time for another."""
         if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.fetch_keys(), name="keys")
+            self.fetching = asyncio.create_task(self.fetch_now(), name=self.url)
         return self.fetching
 
-    async def fetch_keys(self) -> None:
+    async def fetch_now(self) -> None:
         try:
             async with asyncio.timeout(3):
                 async with (
@@ -712,17 +734,17 @@ class KeySet:
                     client.stream("GET", self.url, headers=UNCOMPRESSED) as response,
                 ):
                     body = await read_answer(response, 256 * 1024)
-            self.replace(parse_keys(body), body)
+            self.replace(self.parse(body), body)
             self.failures, self.fetched_at = 0, time.monotonic()
             self.next_fetch = self.fetched_at + 10
         except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
-            warn("keys cannot be fetched", reason=repr(exc))
+            warn("what the issuer publishes cannot be fetched", url=self.url, reason=repr(exc))
 
-    def replace(self, keys: dict[str, jwt.PyJWK], body: bytes) -> None:
+    def replace(self, known: dict[str, P], body: bytes) -> None:
         """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
-        changed, self.keys, self.body = body != self.body, keys, body
+        changed, self.known, self.body = body != self.body, known, body
         for forget in self.forgotten_by if changed else ():
             forget()
 
@@ -735,8 +757,11 @@ class Verifier:
         self.open = settings.auth == "off" or not settings.jwt_issuer
         self.remembered: dict[bytes, Caller] = {}
         self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
-        url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-        self.keys = KeySet(url, self.forgotten_by)
+        issuer = settings.jwt_issuer or ""
+        place = f"{issuer.rstrip('/')}/.well-known"
+        self.keys = Published(settings.jwks_url or f"{place}/jwks.json", parse_keys, self.forgotten_by)
+        parse = functools.partial(parse_endpoints, issuer)
+        self.endpoints = Published(f"{place}/openid-configuration", parse, [])
 
     async def identify(self, header: bytes) -> Caller:
         """The caller whom an Authorization header (RFC 6750) names; raises InvalidToken, or Problem 503."""
@@ -761,7 +786,7 @@ class Verifier:
             header = jwt.get_unverified_header(token)
             if header.get("alg") not in ALGORITHMS:
                 raise InvalidToken("its algorithm is not RS256 or ES256")
-            key = await self.keys.find(header["kid"])
+            key = await self.find_key(header["kid"])
             options = {"require": ["exp", "iss"], "verify_aud": False, "enforce_minimum_key_length": True}
             issuer = self.settings.jwt_issuer
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
@@ -769,6 +794,16 @@ class Verifier:
             return as_caller(claims, self.settings.jwt_client_ids)
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
+
+    async def find_key(self, kid: str) -> jwt.PyJWK:
+        """Raises InvalidToken, or Problem 503 while there is no key at all."""
+        if kid not in self.keys.known and (fetching := self.keys.fetch()):
+            await asyncio.shield(fetching)
+        if not self.keys.known:
+            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
+        if kid not in self.keys.known:
+            raise InvalidToken("its key is not the issuer's")
+        return self.keys.known[kid]
 
 
 def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
@@ -3296,11 +3331,9 @@ def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Ch
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
 
 
-async def keys_check(keys: KeySet) -> Check:
+async def keys_check(keys: Published[jwt.PyJWK]) -> Check:
     """Without keys every token is 503, so they are fetched before the first one comes."""
-    if not keys.keys and (fetching := keys.fetch()):
-        await asyncio.wait([fetching], timeout=1)
-    if not keys.keys:
+    if not await keys.soon():
         return Check("fail", "system", output="the issuer's keys cannot be fetched")
     return Check("warn" if keys.failures else "pass", "system", round(time.monotonic() - keys.fetched_at), "s")
 
@@ -3952,7 +3985,10 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         stack.push_async_callback(state["results"].shared.close)
         started = asyncio.Event()
         state["changes"].heard_by.append(lambda _: started.set())
-        running = asyncio.gather(keep_up(state, embedded), state["verifier"].keys.keep_fresh())
+        verifier = state["verifier"]
+        running = asyncio.gather(
+            keep_up(state, embedded), verifier.keys.keep_fresh(), verifier.endpoints.keep_fresh()
+        )
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:

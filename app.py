@@ -59,6 +59,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -866,7 +867,7 @@ def check_loopback(scope: Scope, settings: Settings) -> None:
 MAX_HEAD = 64 * 1024  # bytes
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-PUBLIC = re.compile(r"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus")
+PUBLIC = re.compile(r"/|/(docs|health|pages)(/.*)?|/openapi\.json|/prometheus")
 
 
 def request_ids() -> Iterator[bytes]:
@@ -3250,32 +3251,28 @@ async def create_records(request: Request[State]) -> Response:
 
 # ------------------------------------------------------------------------------------------------ pages and health
 
-PAGE_POLICY = (
-    "default-src 'none'; script-src {own}'{script}'; style-src {own}'{style}'; connect-src 'self';"
-    " img-src {own}data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+PAGES = StaticFiles(directory=HERE / "pages", check_dir=False)
 
 
 @functools.cache
-def read_page(name: str, own: str = "") -> tuple[bytes, dict[str, str]]:
-    """A page and its headers; what its policy lets run is its own script and style, and what own adds."""
-    page = (HERE / name).read_text()
-    hashes = {}
-    for tag in ("script", "style"):
-        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        hashes[tag] = f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-    headers = {
-        "Content-Security-Policy": PAGE_POLICY.format(own=own, **hashes),
-        "Cache-Control": "no-cache",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return page.encode(), headers
+def page_headers() -> dict[str, str]:
+    """Lets a page run its own files, and docs.html the script that finds them below whatever prefix it is served at."""
+    script = (HERE / "pages" / "docs.html").read_text().partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self'; connect-src 'self';"
+        " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    own = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
-async def dashboard(request: Request[State]) -> Response:
-    page, headers = read_page("dashboard.html")
-    return Response(page, headers=headers, media_type="text/html")
+async def page(request: Request[State]) -> Response:
+    """A file of pages/."""
+    name = {"/": "dashboard.html", "/docs": "docs.html"}.get(request.scope["path"]) or request.path_params["name"]
+    response = await PAGES.get_response(name, request.scope)
+    response.headers.update(page_headers())
+    return response
 
 
 async def health(request: Request[State]) -> Response:
@@ -3813,12 +3810,6 @@ async def openapi(request: Request[State]) -> Response:
     return Response(documents[seen], headers=headers, media_type="application/json")
 
 
-async def docs(request: Request[State]) -> Response:
-    """This document, to read and to try out."""
-    page, headers = read_page("docs.html", "'self' ")
-    return Response(page, headers=headers, media_type="text/html")
-
-
 async def docs_file(request: Request[State]) -> Response:
     """A file of Swagger UI, from the wheel that ships it and whose code is not wanted."""
     if (name := request.path_params["name"]) not in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"):
@@ -3840,8 +3831,9 @@ ROUTES = [
     Route("/metrics/{id}", delete_metric, methods=["DELETE"]),
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
-    Route("/", dashboard),
-    Route("/docs", docs),
+    Route("/", page),
+    Route("/pages/{name}", page),
+    Route("/docs", page),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),
     Route("/health", health),

@@ -817,7 +817,7 @@ def test_the_image_holds_the_service_and_nothing_else(tmp_path: Path) -> None:
         for file in files_below(ROOT / name)
         if "__pycache__" not in file
     }
-    files = {"app.py", "dashboard.html", "docs.html", "seed/mock_model.py"}
+    files = {"app.py", "seed/mock_model.py"}
     files |= {f"seed/{name}.py" for name in ("model", "records", "statements", "values")}
     assert files_below(lay_out(tmp_path)) == files | data
 

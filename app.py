@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import csv
 import functools
 import gzip
@@ -180,8 +179,8 @@ def split_url(url: str | None) -> SplitResult:
 
 def is_secure(url: str | None) -> bool:
     """Whether nobody on the way there can listen in or answer in its place."""
-    parts = split_url(url)
-    return bool(parts.hostname and parts.scheme in ("https", "http" if is_loopback(parts.hostname) else "https"))
+    scheme, host = split_url(url).scheme, split_url(url).hostname
+    return bool(host) and scheme in (("https", "http") if is_loopback(host) else ("https",))
 
 
 def contradictions(settings: Settings) -> Iterator[str]:
@@ -196,11 +195,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
     # The issuer is compared with, not fetched from, where JWKS_URL says what is and nobody signs in on the dashboard.
-    if settings.jwks_url and not is_secure(settings.jwks_url):
-        yield "JWKS_URL must be an https URL (http on loopback only)"
-    fetched = settings.browser_client_id or not settings.jwks_url
-    if settings.jwt_issuer and fetched and not is_secure(settings.jwt_issuer):
-        yield "JWT_ISSUER must be an https URL (http on loopback only)"
+    named = settings.jwks_url and not settings.browser_client_id
+    for name in ("jwks_url",) if named else ("jwks_url", "jwt_issuer"):
+        if (url := getattr(settings, name)) and not is_secure(url):
+            yield f"{name.upper()} must be an https URL (http on loopback only)"
     if settings.browser_client_id and not settings.jwt_issuer:
         yield "BROWSER_CLIENT_ID is a client of JWT_ISSUER; set JWT_ISSUER too, or neither"
     in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
@@ -656,19 +654,18 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
 def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
     """Where people sign in and out (OpenID Connect Discovery 1.0, 4.2); raises for another issuer's or unsafe ones."""
     document = decode_any(body)
+    names = {"authorization_endpoint", "token_endpoint"} | ({"end_session_endpoint"} & document.keys())
+    # Nothing that would end a directive: one of them goes into the page's policy.
+    plain = re.compile(r"[\w:/.?&=%~+\[\]-]+", re.ASCII)
+    if not all(is_secure(document[name]) and plain.fullmatch(document[name]) for name in names):
+        raise ValueError("an endpoint is no https URL (http on loopback only)")
     if document["issuer"] != issuer:
         raise ValueError("it is another issuer's")
-    endpoints = {name: document[name] for name in ("authorization_endpoint", "token_endpoint")}
-    if "end_session_endpoint" in document:
-        endpoints["end_session_endpoint"] = document["end_session_endpoint"]
-    for url in endpoints.values():
-        if not (is_secure(url) and re.fullmatch(r"\w+://[\w.:\[\]-]+(/\S*)?", url)):
-            raise ValueError("an endpoint is no https URL (http on loopback only)")
-    return endpoints
+    return {name: document[name] for name in names}
 
 
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
-P = TypeVar("P")
+T = TypeVar("T")
 
 
 async def http_client(**options: Any) -> httpx.AsyncClient:
@@ -691,21 +688,22 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
     return body
 
 
-class Published(Generic[P]):
+class Published(Generic[T]):
     """What the issuer publishes, fetched when it is missing and by a clock, kept for a day while that fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str, parse: Callable[[bytes], dict[str, P]], forgotten_by: list[Callable[[], None]]) -> None:
-        self.url, self.parse, self.forgotten_by = url, parse, forgotten_by
-        self.known: dict[str, P] = {}
+    def __init__(self, url: str, parse: Callable[[bytes], dict[str, T]]) -> None:
+        self.url, self.parse = url, parse
+        self.forgotten_by: list[Callable[[], None]] = []
+        self.known: dict[str, T] = {}
         self.body = b""
         self.failures = 0
         self.fetched_at = self.next_fetch = float("-inf")
         self.fetching: asyncio.Task[None] | None = None
 
-    async def soon(self) -> dict[str, P]:
+    async def soon(self) -> dict[str, T]:
         """What is known, after a second of a first fetch at most."""
         if not self.known and (fetching := self.fetch()):
             await asyncio.wait([fetching], timeout=1)
@@ -743,7 +741,7 @@ class Published(Generic[P]):
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
             warn("what the issuer publishes cannot be fetched", url=self.url, reason=repr(exc))
 
-    def replace(self, known: dict[str, P], body: bytes) -> None:
+    def replace(self, known: dict[str, T], body: bytes) -> None:
         """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
         changed, self.known, self.body = body != self.body, known, body
         for forget in self.forgotten_by if changed else ():
@@ -757,12 +755,11 @@ class Verifier:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
         self.remembered: dict[bytes, Caller] = {}
-        self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
         issuer = settings.jwt_issuer or ""
         place = f"{issuer.rstrip('/')}/.well-known"
-        self.keys = Published(settings.jwks_url or f"{place}/jwks.json", parse_keys, self.forgotten_by)
-        parse = functools.partial(parse_endpoints, issuer)
-        self.endpoints = Published(f"{place}/openid-configuration", parse, [])
+        self.endpoints = Published(f"{place}/openid-configuration", functools.partial(parse_endpoints, issuer))
+        self.keys = Published(settings.jwks_url or f"{place}/jwks.json", parse_keys)
+        self.keys.forgotten_by.append(self.remembered.clear)
 
     async def identify(self, header: bytes) -> Caller:
         """The caller whom an Authorization header (RFC 6750) names; raises InvalidToken, or Problem 503."""
@@ -2702,7 +2699,6 @@ class Seen:
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
-T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
 FLAWS = {
     r"^Expected (.*), got (.*)$": r"must be \1, not \2",
@@ -3254,23 +3250,43 @@ async def create_records(request: Request[State]) -> Response:
 PAGES = StaticFiles(directory=HERE / "pages", check_dir=False)
 
 
-@functools.cache
-def page_headers() -> dict[str, str]:
-    """Lets a page run its own files, and docs.html the script that finds them below whatever prefix it is served at."""
-    script = (HERE / "pages" / "docs.html").read_text().partition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def page_headers(tokens_from: str = "") -> dict[str, str]:
+    """Lets a page load its own files alone, and ask the service and the one URL that its tokens come from."""
     policy = (
-        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self'; connect-src 'self';"
+        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from};"
         " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     own = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
+def fill_page(name: str, place: str, text: str, headers: dict[str, str]) -> Response:
+    filled = (HERE / "pages" / name).read_text().replace(place, text)
+    return Response(filled, headers=headers, media_type="text/html")
+
+
+async def dashboard(request: Request[State]) -> Response:
+    """The page, told how people are let in; without the endpoints where they sign in while the issuer is down."""
+    settings, verifier = request.state["settings"], request.state["verifier"]
+    access: dict[str, Any] = {"scopes": [settings.jwt_read_scope, settings.jwt_write_scope]}
+    if settings.browser_client_id and not verifier.open:
+        endpoints = await verifier.endpoints.soon()
+        access |= {"issuer": settings.jwt_issuer, "client_id": settings.browser_client_id, **endpoints}
+    block = encode(None if verifier.open else access).replace(b"<", b"\\u003c").decode()
+    return fill_page(
+        "dashboard.html", "{access}", block, page_headers(access.get("token_endpoint", "").partition("?")[0])
+    )
+
+
+async def docs(request: Request[State]) -> Response:
+    """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
+    root = "../" if request.scope["raw_path"].endswith(b"/") else ""
+    return fill_page("docs.html", "{root}", root, page_headers())
+
+
 async def page(request: Request[State]) -> Response:
     """A file of pages/."""
-    name = {"/": "dashboard.html", "/docs": "docs.html"}.get(request.scope["path"]) or request.path_params["name"]
-    response = await PAGES.get_response(name, request.scope)
+    response = await PAGES.get_response(request.path_params["name"], request.scope)
     response.headers.update(page_headers())
     return response
 
@@ -3831,9 +3847,9 @@ ROUTES = [
     Route("/metrics/{id}", delete_metric, methods=["DELETE"]),
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
-    Route("/", page),
+    Route("/", dashboard),
     Route("/pages/{name}", page),
-    Route("/docs", page),
+    Route("/docs", docs),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),
     Route("/health", health),
@@ -3953,7 +3969,7 @@ def create_state(settings: Settings, database: Database, stream: LogStream) -> S
         documents={},
     )
     catalog.reloaded_by += [state["seen"].forget, state["documents"].clear, lambda: instruments.keep(catalog.metrics)]
-    state["verifier"].forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
+    state["verifier"].keys.forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
     add_gauges(state)
     return state
 
@@ -3977,10 +3993,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         stack.push_async_callback(state["results"].shared.close)
         started = asyncio.Event()
         state["changes"].heard_by.append(lambda _: started.set())
-        verifier = state["verifier"]
-        running = asyncio.gather(
-            keep_up(state, embedded), verifier.keys.keep_fresh(), verifier.endpoints.keep_fresh()
-        )
+        fresh = [published.keep_fresh() for published in (state["verifier"].keys, state["verifier"].endpoints)]
+        running = asyncio.gather(keep_up(state, embedded), *fresh)
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:

@@ -1,7 +1,8 @@
 // The dashboard: its tiles, their places, and what keeps them fresh.
 
-import { api, authorization, hasToken, useToken, whenRefused } from './api.js'
+import { api, authorization, hasToken } from './api.js'
 import { draw, parse, sentences, unpoint, words, write } from './charts.js'
+import { askAgain, isAsking, mayWrite, whenSignedIn } from './signin.js'
 
 const { abs, floor, max, min, round } = Math
 const { assign } = Object
@@ -50,15 +51,6 @@ function show(tile) {
 }
 
 // --- Requests
-
-function askToken(why) {
-	$('auth').dataset.why = why
-	if ($('auth').open) return
-	assign($('auth'), { hidden: false, open: true })
-	$('token').focus()
-}
-
-whenRefused((sent) => askToken(sent ? 'refused' : 'wanted'))
 
 const fail = (what) => (problem) => notice(what, explain(problem))
 const pathOf = (id) => `metrics/${encodeURIComponent(id)}`
@@ -148,7 +140,7 @@ function disconnected({ code }) {
 	for (const tile of all()) tile.asked = null
 	const why = { 4401: 'refused', 4403: 'scope' }[code]
 	shown.state = why ? 'off' : 'down'
-	if (why) return askToken(why)
+	if (why) return askAgain(why)
 	const seconds = min(30, 2 ** live.tries++) * (0.5 + Math.random()) // jitter, or all pages return at once
 	live.timer = setTimeout(connect, seconds * 1000)
 	for (const tile of all()) if (!tile.result || tile.busy) load(tile)
@@ -228,7 +220,7 @@ function lay(next, held) {
 	places = next
 	for (const item of next) {
 		const { cell } = tiles.get(item.id)
-		cell.classList.toggle('movable', !screen.small && !item.static)
+		cell.classList.toggle('movable', !screen.small && !item.static && mayWrite())
 		if (item.id !== held) putAt(cell, item)
 	}
 	grid.style.height = `${bottom(next) * ROW}px`
@@ -404,14 +396,11 @@ async function change(...request) {
 	list(true)
 }
 
-function takeToken() {
-	useToken($('token').value.trim())
-	$('token').value = ''
-	$('auth').open = false
+whenSignedIn(() => {
 	if (isOpen()) ask(true, send(authorization()))
 	else if (live.begun) connect()
 	list(true)
-}
+})
 
 const actions = {
 	retry: (tile) => refresh(tile, redraw(tile, { problem: null, busy: true })),
@@ -448,10 +437,10 @@ function left({ target, relatedTarget }) {
 function seen() {
 	list()
 	poll()
-	if (live.begun && !$('auth').open) connect()
+	if (live.begun && !isAsking()) connect()
 }
 
-const forms = { access: takeToken, ask: propose, keeping: keep }
+const forms = { ask: propose, keeping: keep }
 document.onsubmit = (event) => forms[event.target.id]?.(event.preventDefault())
 document.onclick = clicked
 document.onkeydown = pressed

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
+import difflib
 import functools
 import gzip
 import hashlib
@@ -49,7 +50,6 @@ import msgspec
 import psycopg
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from psycopg.conninfo import conninfo_to_dict
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
@@ -66,6 +66,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
+from migrations.connections import Login, Session, Target, TransactionPooling, connect, derived_login
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
 from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
@@ -104,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reader_database_url: str | None = None
     guest_database_url: str | None = None
     harden_database: Switch = "off"
+    demo_data: Switch = "on"
     data_dir: Path = HERE / ".data"
     queries_dir: Path = HERE / "queries"
     cache_url: str = "memory://"
@@ -156,6 +158,16 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def misspelt(environ: Mapping[str, str]) -> Iterator[str]:
+    """What to say of variables that are nearly one of the service's that is not set."""
+    names = {field.name.upper() for field in msgspec.structs.fields(Settings)}
+    for name in environ.keys() - names:
+        near = difflib.get_close_matches(name.upper(), names - environ.keys(), n=1, cutoff=0.88)
+        # Somebody else's differ where they begin, such as TEST_DATABASE_URL from GUEST_DATABASE_URL.
+        if near and near[0][0] == name[0].upper():
+            yield f"{name} is not a variable of the service; is {near[0]} meant?"
+
+
 @functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     try:
@@ -183,12 +195,12 @@ def is_secure(url: str | None) -> bool:
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
-        url = getattr(settings, name)
-        with suppress(psycopg.Error):
-            conninfo_to_dict(url or "")
-            if not url or split_url(url).scheme in ("postgresql", "postgres"):
-                continue
-        yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
+        # The embedded one is behind a socket, whatever PGHOST and its like say.
+        url = getattr(settings, name) or ("host=/ port=5432" if name == "database_url" else None)
+        try:
+            _ = url and Target(name.upper(), url)
+        except ValueError as exc:
+            yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
     # The issuer is compared with, not fetched from, where JWKS_URL says what is and nobody signs in on the dashboard.
@@ -534,7 +546,8 @@ class Repeats(logging.Filter):
         if record.levelno < logging.WARNING:
             return True
         fields = getattr(record, "fields", {})
-        cause = repr(record.exc_info[1]) if record.exc_info else str(fields.get("reason"))
+        error = record.exc_info and record.exc_info[1]
+        cause = repr(error.__cause__ or error) if error else f"{fields.get('metric_id')} {fields.get('reason')}"
         since, repeated = self.seen.get((record.msg, cause), (0.0, 0))
         if record.created - since < 10:
             self.seen[record.msg, cause] = since, repeated + 1
@@ -1056,15 +1069,17 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {HTTPException: answer_http}
 # ------------------------------------------------------------------------------------------------ database
 
 
-def database_logins(settings: Settings) -> dict[str, apply.Login]:
+def database_logins(settings: Settings) -> dict[str, Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
-    urls = settings.database_url, settings.reader_database_url, settings.guest_database_url
-    owner, reader_url, guest_url = (apply.as_dsn(url or "") for url in urls)
-    reader = apply.derived_login(owner, reader_url, owner, "metrics_reader")
-    guest = apply.derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
-    logins = {"owner": apply.Login(owner), "upload": apply.Login(owner), "reader": reader}
+    owner = Target("DATABASE_URL", settings.database_url or "")
+    reads, guests = settings.reader_database_url, settings.guest_database_url
+    replicas = Target("READER_DATABASE_URL", reads) if reads else None
+    reader = derived_login(owner, replicas, owner, "metrics_reader")
+    named = Target("GUEST_DATABASE_URL", guests) if guests else None
+    guest = derived_login(owner, named, replicas or owner, "metrics_guest")
+    logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
     logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
-    if settings.reader_database_url:
+    if replicas:
         logins |= {"reader on primary": reader, "guest on primary": guest}
     return logins
 
@@ -1106,44 +1121,12 @@ class ShortErrors:
         return getattr(self.protocol, name)
 
 
-class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-        with suppress(OSError):
-            await super().close(timeout=timeout)
-
-
 class GuestSession(Session):
     """One for SQL that nobody reviewed, whose errors may be of any length."""
 
     def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, *args: Any) -> None:
         super().__init__(protocol, transport, *args)
         transport.set_protocol(cast(Any, ShortErrors(protocol)))
-
-
-async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
-    """Connect as libpq would, but leave out those of several hosts that say nothing for so many seconds."""
-    named = conninfo_to_dict(dsn)
-    hosts, ports = (str(named.get(part) or "").split(",") for part in ("host", "port"))
-    if len(hosts) == 1:
-        return await asyncpg.connect(dsn, **options)
-    with suppress(TimeoutError):
-        return await asyncpg.connect(dsn, **options | {"timeout": patience})
-
-    async def speaks(host: str, port: str) -> bool:
-        alone = {"host": host, "port": int(port or 5432), "target_session_attrs": "any", "timeout": patience / 2}
-        with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
-            (await asyncpg.connect(dsn, **options | alone)).terminate()
-            return True
-        return False
-
-    places = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
-    speaking = list(itertools.compress(places, await asyncio.gather(*itertools.starmap(speaks, places))))
-    if not speaking:
-        raise ConnectionError("no host says anything")
-    options |= {"host": [host for host, _ in speaking], "port": [int(port or 5432) for _, port in speaking]}
-    return await asyncpg.connect(dsn, **options)
 
 
 GUEST_POOL_SIZE = 2
@@ -1213,9 +1196,10 @@ class Database:
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         guest = name.startswith(("guest", "gate", "catalog"))
+        primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
         return asyncpg.create_pool(
-            **self.logins[name]._asdict(),
-            target_session_attrs="primary" if name.endswith("on primary") else None,
+            self.logins[name],  # as connect() wants it
+            **primary,
             min_size=0,
             max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
             reset=keep_session if name.startswith(("reader", "guest")) else None,
@@ -1275,7 +1259,7 @@ class Database:
         """Whether the server takes another connection, or refuses it, within so many seconds."""
         try:
             async with asyncio.timeout(seconds) as limit:
-                (await asyncpg.connect(self.logins["owner"].dsn)).terminate()
+                (await connect(self.logins["owner"], patience=seconds, server_settings={})).terminate()
         except (asyncpg.PostgresError, *DATABASE_DOWN):
             return not limit.expired()
         return True
@@ -1292,8 +1276,8 @@ class Database:
         try:
             async with asyncio.timeout(1):
                 if name not in self.probes or self.probes[name].is_closed():
-                    login = self.logins[name]._asdict()
-                    self.probes[name] = await connect(**login, patience=0.4, server_settings=self.session(name))
+                    login, session = self.logins[name], self.session(name)
+                    self.probes[name] = await connect(login, patience=0.4, server_settings=session)
                 started = time.perf_counter()
                 await self.probes[name].fetchval("SELECT 1")
                 return time.perf_counter() - started
@@ -1615,6 +1599,7 @@ class Catalog:
         self.shapes: dict[int, int | None] = {}  # as last seen, by oid
         self.unrevoked: list[str] = []
         self.stray_files: tuple[str, ...] = ()
+        self.broken: dict[str, Metric] = {}  # those that the log says do not compile
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
         self.fault: str | None = "not read yet"
@@ -1712,7 +1697,25 @@ class Catalog:
                     # A file may take its time, for somebody looked at it.
                     await asyncio.wait_for(self.refresh(metric), 1 if metric.login == "guest" else None)
 
+    def path(self, name: str) -> str:
+        """Where an editor finds a file."""
+        path = self.settings.queries_dir / name
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+    def place(self, metric: Metric) -> str:
+        """What names a metric in warnings: file, line and column of its fault."""
+        if metric.about.source != "file":
+            return f"metric {metric.id}"
+        line = (metric.place or f":{first_line(metric.about.sql)}") if metric.fault else ""
+        return f"{self.path(f'{metric.id}.sql')}{line}"
+
     def tell(self) -> None:
+        known, self.broken = self.broken, {name: metric for name, metric in self.metrics.items() if metric.fault}
+        for name, metric in self.broken.items():
+            if metric != known.get(name):
+                warn("a metric does not compile", metric_id=name, reason=f"{self.place(metric)}: {metric.fault}")
+        for name in known.keys() & self.metrics.keys() - self.broken.keys():
+            log.info("%s compiles again", self.place(self.metrics[name]), extra={"fields": {"metric_id": name}})
         for tell in self.reloaded_by:
             tell()
 
@@ -2097,8 +2100,8 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
         if not definitions.isdisjoint(oids):
             outdated.set()
 
-    dsn, session = database.logins["owner"].dsn, database.session("listener")
-    conn = await connect(dsn, 2, timeout=5, command_timeout=5, server_settings=session)
+    login, session = database.logins["owner"], database.session("listener")
+    conn = await connect(login, patience=2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.last.clear()
@@ -2297,14 +2300,21 @@ def tool_answer(value: Any) -> bytes:
     return encode({"content": content, "structuredContent": msgspec.Raw(body), "resultType": "complete"})
 
 
+# An escape in JSON, without a group when it is half a surrogate pair, which columns of type json can hold.
+ESCAPE = re.compile(rb"(\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F])|\\u[dD][89a-fA-F]..")
+
+
 def render_csv(result: Result) -> bytes:
     """RFC 4180; numbers keep the digits that the database wrote, nested values stay JSON, NULL is an empty cell."""
     decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow([column.name for column in result.columns])
+    rows = result.rows
+    if rb"\u" in rows:
+        rows = ESCAPE.sub(lambda escape: escape[1] or rb"\ufffd", rows)
     try:
-        for line in result.rows.splitlines():
+        for line in rows.splitlines():
             writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
     except RecursionError:
         raise Problem(422, "A value is nested too deep for CSV; ask for JSON.") from None
@@ -2483,7 +2493,7 @@ class Results:
         if self.flights.get(key) is flight:
             del self.flights[key]
         if not task.cancelled() and (exc := task.exception()) and flight.refreshes:
-            warn("a run in the background failed", reason=repr(exc))
+            warn("a run in the background failed", key=key, reason=repr(exc.__cause__ or exc))
 
     def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """The event loop alone would not keep a task from being collected."""
@@ -3381,9 +3391,9 @@ def privileges_check(state: State) -> Check:
 
 def file_checks(catalog: Catalog) -> list[Check]:
     """One warning for each file or metric with a fault, or a pass."""
-    warnings = [f"queries/{name}: the file's name is no metric id" for name in catalog.stray_files]
+    warnings = [f"{catalog.path(name)}: the file's name is no metric id" for name in catalog.stray_files]
     for metric in catalog.metrics.values():
-        name = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"metric {metric.id}"
+        name = catalog.place(metric)
         warnings += [f"{name} does not compile"] if metric.fault else []
         warnings += [f"{name}: {warning}" for warning in metric.warnings]
     passed = Check("pass", "component", len(catalog.metrics), "metrics")
@@ -3450,7 +3460,8 @@ class Topic:
                 entry, _ = await results.get(self.plan, Directives())
             answer = await results.answer(self.plan, entry)
         except Exception as exc:
-            warn("a live result cannot be had", metric_id=self.plan.metric.id, reason=repr(exc.__cause__ or exc))
+            reason = repr(exc.__cause__ or exc)
+            warn("a live result cannot be had", metric_id=self.plan.metric.id, key=self.plan.key, reason=reason)
             delay, self.delay = self.delay, min(2 * self.delay, LATE)
             return exc, delay
         self.delay = SOON
@@ -4048,6 +4059,8 @@ ROUTES = [
 @asynccontextmanager
 async def with_database(settings: Settings, tell: Callable[[str], None]) -> AsyncIterator[Settings]:
     """The settings with a DATABASE_URL, which is the embedded PostgreSQL's while the environment names none."""
+    for warning in misspelt(os.environ):
+        warn(warning)
     if settings.database_url:
         yield settings
         return
@@ -4058,6 +4071,7 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         server = await embedded.start(settings.data_dir)
     except embedded.EmbeddedError as exc:
         raise CommandError(str(exc)) from exc
+    log.info("To open the embedded database: %s", server.psql)
     if server.relocated:
         tell(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
     watch = asyncio.create_task(server.watch(), name="embedded PostgreSQL")
@@ -4092,10 +4106,10 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
     return report
 
 
-def migrate(settings: Settings) -> list[str]:
+def migrate(database: Database) -> list[str]:
     """Returns what could not be done, such as a login that cannot log in."""
-    logins = {login for login in database_logins(settings).values() if login.user}
-    return apply.migrate(settings.database_url or "", logins, hardened=settings.harden_database == "on")
+    hardened, logins = database.settings.harden_database == "on", database.logins
+    return apply.migrate(logins["owner"], set(logins.values()), hardened=hardened)
 
 
 async def start(state: State, embedded: bool) -> None:
@@ -4103,16 +4117,18 @@ async def start(state: State, embedded: bool) -> None:
     settings, database, catalog = state["settings"], state["database"], state["catalog"]
     for attempt in itertools.count():
         try:
-            for fault in await asyncio.to_thread(migrate, settings):
+            for fault in await asyncio.to_thread(migrate, database):
                 warn("a login cannot be used", reason=fault)
             async with database.connection("owner") as conn:
-                empty = embedded and await conn.fetchval("SELECT holds_nothing()")
+                wanted = embedded and settings.demo_data == "on"
+                empty = wanted and await conn.fetchval("SELECT holds_nothing()")
             if empty:
                 await load_dataset(database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
             return
         except Exception as exc:
-            catalog.fault = f"not applied yet ({type(exc).__name__}); the log has the reason"
+            told = isinstance(exc, TransactionPooling)
+            catalog.fault = str(exc) if told else f"not applied yet ({type(exc).__name__}); the log has the reason"
             warn("the start has to wait for the database", reason=f"{type(exc).__name__}: {exc}")
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
@@ -4410,11 +4426,10 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 async def run_command(settings: Settings, options: argparse.Namespace) -> int:
     """Run a command on a database that is up to date; what it returns is what the process exits with."""
-    async with with_database(settings, say) as ready:
-        for fault in await asyncio.to_thread(migrate, ready):
+    async with with_database(settings, say) as ready, Database(ready) as database:
+        for fault in await asyncio.to_thread(migrate, database):
             say(f"Warning: {fault}")
-        async with Database(ready) as database:
-            return cast(int, await options.run(database, options))
+        return cast(int, await options.run(database, options))
 
 
 async def migrate_command(database: Database, options: argparse.Namespace) -> int:
@@ -4434,7 +4449,7 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
     await catalog.reload(patience=None)
     files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
     for name in catalog.stray_files:
-        say(f"queries/{name}: warning: the file's name is no metric id")
+        say(f"{catalog.path(name)}: warning: the file's name is no metric id")
     for metric in files:
         say("\n".join(check_lines(catalog, metric)))
     return 1 if any(metric.fault for metric in files) else 0
@@ -4442,11 +4457,10 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
 
 def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
     """What PostgreSQL says of a metric, or file:line:column: error, as compilers write it, or the statement's line."""
-    name = f"queries/{metric.id}.sql"
     if metric.fault:
-        yield f"{name}{metric.place or f':{first_line(metric.about.sql)}'}: error: {metric.fault}"
+        yield f"{catalog.place(metric)}: error: {metric.fault}"
         return
-    yield name
+    yield catalog.place(metric)
     yield f"  parameters: {', '.join(f'{p.name} {p.type}' for p in parameters_of(metric)) or 'none'}"
     yield f"  columns: {', '.join(f'{c.name} {c.type}' for c in metric.columns)}"
     yield f"  tables: {', '.join(metric.tables.values()) or 'none'}"

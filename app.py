@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import csv
 import difflib
 import functools
@@ -42,8 +41,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, cast
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
 import jwt
@@ -59,6 +58,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -67,9 +67,10 @@ from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
 from migrations.connections import Login, Session, Target, TransactionPooling, connect, derived_login
+from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
-from seed.statements import BadStatement, Statement, first_line, parse_statement, tokens
-from seed.values import parse_scalar, split_array, with_plus
+from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
+from seed.values import parse_items, sent, split_names
 
 if TYPE_CHECKING:
     import httpx
@@ -116,6 +117,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_client_ids: Names = frozenset()
     jwt_read_scope: str = "api/backend_access"
     jwt_write_scope: str = "api/backend_write"
+    browser_client_id: str | None = None
     auth: Switch = "on"
     statement_timeout: Timeout = 10
     pool_size: Count = 10
@@ -166,10 +168,6 @@ def misspelt(environ: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is not a variable of the service; is {near[0]} meant?"
 
 
-def split_names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 @functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     try:
@@ -188,6 +186,12 @@ def split_url(url: str | None) -> SplitResult:
     return parts
 
 
+def is_secure(url: str | None) -> bool:
+    """Whether nobody on the way there can listen in or answer in its place."""
+    scheme, host = split_url(url).scheme, split_url(url).hostname
+    return bool(host) and scheme in (("https", "http") if is_loopback(host) else ("https",))
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
@@ -199,10 +203,13 @@ def contradictions(settings: Settings) -> Iterator[str]:
             yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
-    # The issuer is compared with, not fetched from, where JWKS_URL says what is.
-    url = split_url(settings.jwks_url or settings.jwt_issuer or "https://issuer")
-    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
-        yield f"{'JWKS_URL' if settings.jwks_url else 'JWT_ISSUER'} must be an https URL (http on loopback only)"
+    # The issuer is compared with, not fetched from, where JWKS_URL says what is and nobody signs in on the dashboard.
+    named = settings.jwks_url and not settings.browser_client_id
+    for name in ("jwks_url",) if named else ("jwks_url", "jwt_issuer"):
+        if (url := getattr(settings, name)) and not is_secure(url):
+            yield f"{name.upper()} must be an https URL (http on loopback only)"
+    if settings.browser_client_id and not settings.jwt_issuer:
+        yield "BROWSER_CLIENT_ID is a client of JWT_ISSUER; set JWT_ISSUER too, or neither"
     in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
     if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
@@ -271,6 +278,18 @@ class MetricResult(msgspec.Struct, frozen=True):
     truncated: bool
 
 
+class ToolResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A result for a model, with a note where rows were left out."""
+
+    id: str
+    title: str
+    unit: str
+    columns: list[Column]
+    records: msgspec.Raw
+    truncated: bool
+    note: str = ""
+
+
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Exactly one of query_generation_prompt and query."""
 
@@ -314,7 +333,7 @@ class MetricDefinition(Written, frozen=True, kw_only=True):
 
 
 class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
-    """What a metric is made of; one that does not compile has a fault."""
+    """What a metric is made of; one that does not compile has a fault and its place, line:column where it is known."""
 
     id: str
     title: str
@@ -325,6 +344,7 @@ class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
     is_editable: bool
     tables: list[str]
     fault: str = ""
+    place: str = ""
 
 
 class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -415,6 +435,7 @@ PROBLEMS: tuple[tuple[Any, int, str], ...] = (
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
+    (asyncpg.DeadlockDetectedError, 503, "Others write the same records in another order; try again."),
     (asyncpg.DiskFullError, 503, "The database's disk is full; try again when there is room."),
     (RESULT_TOO_LARGE, 422, "The result is larger than the database may use for it; ask for a shorter period."),
     (asyncpg.IntegrityConstraintViolationError, 409, "The metric was changed or deleted meanwhile; read it again."),
@@ -578,11 +599,14 @@ class Instruments:
         self.rows = counter("metric_rows", "Rows that runs gave", ["metric_id"])
         self.gauges: dict[str, Gauge] = {}
         self.metric_ids: set[str] = set()
+        # Looking one up by its labels takes longer than counting.
+        self.request, self.result = functools.cache(self.request_of), functools.cache(self.result_of)
+        self.run = functools.cache(lambda metric_id: (self.runs.labels(metric_id), self.rows.labels(metric_id)))
 
-    def request(self, method: str, route: str, status: int) -> Histogram:
+    def request_of(self, method: str, route: str, status: int) -> Histogram:
         return self.requests.labels(method if method in HTTPMethod.__members__ else "other", route, str(status))
 
-    def result(self, metric_id: str, cache: str) -> Counter:
+    def result_of(self, metric_id: str, cache: str) -> Counter:
         """What counts the results of a metric that came from there, a Cache-Status without its details."""
         return self.results.labels(metric_id, cache.partition("; ")[0])
 
@@ -592,6 +616,8 @@ class Instruments:
             for figures in (self.results, self.runs, self.rows):
                 figures.remove_by_labels({"metric_id": metric_id})
         self.metric_ids = set(metric_ids)
+        self.result.cache_clear()
+        self.run.cache_clear()
 
     def hit_ratio(self) -> float:
         counts = [sample for sample in next(iter(self.results.collect())).samples if sample.name.endswith("_total")]
@@ -611,10 +637,10 @@ class Instruments:
 def header(scope: Scope, name: bytes) -> bytes:
     """What a request says under a name, of several lines joined (RFC 9110, 5.3); empty when it says nothing."""
     if (head := scope.get("head")) is None:
-        head = scope["head"] = dict[bytes, list[bytes]]()
+        head = scope["head"] = dict[bytes, bytes]()
         for key, value in scope["headers"]:
-            head.setdefault(key, []).append(value)
-    return b", ".join(head.get(name, ()))
+            head[key] = b"%b, %b" % (head[key], value) if key in head else value
+    return head.get(name, b"")
 
 
 def header_text(scope: Scope, name: bytes) -> str:
@@ -654,7 +680,21 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     return keys
 
 
+def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
+    """Where people sign in and out (OpenID Connect Discovery 1.0, 4.2); raises for another issuer's or unsafe ones."""
+    document = decode_any(body)
+    names = {"authorization_endpoint", "token_endpoint"} | ({"end_session_endpoint"} & document.keys())
+    # Nothing that would end a directive: one of them goes into the page's policy.
+    plain = re.compile(r"[\w:/.?&=%~+\[\]-]+", re.ASCII)
+    if not all(is_secure(document[name]) and plain.fullmatch(document[name]) for name in names):
+        raise ValueError("an endpoint is no https URL (http on loopback only)")
+    if document["issuer"] != issuer:
+        raise ValueError("it is another issuer's")
+    return {name: document[name] for name in names}
+
+
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
+T = TypeVar("T")
 
 
 async def http_client(**options: Any) -> httpx.AsyncClient:
@@ -677,47 +717,44 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
     return body
 
 
-class KeySet:
-    """The issuer's keys, fetched when an unknown one is asked for and by a clock, kept for a day while that fails.
+class Published(Generic[T]):
+    """What the issuer publishes, fetched when it is missing and by a clock, kept for a day while that fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str, forgotten_by: list[Callable[[], None]]) -> None:
-        self.url, self.forgotten_by = url, forgotten_by
-        self.keys: dict[str, jwt.PyJWK] = {}
+    def __init__(self, url: str, parse: Callable[[bytes], dict[str, T]]) -> None:
+        self.url, self.parse = url, parse
+        self.forgotten_by: list[Callable[[], None]] = []
+        self.known: dict[str, T] = {}
         self.body = b""
         self.failures = 0
         self.fetched_at = self.next_fetch = float("-inf")
         self.fetching: asyncio.Task[None] | None = None
 
-    async def find(self, kid: str) -> jwt.PyJWK:
-        """Raises InvalidToken, or Problem 503 while there is no key at all."""
-        if kid not in self.keys and (fetching := self.fetch()):
-            await asyncio.shield(fetching)
-        if not self.keys:
-            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
-        if kid not in self.keys:
-            raise InvalidToken("its key is not the issuer's")
-        return self.keys[kid]
+    async def soon(self) -> dict[str, T]:
+        """What is known, after a second of a first fetch at most."""
+        if not self.known and (fetching := self.fetch()):
+            await asyncio.wait([fetching], timeout=1)
+        return self.known
 
     async def keep_fresh(self) -> None:
-        """Fetch known keys again, for ever, so that what the issuer withdraws is let in for a minute more at most."""
+        """Fetch what is known again, for ever, so that what the issuer withdraws counts for a minute more at most."""
         while True:
             await asyncio.sleep(1)
             age = time.monotonic() - self.fetched_at
-            if self.keys and age > KEYS_KEPT:
+            if self.known and age > KEYS_KEPT:
                 self.replace({}, b"")
-            elif self.keys and age > KEYS_REFRESH:
+            elif self.known and age > KEYS_REFRESH:
                 self.fetch()
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The last fetch, or a new one when it is over and time for another."""
         if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.fetch_keys(), name="keys")
+            self.fetching = asyncio.create_task(self.fetch_now(), name=self.url)
         return self.fetching
 
-    async def fetch_keys(self) -> None:
+    async def fetch_now(self) -> None:
         try:
             async with asyncio.timeout(3):
                 async with (
@@ -725,17 +762,17 @@ class KeySet:
                     client.stream("GET", self.url, headers=UNCOMPRESSED) as response,
                 ):
                     body = await read_answer(response, 256 * 1024)
-            self.replace(parse_keys(body), body)
+            self.replace(self.parse(body), body)
             self.failures, self.fetched_at = 0, time.monotonic()
             self.next_fetch = self.fetched_at + 10
         except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
-            warn("keys cannot be fetched", reason=repr(exc))
+            warn("what the issuer publishes cannot be fetched", url=self.url, reason=repr(exc))
 
-    def replace(self, keys: dict[str, jwt.PyJWK], body: bytes) -> None:
+    def replace(self, known: dict[str, T], body: bytes) -> None:
         """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
-        changed, self.keys, self.body = body != self.body, keys, body
+        changed, self.known, self.body = body != self.body, known, body
         for forget in self.forgotten_by if changed else ():
             forget()
 
@@ -747,9 +784,11 @@ class Verifier:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
         self.remembered: dict[bytes, Caller] = {}
-        self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
-        url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-        self.keys = KeySet(url, self.forgotten_by)
+        issuer = settings.jwt_issuer or ""
+        place = f"{issuer.rstrip('/')}/.well-known"
+        self.endpoints = Published(f"{place}/openid-configuration", functools.partial(parse_endpoints, issuer))
+        self.keys = Published(settings.jwks_url or f"{place}/jwks.json", parse_keys)
+        self.keys.forgotten_by.append(self.remembered.clear)
 
     async def identify(self, header: bytes) -> Caller:
         """The caller whom an Authorization header (RFC 6750) names; raises InvalidToken, or Problem 503."""
@@ -774,7 +813,7 @@ class Verifier:
             header = jwt.get_unverified_header(token)
             if header.get("alg") not in ALGORITHMS:
                 raise InvalidToken("its algorithm is not RS256 or ES256")
-            key = await self.keys.find(header["kid"])
+            key = await self.find_key(header["kid"])
             options = {"require": ["exp", "iss"], "verify_aud": False, "enforce_minimum_key_length": True}
             issuer = self.settings.jwt_issuer
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
@@ -782,6 +821,16 @@ class Verifier:
             return as_caller(claims, self.settings.jwt_client_ids)
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
+
+    async def find_key(self, kid: str) -> jwt.PyJWK:
+        """Raises InvalidToken, or Problem 503 while there is no key at all."""
+        if kid not in self.keys.known and (fetching := self.keys.fetch()):
+            await asyncio.shield(fetching)
+        if not self.keys.known:
+            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
+        if kid not in self.keys.known:
+            raise InvalidToken("its key is not the issuer's")
+        return self.keys.known[kid]
 
 
 def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
@@ -810,33 +859,48 @@ async def authenticate(scope: Scope, header: bytes) -> Caller:
     """Who asks, with the read scope, and for changes the write scope too; raises InvalidToken, Problem 403 or 503."""
     verifier: Verifier = scope["state"]["verifier"]
     scope["caller"] = caller = await verifier.identify(header)
-    wanted = [verifier.settings.jwt_read_scope]
-    if scope.get("method", "GET") not in ("GET", "HEAD", "OPTIONS"):
-        wanted.append(verifier.settings.jwt_write_scope)
+    # A tool that writes asks for itself.
+    check_scopes(scope, scope.get("method", "GET") not in ("GET", "HEAD", "OPTIONS") and scope["path"] != "/mcp")
+    return caller
+
+
+def check_scopes(scope: Scope, writes: bool) -> None:
+    """Raises Problem 403."""
+    verifier, caller = scope["state"]["verifier"], scope["caller"]
+    wanted = [verifier.settings.jwt_read_scope, *([verifier.settings.jwt_write_scope] if writes else [])]
     if not (verifier.open or caller.scopes.issuperset(wanted)):
         challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'}
         raise Problem(403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers=challenge)
-    return caller
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
     """Keep the world, and the pages that a browser has open, out of a service that lets everybody in.
 
-    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
-    mean this machine (DNS rebinding). Raises Problem 403 or 421.
+    Raises Problem 403 or 421.
     """
-    if settings.jwt_issuer or settings.auth == "off":
-        return
-    server = (scope.get("server") or ("localhost", 0))[0]
+    if not (settings.jwt_issuer or settings.auth == "off"):
+        said = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        server = (scope.get("server") or ("localhost", 0))[0]
+        if refused := foreign(settings.cors_origins, server, *said):
+            raise Problem(*refused)
+
+
+@functools.lru_cache(maxsize=256)
+def foreign(origins: frozenset[str], server: str, host: str, origin: str, site: str) -> tuple[int, str] | None:
+    """The status and the reason of a request from elsewhere, None for one from here.
+
+    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
+    mean this machine (DNS rebinding).
+    """
     if not is_loopback(server) and not server.startswith("/"):
-        raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
-    host, origin, site = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        return 403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off."
     loopback = is_loopback(split_url(f"//{host}").hostname or "")
-    if host and not loopback and host not in {split_url(url).netloc for url in settings.cors_origins}:
-        raise Problem(421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS.")
-    foreign = origin and split_url(origin).netloc != host and origin not in settings.cors_origins
-    if foreign or (site == "cross-site" and not origin):
-        raise Problem(403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in.")
+    if host and not loopback and host not in {split_url(url).netloc for url in origins}:
+        return 421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS."
+    other = origin and split_url(origin).netloc != host and origin not in origins
+    if other or (site == "cross-site" and not origin):
+        return 403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in."
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ middleware
@@ -844,7 +908,8 @@ def check_loopback(scope: Scope, settings: Settings) -> None:
 MAX_HEAD = 64 * 1024  # bytes
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-PUBLIC = re.compile(r"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus")
+PROTECTED_RESOURCE = "/.well-known/oauth-protected-resource/mcp"
+PUBLIC = re.compile(rf"/|/(docs|health|pages)(/.*)?|/openapi\.json|/prometheus|{re.escape(PROTECTED_RESOURCE)}")
 
 
 def request_ids() -> Iterator[bytes]:
@@ -957,13 +1022,13 @@ async def check_access(scope: Scope) -> None:
 
 def check_head(scope: Scope) -> None:
     """Raises Problem 400, 414 or 431, and drops a trailing slash unless it is an encoded one and so part of an id."""
-    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+    if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
         raise Problem(400, "There are two Authorization headers; send one.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+    if sum(map(len, itertools.chain.from_iterable(scope["headers"]))) > MAX_HEAD:
         raise Problem(431, "The headers are larger than 64 KB.")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise Problem(414, "The URL is longer than 64 KB.")
@@ -976,7 +1041,18 @@ def answer_error(scope: Scope, exc: BaseException) -> Response:
     scope["reason"] = shortened(f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else ""))
     if as_problem(exc).status == 500:
         log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
-    return problem_response(exc, scope)
+    response = problem_response(exc, scope)
+    if scope["path"] == "/mcp" and (challenge := response.headers.get("www-authenticate")):
+        where = f'resource_metadata="{base_url(scope)}{PROTECTED_RESOURCE}"'
+        response.headers["www-authenticate"] = f"{challenge}{',' if ' ' in challenge else ''} {where}"
+    return response
+
+
+def base_url(scope: Scope) -> str:
+    """Where a client finds this service, as far as it and the proxy before it say; to be told to that client alone."""
+    scheme = header_text(scope, b"x-forwarded-proto") or scope["scheme"]
+    url = f"{scheme}://{header_text(scope, b'host')}{header_text(scope, b'x-forwarded-prefix')}"
+    return re.sub(r"[^\w:/.\[\]-]", "", url).rstrip("/")
 
 
 async def answer_http(request: Request[Any], exc: HTTPException) -> Response:
@@ -1215,8 +1291,6 @@ class Database:
 
 MAX_FILE = 2**20  # bytes
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-CHARTS = ("number", "line", "bar", "table")
-HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
@@ -1268,43 +1342,11 @@ def read_sql(path: Path) -> tuple[str, str]:
 
 
 def read_file(path: Path) -> Definition:
-    """A reviewed metric; its header is the comments before the first line of SQL."""
+    """A reviewed metric, as its header describes it."""
     sql, fault = read_sql(path)
-    about: dict[str, Any] = {"id": path.stem, "source": "file", "sql": sql, "series": path.stem, "fault": fault}
-    about |= {"title": title_of(path.stem), "claims": {}, "descriptions": {}, "required": frozenset()}
-    warnings: list[str] = []
-    for token, _ in tokens(sql):
-        if not token[0].startswith(("--", "/*")):
-            break
-        if header := HEADER_LINE.match(token[0]):
-            warnings += read_header(about, header[1].lower(), header[2].strip())
-    return Definition(**about, warnings=tuple(warnings))
-
-
-def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
-    """Take one line of a header into a definition's fields and yield what is wrong with it."""
-    subject, _, value = (part.strip() for part in rest.partition(":"))
-    match key:
-        case "param":
-            name = subject.removesuffix("(required)").strip()
-            fields["descriptions"][name] = value
-            fields["required"] |= {name} if name != subject else set()
-        case "claim":
-            fields["claims"][subject] = value
-        case _ if subject:
-            return
-        case "roles":
-            fields["roles"] = frozenset(split_names(value))
-        case "tables":
-            fields["reads"] = tuple(split_names(value))
-        case "ttl" if not re.fullmatch(r"\d{1,8}", value):
-            yield f"ttl must be a number of seconds, not {value!r}"
-        case "ttl":
-            fields["ttl"] = float(value)
-        case "chart" if value not in CHARTS:
-            yield f"chart must be one of {', '.join(CHARTS)}, not {value!r}"
-        case _:
-            fields[key] = value
+    header, warnings = read_header(sql)
+    about = {"title": title_of(path.stem), **header, "id": path.stem, "source": "file", "series": path.stem}
+    return Definition(**about, sql=sql, fault=fault, warnings=tuple(warnings))
 
 
 # ------------------------------------------------------------------------------------------------ descriptions
@@ -1774,26 +1816,7 @@ async def mend_catalog(catalog: Catalog) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
-
-
-def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
-    """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
-    values = [item if item is None else parse_scalar(with_plus(item, kind.base), kind.base) for item in items]
-    if not kind.is_array:
-        return values[0]
-    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
-
-
-def sent(texts: list[str], kind: Type) -> str | None:
-    """A value from a query string, where an array is its name repeated, or one literal; raises ValueError."""
-    if kind.is_array and texts == [""]:
-        return None
-    if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
-        return parse_items(split_array(texts[0][1:-1]), kind)
-    if len(texts) > 1 and not kind.is_array:
-        raise ValueError("is given more than once")
-    return parse_items(texts, kind)
+MAX_PARAMETERS = 1000
 
 
 def claimed(caller: Caller, path: str, kind: Type) -> str | None:
@@ -1812,10 +1835,10 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
 
 def query_pairs(query: bytes) -> list[tuple[str, str]]:
     """Raises Problem 422."""
-    try:
-        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
-    except ValueError:
-        raise Problem(422, "The query string has more than 1000 parameters.") from None
+    pairs = [pair.partition("=") for pair in query.decode().split("&") if pair]
+    if len(pairs) > MAX_PARAMETERS:
+        raise Problem(422, f"The query string has more than {MAX_PARAMETERS} parameters.")
+    return [(unquote_plus(name, errors="strict"), unquote_plus(value, errors="strict")) for name, _, value in pairs]
 
 
 def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tuple[str | None, ...]:
@@ -2254,9 +2277,31 @@ def render(about: Definition, result: Result, media: str) -> bytes:
         return result.rows + b"\n" if result.rows else b""
     if media == "csv":
         return render_csv(result)
+    if media == "mcp":
+        return render_for_tool(about, result)
     records = msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]")
     columns, layouts = list(result.columns), list(about.layouts)
     return encode(MetricResult(about.id, about.title, about.is_editable, columns, records, layouts, result.truncated))
+
+
+MAX_TOOL_ROWS = 200
+
+
+def render_for_tool(about: Definition, result: Result) -> bytes:
+    """What a tool of the Model Context Protocol answers: the result, and the same as text."""
+    rows = result.rows.split(b"\n", MAX_TOOL_ROWS)[:MAX_TOOL_ROWS]
+    records, cut, note = msgspec.Raw(b"[%b]" % b",".join(rows)), result.row_count > MAX_TOOL_ROWS, ""
+    if cut:
+        count = f"{'more than ' * result.truncated}{result.row_count}"
+        note = f"These are the first {MAX_TOOL_ROWS} of {count} rows: ask for a shorter period or for less to see all."
+    columns = list(result.columns)
+    return tool_answer(ToolResult(about.id, about.title, about.unit, columns, records, cut or result.truncated, note))
+
+
+def tool_answer(value: Any) -> bytes:
+    body = encode(value)
+    content = [{"type": "text", "text": body.decode()}]
+    return encode({"content": content, "structuredContent": msgspec.Raw(body), "resultType": "complete"})
 
 
 # An escape in JSON, without a group when it is half a surrogate pair, which columns of type json can hold.
@@ -2292,7 +2337,7 @@ MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
     body = render(about, entry.result, media)
     etag = hashlib.sha256(body).hexdigest()[:32]
-    body_headers = {"content-type": MEDIA_TYPES[media]}
+    body_headers = {"content-type": MEDIA_TYPES.get(media, "application/json")}
     if gzipped and len(body) >= MIN_GZIP:
         body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
         body_headers["content-encoding"] = "gzip"
@@ -2475,8 +2520,9 @@ class Results:
         self.database_fails = self.database_fails and not reviewed
         entry = self.make_entry(plan, result, began, epoch)
         entry.milliseconds = entry.age * 1000
-        self.instruments.runs.labels(plan.metric.id).observe(entry.age)
-        self.instruments.rows.labels(plan.metric.id).inc(result.row_count)
+        seconds, rows = self.instruments.run(plan.metric.id)
+        seconds.observe(entry.age)
+        rows.inc(result.row_count)
         if self.is_current(entry):
             self.memory.put(plan.key, entry)
             if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:
@@ -2680,7 +2726,6 @@ class Seen:
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
-T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
 FLAWS = {
     r"^Expected (.*), got (.*)$": r"must be \1, not \2",
@@ -2720,20 +2765,30 @@ def media_type(request: Request[State]) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_json(request: Request[State], kind: type[T]) -> T:
-    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
+async def read_body(request: Request[State]) -> bytes:
+    """Raises Problem 408, 413 or 415."""
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
         raise Problem(415, "Send Content-Type: application/json.")
-    body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+    return b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+
+
+async def read_json(request: Request[State], kind: type[T]) -> T:
+    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
+    body = await read_body(request)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         check_json(body)
-        detail, _, path = str(exc).partition(" - at `$")
-        path = path.strip("`").lstrip(".")
-        for pattern, words in FLAWS.items():
-            detail = re.sub(pattern, words, detail)
-        raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
+        raise flawed(exc, "body") from None
+
+
+def flawed(exc: Exception, whole: str) -> Problem:
+    """What msgspec finds wrong with a value, of which the whole has a name."""
+    detail, _, path = str(exc).partition(" - at `$")
+    path = path.strip("`").lstrip(".")
+    for pattern, words in FLAWS.items():
+        detail = re.sub(pattern, words, detail)
+    return Problem(422, f"{path or f'The {whole}'} {detail}.", [InputError(path or whole, detail)])
 
 
 def check_json(body: bytes) -> None:
@@ -2773,8 +2828,6 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
 
 # ------------------------------------------------------------------------------------------------ records
 
-MAX_SLICES = 32  # of which each may hold one large record
-PROGRESS = 5  # seconds between two lines of the log about one upload
 READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterator[records.Slice]]] = {
     "application/json": records.json_records,
     "application/x-ndjson": records.ndjson_records,
@@ -2785,66 +2838,24 @@ READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterato
 
 async def read_records(request: Request[State], kind: str, series: str) -> AsyncIterator[list[records.Row]]:
     """Rows to insert, a batch at a time, the last may be none; raises Problem 400, 408, 413, or 422 with the errors."""
-    settings, rows, errors = request.state["settings"], list[records.Row](), list[InputError]()
-    limit, hint, unit = settings.max_upload, "", "line"
+    settings, unit, hint = request.state["settings"], "line", ""
+    limit = settings.max_upload
     if kind == "application/json":
-        limit, hint, unit = settings.max_body, f": send NDJSON or CSV, which may have {limit}", "row"
-    slices = 0
-    async for found in READERS[kind](read_chunks(request, limit, hint), records.UPLOAD):
-        slices += 1
-        for place, row in found:
-            if isinstance(row, records.Flaw):
-                errors.append(record_error(f"{unit} {place}", row))
-            else:
-                rows.append((series, *row))
-        if len(errors) >= MAX_ERRORS:
-            break
-        await asyncio.sleep(0)
-        if errors:
-            rows.clear()
-        if len(rows) >= records.SLICE or (rows and slices >= MAX_SLICES):
-            yield rows
-            rows, slices = [], 0
-            await asyncio.sleep(0)
-    if errors:
-        raise Problem(422, f"Nothing was written: {errors[0].name}: {errors[0].detail}.", errors[:MAX_ERRORS])
-    yield rows
-
-
-def record_error(place: str, flaw: records.Flaw) -> InputError:
-    """Raises Problem 400 for what is malformed."""
-    error = InputError(f"{place}, {flaw.column}" if flaw.column else place, flaw.reason)
-    if flaw.malformed:
-        raise Problem(400, f"Nothing was written: {error.name}: {error.detail}.", [error])
-    return error
-
-
-async def uploaded(
-    request: Request[State], begun: Sequence[list[records.Row]], rest: AsyncIterator[list[records.Row]]
-) -> AsyncIterator[records.Row]:
-    """One by one, as the driver wants them, with a line in the log now and then."""
-    count, started, told = 0, time.monotonic(), 0.0
-    batches = [*begun]
-    while rows := batches.pop(0) if batches else await anext(rest, []):
-        for row in rows:
-            yield row
-        count += len(rows)
-        lasted = time.monotonic() - started
-        if lasted > told + PROGRESS:
-            told = lasted
-            fields = {"metric_id": request.scope["metric_id"], "request_id": request.scope["request_id"]}
-            fields |= {"records": count, "per_second": round(count / lasted)}
-            log.info("an upload goes on", extra={"fields": fields})
+        unit, hint, limit = "row", f": send NDJSON or CSV, which may have {limit}", settings.max_body
+    slices = READERS[kind](read_chunks(request, limit, hint), records.UPLOAD)
+    try:
+        async for batch in records.batches(slices, series, unit):
+            yield batch
+    except records.BadRecords as exc:
+        errors = [InputError(*flaw) for flaw in exc.flaws]
+        raise Problem(400 if exc.malformed else 422, f"Nothing was written: {exc}.", errors) from None
 
 
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
-    """How many were not there yet, in a transaction that is as short as can be; raises Problem 503."""
-    try:
-        async with conn.transaction():
-            done = await conn.execute(statement, *columns)
-            await notify(conn, "metrics")
-    except asyncpg.DeadlockDetectedError:
-        raise Problem(503, "Others write the same records in another order; try again.") from None
+    """How many were not there yet, in a transaction that is as short as can be."""
+    async with conn.transaction():
+        done = await conn.execute(statement, *columns)
+        await notify(conn, "metrics")
     return int(done.rpartition(" ")[2])
 
 
@@ -2970,6 +2981,7 @@ def show(metric: Metric, kind: type[T], **more: Any) -> T:
         "columns": metric.columns,
         "tables": sorted(metric.tables.values()),
         "fault": metric.fault,
+        "place": metric.place.removeprefix(":"),
         **more,
     }
     return msgspec.convert(known, kind)
@@ -3072,12 +3084,21 @@ def default_title(metric_id: str, body: NewMetric) -> str:
 
 async def create_metric(request: Request[State]) -> Response:
     """Make a metric of a prompt or of SQL; a dry run stores nothing."""
-    state = request.state
     body = await read_json(request, NewMetric)
     dry_run = single_parameter(request, "dry_run", "true|false", "must be true or false") == "true"
+    made = await make_metric(request, body, dry_run)
+    if isinstance(made, DryRun):
+        return json_response(made)
+    # Relative to what was asked for, for a proxy may strip a prefix.
+    location = made.id if request.scope["raw_path"].endswith(b"/") else f"metrics/{made.id}"
+    return json_response(made, 201, {"Location": location})
+
+
+async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -> DryRun | MetricDefinition:
+    """Raises Problem 422, ModelFailed, BadStatement, or what a run raises."""
+    state, metric_id = request.state, str(uuid.uuid4())
     check_text("title", body.title)
     check_layouts(body.layouts)
-    metric_id = str(uuid.uuid4())
     about = Definition(
         id=metric_id,
         source="api",
@@ -3091,7 +3112,7 @@ async def create_metric(request: Request[State]) -> Response:
     )
     metric, notes = await write_metric(state, about, body)
     if dry_run:
-        return json_response(await preview(state, metric, notes))
+        return await preview(state, metric, notes)
     async with writing(state["database"], "metric_configurations") as conn:
         values = (metric_id, metric.about.sql, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute("SELECT create_metric($1, $2, $3, $4, $5, $6)", *values)
@@ -3100,9 +3121,7 @@ async def create_metric(request: Request[State]) -> Response:
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
-    # Relative to what was asked for, for a proxy may strip a prefix.
-    location = metric_id if request.scope["raw_path"].endswith(b"/") else f"metrics/{metric_id}"
-    return json_response(show(metric, MetricDefinition, notes=notes), 201, {"Location": location})
+    return show(metric, MetricDefinition, notes=notes)
 
 
 async def place(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
@@ -3211,6 +3230,11 @@ async def create_records(request: Request[State]) -> Response:
     batches = read_records(request, kind, metric.about.series)
     # Most bodies are all here before a connection is taken; what lasts longer keeps no other write from its own.
     rows, more = await anext(batches), await anext(batches, None)
+    who = {"metric_id": metric.id, "request_id": request.scope["request_id"]}
+
+    def tell(count: int, rate: float) -> None:
+        log.info("an upload goes on", extra={"fields": {**who, "records": count, "per_second": round(rate)}})
+
     refuse_parameters(request)
     if not more:
         count, columns = len(rows), [[row[i] for row in rows] for i in range(len(records.STAGED))]
@@ -3219,7 +3243,7 @@ async def create_records(request: Request[State]) -> Response:
     else:
         async with database.connection("upload") as conn:
             try:
-                count = await records.stage(conn, uploaded(request, (rows, more), batches))
+                count = await records.stage(conn, records.rows_of((rows, more), batches, tell))
                 inserted = await insert_records(conn, records.INSERT_STAGED)
             finally:
                 await conn.execute(records.UNSTAGE)
@@ -3229,32 +3253,50 @@ async def create_records(request: Request[State]) -> Response:
 
 # ------------------------------------------------------------------------------------------------ pages and health
 
-PAGE_POLICY = (
-    "default-src 'none'; script-src {own}'{script}'; style-src {own}'{style}'; connect-src 'self';"
-    " img-src {own}data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+PAGES = StaticFiles(directory=HERE / "pages", check_dir=False)
 
 
-@functools.cache
-def read_page(name: str, own: str = "") -> tuple[bytes, dict[str, str]]:
-    """A page and its headers; what its policy lets run is its own script and style, and what own adds."""
-    page = (HERE / name).read_text()
-    hashes = {}
-    for tag in ("script", "style"):
-        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        hashes[tag] = f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-    headers = {
-        "Content-Security-Policy": PAGE_POLICY.format(own=own, **hashes),
-        "Cache-Control": "no-cache",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return page.encode(), headers
+def page_headers(tokens_from: str = "") -> dict[str, str]:
+    """Lets a page load its own files alone, and ask the service and the one URL that its tokens come from."""
+    policy = (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from};"
+        " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    own = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+def fill_page(name: str, place: str, text: str, headers: dict[str, str]) -> Response:
+    filled = (HERE / "pages" / name).read_text().replace(place, text)
+    return Response(filled, headers=headers, media_type="text/html")
 
 
 async def dashboard(request: Request[State]) -> Response:
-    page, headers = read_page("dashboard.html")
-    return Response(page, headers=headers, media_type="text/html")
+    """The page, told how people are let in; without the endpoints where they sign in while the issuer is down."""
+    settings, verifier = request.state["settings"], request.state["verifier"]
+    access: dict[str, Any] = {"scopes": [settings.jwt_read_scope, settings.jwt_write_scope]}
+    if settings.browser_client_id and not verifier.open:
+        endpoints = await verifier.endpoints.soon()
+        access |= {"issuer": settings.jwt_issuer, "client_id": settings.browser_client_id, **endpoints}
+    block = encode(None if verifier.open else access).replace(b"<", b"\\u003c").decode()
+    return fill_page(
+        "dashboard.html", "{access}", block, page_headers(access.get("token_endpoint", "").partition("?")[0])
+    )
+
+
+async def docs(request: Request[State]) -> Response:
+    """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
+    root = "../" if request.scope["raw_path"].endswith(b"/") else ""
+    return fill_page("docs.html", "{root}", root, page_headers())
+
+
+async def page(request: Request[State]) -> Response:
+    """What a page loads."""
+    if not request.path_params["name"].endswith((".css", ".js")):
+        raise HTTPException(404)
+    response = await PAGES.get_response(request.path_params["name"], request.scope)
+    response.headers.update(page_headers())
+    return response
 
 
 async def health(request: Request[State]) -> Response:
@@ -3294,6 +3336,9 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         ],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
         "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
+        "model:kind": [
+            Check("pass", "component", "configured" if state["settings"].sql_model_url else "built-in mock")
+        ],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()
@@ -3310,11 +3355,9 @@ def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Ch
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
 
 
-async def keys_check(keys: KeySet) -> Check:
+async def keys_check(keys: Published[jwt.PyJWK]) -> Check:
     """Without keys every token is 503, so they are fetched before the first one comes."""
-    if not keys.keys and (fetching := keys.fetch()):
-        await asyncio.wait([fetching], timeout=1)
-    if not keys.keys:
+    if not await keys.soon():
         return Check("fail", "system", output="the issuer's keys cannot be fetched")
     return Check("warn" if keys.failures else "pass", "system", round(time.monotonic() - keys.fetched_at), "s")
 
@@ -3542,7 +3585,7 @@ class Subscriber:
         """Raises WebSocketException, or WebSocketDisconnect when the client leaves."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
             try:
-                await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
+                await self.take(parse_message(event.get("text") or event.get("bytes") or "", MAX_MESSAGE))
             except Problem as exc:
                 self.put(exc)
             await asyncio.sleep(0)  # messages that are here already would not let others have their turn
@@ -3620,10 +3663,10 @@ def live_message(news: Answer | Exception, metric_id: str | None, params: dict[s
     return encode(said | {"type": "problem", "status": problem.status, "title": title, "detail": detail})
 
 
-def parse_message(text: str | bytes) -> dict[str, Any]:
+def parse_message(text: str | bytes, limit: int) -> dict[str, Any]:
     """Raises Problem 413, 400 or 422."""
-    if len(text) > MAX_MESSAGE:
-        raise Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
+    if len(text) > limit:
+        raise Problem(413, f"The message is larger than {limit} bytes.")
     try:
         message = decode_any(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -3658,51 +3701,12 @@ async def live(websocket: WebSocket) -> None:
 
 # ------------------------------------------------------------------------------------------------ OpenAPI
 
-Schema = dict[str, Any]
 REF = "#/components/schemas/{name}"
-TEXT, ANYTHING = Schema(type="string"), Schema()
-WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
 STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
 STRUCTS += [Check, InputError]
 MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
-
-
-@functools.cache
-def type_schemas() -> dict[str, dict[str, Schema]]:
-    """What PostgreSQL's types are when sent as a parameter and, where that differs, when row_to_json writes them."""
-    return msgspec.json.decode((HERE / "pages" / "types.json").read_bytes(), type=dict[str, dict[str, Schema]])
-
-
-def parameter_schema(kind: Type) -> Schema:
-    item = TEXT | {"enum": kind.labels} if kind.labels else type_schemas()["sent"].get(kind.base, TEXT)
-    return {"type": "array", "items": item} if kind.is_array else item
-
-
-def nullable(schema: Schema) -> Schema:
-    return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]} if schema else {}
-
-
-def column_schema(kind: Type) -> Schema:
-    """Composites, and types that have a cast to JSON, may be anything."""
-    known, other = type_schemas(), TEXT if kind.category in WRITTEN_AS_TEXT else ANYTHING
-    item = known["written"].get(kind.base, known["sent"].get(kind.base, other))
-    if kind.is_array:
-        item = {"type": "array", "items": nullable(item)}
-    return nullable(item) | {"description": kind.name}
-
-
-def client_names(ids: Iterable[str]) -> dict[str, str]:
-    """What generated clients call each metric: words in lower case, numbered where two ids come to the same."""
-    names, taken = dict[str, str](), {"metric"}
-    for metric_id in sorted(ids):
-        name = re.sub(r"[^a-z0-9]+", "_", metric_id.lower()).strip("_")
-        name = f"metric_{name}" if name[0].isdigit() else name
-        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        names[metric_id] = next(name for name in candidates if name.replace("_", "") not in taken)
-        taken.add(names[metric_id].replace("_", ""))
-    return names
 
 
 def fixed_document(settings: Settings, secured: bool) -> Schema:
@@ -3734,12 +3738,6 @@ def metric_parameters(metric: Metric) -> Iterator[Schema]:
         yield {"name": name, "in": "query", "description": "Accepted and ignored.", "schema": schema}
 
 
-def record_schema(metric: Metric) -> Schema:
-    kinds = zip(metric.columns, metric.column_types, strict=True)
-    properties = {column.name: column_schema(kind) for column, kind in kinds}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
 def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) -> Schema:
     """The operation that reads any metric, made exact for one."""
     about, ok = metric.about, read["responses"]["200"]
@@ -3765,11 +3763,21 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
         kind = "".join(word.capitalize() for word in name.split("_"))
         records = {"type": "array", "items": {"$ref": REF.format(name=f"{kind}Record")}}
         properties = schemas["MetricResult"]["properties"] | {"records": records}
-        schemas[f"{kind}Record"] = record_schema(metric)
+        schemas[f"{kind}Record"] = record_schema([c.name for c in metric.columns], metric.column_types)
         schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
         result = {"$ref": REF.format(name=f"{kind}Result")}
         paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, paths["/metrics/{id}"]["get"], result)}
     return fixed
+
+
+def kept(state: State, key: tuple[str, ...], make: Callable[[], Schema]) -> bytes:
+    """What shows metrics, made once for each set of them that callers see, until any of them changes."""
+    documents = state["documents"]
+    if key not in documents:
+        if len(documents) >= MAX_DOCUMENTS:
+            documents.clear()
+        documents[key] = encode(make())
+    return documents[key]
 
 
 async def reader_or_stranger(request: Request[State]) -> Caller:
@@ -3781,24 +3789,14 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
 
 async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
-    state, documents = request.state, request.state["documents"]
+    state = request.state
     metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
-    seen = tuple(metric.id for metric in metrics)
-    if seen not in documents:
-        if len(documents) >= MAX_DOCUMENTS:
-            documents.clear()
-        documents[seen] = encode(document(state, metrics))
-    etag = f'"{hashlib.sha256(documents[seen]).hexdigest()[:32]}"'
+    text = kept(state, ("document", *(metric.id for metric in metrics)), lambda: document(state, metrics))
+    etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(header(request.scope, b"if-none-match"), etag.encode()):
         return Response(status_code=304, headers=headers)
-    return Response(documents[seen], headers=headers, media_type="application/json")
-
-
-async def docs(request: Request[State]) -> Response:
-    """This document, to read and to try out."""
-    page, headers = read_page("docs.html", "'self' ")
-    return Response(page, headers=headers, media_type="text/html")
+    return Response(text, headers=headers, media_type="application/json")
 
 
 async def docs_file(request: Request[State]) -> Response:
@@ -3808,6 +3806,227 @@ async def docs_file(request: Request[State]) -> Response:
     package = find_spec("swagger_ui_bundle")
     folder = next(Path(str(package and package.origin)).parent.glob("vendor/swagger-ui-*"))
     return FileResponse(folder / name, headers={"Cache-Control": "public, max-age=86400"})
+
+
+# ------------------------------------------------------------------------------------------------ agents
+
+# Of the Model Context Protocol: four that begin with a handshake, and one in which each request says everything anew.
+PROTOCOLS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+HANDSHAKE, STATELESS = PROTOCOLS[-2:]
+BAD_JSON, BAD_REQUEST, NO_METHOD, BAD_PARAMS = -32700, -32600, -32601, -32602  # JSON-RPC 2.0, 5.1
+HEADERS_DIFFER, UNKNOWN_PROTOCOL = -32020, -32022
+MAX_FOUND = 50  # metrics
+
+
+class RpcError(Exception):
+    """What answers a message instead of a result."""
+
+    def __init__(self, code: int, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.error = {"code": code, "message": shortened(message), **({"data": data} if data else {})}
+
+
+class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    words: str = ""
+
+
+class Found(msgspec.Struct, frozen=True):
+    metrics: list[MetricSummary]
+    truncated: bool
+
+
+async def find_metrics(request: Request[State], search: Search) -> Found:
+    """The metrics that hold any of the words, those with most of them first; all when there are no words."""
+    catalog, words = request.state["catalog"], search.words.lower().split()
+
+    def held(metric: Metric) -> int:
+        about, names = metric.about, [column.name for column in metric.columns]
+        text = " ".join([about.id, about.title, about.description, about.unit, *names]).lower()
+        return sum(word in text for word in words)
+
+    found = [metric for metric in catalog.visible(request.scope["caller"]) if held(metric) or not words]
+    best = sorted(found, key=held, reverse=True)[:MAX_FOUND]
+    shown = [show(metric, MetricSummary, live=catalog.live(metric)) for metric in best]
+    return Found(shown, len(found) > MAX_FOUND)
+
+
+# The tools that are no metrics: what each takes, gives and does, and whether it wants the write scope.
+TOOLS: dict[str, tuple[type, type, Callable[[Request[State], Any], Coroutine[Any, Any, Any]], bool]] = {
+    "list_metrics": (Search, Found, find_metrics, False),
+    "preview_metric": (NewMetric, DryRun, functools.partial(make_metric, dry_run=True), True),
+    "create_metric": (NewMetric, MetricDefinition, functools.partial(make_metric, dry_run=False), True),
+}
+
+
+@functools.cache
+def fixed_answers() -> dict[str, Any]:
+    """pages/mcp.json, with the schemas of what its tools take and give."""
+    text = (HERE / "pages" / "mcp.json").read_bytes()
+    fixed: dict[str, Any] = msgspec.json.decode(text)
+    for tool in fixed["tools"]:
+        takes, gives, *_ = TOOLS[tool["name"]]
+        for name, kind in (("inputSchema", takes), ("outputSchema", gives)):
+            definitions = msgspec.json.schema(kind)["$defs"]
+            tool[name] = definitions.pop(kind.__name__) | {"$defs": definitions}
+    return fixed
+
+
+def metric_tool(metric: Metric) -> Schema:
+    """A metric as a tool that a model can choose and call."""
+    about, result, parameters = metric.about, fixed_answers()["result"], parameters_of(metric)
+    types = dict(zip(metric.names, metric.types, strict=True))
+    columns = ", ".join(f"{column.name} {column.type}" for column in metric.columns)
+    said = (about.description, f"Unit: {about.unit}." if about.unit else "", f"Columns: {columns}.")
+    fields = {p.name: parameter_schema(types[p.name]) | {"description": p.description or p.type} for p in parameters}
+    taken: Schema = {"type": "object", "properties": fields, "required": [p.name for p in parameters if p.required]}
+    items = record_schema([column.name for column in metric.columns], metric.column_types)
+    records = {"records": {"type": "array", "items": items}}
+    return {
+        "name": metric.id,
+        "title": about.title,
+        "description": " ".join(filter(None, said)),
+        "inputSchema": taken | {"additionalProperties": False},
+        "outputSchema": result | {"properties": result["properties"] | records},
+        "annotations": {"readOnlyHint": True, "openWorldHint": False},
+    }
+
+
+async def list_tools(request: Request[State], params: dict[str, Any]) -> bytes:
+    state, caller, fixed = request.state, request.scope["caller"], fixed_answers()
+    metrics = [metric for metric in state["catalog"].visible(caller) if metric.id not in TOOLS]
+    writes = state["verifier"].open or state["settings"].jwt_write_scope in caller.scopes
+
+    def make() -> Schema:
+        own = [tool for tool in fixed["tools"] if writes or not TOOLS[tool["name"]][-1]]
+        tools = encode([*own, *map(metric_tool, metrics)]).replace(b"#/components/schemas/", b"#/$defs/")
+        return {"tools": msgspec.Raw(tools), **fixed["cacheable"]}
+
+    return kept(state, ("tools", str(writes), *(metric.id for metric in metrics)), make)
+
+
+async def call_tool(request: Request[State], params: dict[str, Any]) -> bytes:
+    """A result, or an error that says what to send instead; raises RpcError, or Problem 403 for want of a scope."""
+    name, arguments = params.get("name"), params.get("arguments") or {}
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise RpcError(BAD_PARAMS, "Send the name of a tool, and arguments, an object.")
+    if name in TOOLS:
+        check_scopes(request.scope, TOOLS[name][-1])
+    try:
+        return await (call_own if name in TOOLS else call_metric)(request, name, arguments)
+    except (ClientDisconnect, RpcError):
+        raise
+    except Exception as exc:
+        answer_error(request.scope, exc)
+        text = shortened(as_problem(exc).detail)
+        return encode({"content": [{"type": "text", "text": text}], "isError": True, "resultType": "complete"})
+
+
+async def call_own(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
+    kind, _, call, _ = TOOLS[name]
+    try:
+        taken: Any = msgspec.convert(arguments, kind)
+    except msgspec.ValidationError as exc:
+        raise flawed(exc, "object of arguments") from None
+    return tool_answer(await call(request, taken))
+
+
+async def call_metric(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
+    """The cache's answer, as for a GET; a switch is a text there, and what is null absent."""
+    scope, results = request.scope, request.state["results"]
+    try:
+        metric = request.state["catalog"].find(name, scope["caller"])
+    except Problem as exc:
+        if exc.status >= 500:
+            raise
+        raise RpcError(BAD_PARAMS, f"Unknown tool: {exc.detail}") from None
+    scope["metric_id"] = metric.id
+    given = {key: encode(value).decode() if isinstance(value, bool) else value for key, value in arguments.items()}
+    pairs = text_pairs({key: value for key, value in given.items() if value is not None})
+    plan = make_plan(metric, pairs, scope["caller"], "mcp")
+    entry, scope["cache"] = await results.get(plan, Directives(), request.receive)
+    return (await results.answer(plan, entry)).body
+
+
+async def shake_hands(request: Request[State], params: dict[str, Any]) -> bytes:
+    asked = params.get("protocolVersion")
+    version = asked if asked in PROTOCOLS and asked != STATELESS else HANDSHAKE
+    return encode(fixed_answers()["server"] | {"protocolVersion": version})
+
+
+async def discover(request: Request[State], params: dict[str, Any]) -> bytes:
+    fixed = fixed_answers()
+    about = {"_meta": {"io.modelcontextprotocol/serverInfo": fixed["server"]["serverInfo"]}}
+    return encode(fixed["server"] | fixed["cacheable"] | about | {"supportedVersions": [STATELESS]})
+
+
+async def ping(request: Request[State], params: dict[str, Any]) -> bytes:
+    return b'{"resultType":"complete"}'
+
+
+METHODS = {
+    "initialize": shake_hands,
+    "server/discover": discover,
+    "ping": ping,
+    "tools/list": list_tools,
+    "tools/call": call_tool,
+}
+
+
+def read_rpc(body: bytes) -> dict[str, Any]:
+    """A JSON-RPC message; raises RpcError."""
+    try:
+        message = parse_message(body, len(body))
+    except Problem as exc:
+        raise RpcError(BAD_JSON if exc.status == 400 else BAD_REQUEST, exc.detail) from None
+    number, method = message.get("id", 0), message.get("method", "" if "result" in message or "error" in message else 0)
+    if message.get("jsonrpc") != "2.0" or not isinstance(method, str):
+        raise RpcError(BAD_REQUEST, 'Send a JSON-RPC message: {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}.')
+    if isinstance(number, bool) or not isinstance(number, str | int | Decimal):
+        raise RpcError(BAD_REQUEST, "The id must be a text or a number.")
+    return message
+
+
+def check_rpc(message: dict[str, Any], version: str, said: tuple[str, str]) -> None:
+    """Whether a request is one that is answered, and what a proxy may have routed by is what it says."""
+    method, params = message["method"], message.setdefault("params", {})
+    if version and version not in PROTOCOLS:
+        words = f"Send an MCP-Protocol-Version of {', '.join(PROTOCOLS)}."
+        raise RpcError(UNKNOWN_PROTOCOL, words, supported=PROTOCOLS, requested=shortened(version))
+    if not isinstance(params, dict):
+        raise RpcError(BAD_PARAMS, "params must be an object.")
+    if version == STATELESS and said != (method, params.get("name", "") if method == "tools/call" else said[1]):
+        raise RpcError(HEADERS_DIFFER, "Mcp-Method and Mcp-Name must be the message's method and its tool's name.")
+    if method not in METHODS:
+        raise RpcError(NO_METHOD, f"There is no method {method}; there are {', '.join(METHODS)}.")
+
+
+async def mcp(request: Request[State]) -> Response:
+    """One message of the Model Context Protocol: streamable HTTP without sessions, so that any instance answers."""
+    body, number = await read_body(request), None
+    version, *said = (header_text(request.scope, b"mcp-" + name) for name in (b"protocol-version", b"method", b"name"))
+    try:
+        message = read_rpc(body)
+        if "id" not in message or "method" not in message:
+            return Response(status_code=202)
+        number = message["id"]
+        check_rpc(message, version, (said[0], said[1]))
+        result = await METHODS[message["method"]](request, message["params"])
+    except RpcError as exc:
+        # A client that shook hands takes an error for an answer like any other.
+        answered = number is not None and version in ("", *PROTOCOLS[:-1])
+        status = 200 if answered else 404 if exc.error["code"] == NO_METHOD else 400
+        return json_response({"jsonrpc": "2.0", "id": number, "error": exc.error}, status)
+    return Response(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(number), result), media_type="application/json")
+
+
+async def protected_resource(request: Request[State]) -> Response:
+    """Who gives tokens for /mcp, and for which scopes (RFC 9728)."""
+    settings = request.state["settings"]
+    if request.state["verifier"].open:
+        raise Problem(404, "Without JWT_ISSUER no token is needed.")
+    scopes = [settings.jwt_read_scope, settings.jwt_write_scope]
+    about = {"resource": f"{base_url(request.scope)}/mcp", "authorization_servers": [settings.jwt_issuer]}
+    return json_response(about | {"scopes_supported": scopes, "bearer_methods_supported": ["header"]})
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -3823,6 +4042,7 @@ ROUTES = [
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
     Route("/", dashboard),
+    Route("/pages/{name}", page),
     Route("/docs", docs),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),
@@ -3830,6 +4050,8 @@ ROUTES = [
     Route("/health/live", health_live),
     Route("/health/ready", health_ready),
     Route("/prometheus", prometheus),
+    Route("/mcp", mcp, methods=["POST"]),
+    Route(PROTECTED_RESOURCE, protected_resource),
     WebSocketRoute("/live", live),
     WebSocketRoute("/live/", live),
 ]
@@ -3947,13 +4169,9 @@ def create_state(settings: Settings, database: Database, stream: LogStream) -> S
         broadcast=Broadcast(catalog, changes, results),
         documents={},
     )
-    catalog.reloaded_by += [
-        catalog.report,
-        state["seen"].forget,
-        state["documents"].clear,
-        lambda: instruments.keep(catalog.metrics),
-    ]
-    state["verifier"].forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
+    catalog.reloaded_by += [catalog.report, state["seen"].forget, state["documents"].clear]
+    catalog.reloaded_by.append(lambda: instruments.keep(catalog.metrics))
+    state["verifier"].keys.forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
     add_gauges(state)
     return state
 
@@ -3977,7 +4195,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         stack.push_async_callback(state["results"].shared.close)
         started = asyncio.Event()
         state["changes"].heard_by.append(lambda _: started.set())
-        running = asyncio.gather(keep_up(state, embedded), state["verifier"].keys.keep_fresh())
+        fresh = [published.keep_fresh() for published in (state["verifier"].keys, state["verifier"].endpoints)]
+        running = asyncio.gather(keep_up(state, embedded), *fresh)
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:

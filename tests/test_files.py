@@ -330,7 +330,8 @@ def test_check_names_file_and_line_of_each_that_does_not_compile(
     refused = {Path(line.partition(".sql")[0]).name for line in done.stdout.splitlines() if "error:" in line}
     assert refused == {*REFUSED, "directory", "dangling"}
     assert (
-        f"{queries}/headers.sql\n  parameters: region text, since date\n  columns: region text, since date" in done.stdout
+        f"{queries}/headers.sql\n  parameters: region text, since date\n  columns: region text, since date"
+        in done.stdout
     )
 
 

@@ -65,7 +65,9 @@ def check_call(call: Call, version: str, said: Mapping[str, str]) -> None:
         raise RpcError(UNKNOWN_PROTOCOL, words, supported=PROTOCOLS, requested=version[:MAX_TEXT])
     if not isinstance(call.params, dict):
         raise RpcError(BAD_PARAMS, "params must be an object.")
-    wanted = {"mcp-method": call.method} | ({"mcp-name": call.params.get("name")} if call.method == "tools/call" else {})
+    wanted = {"mcp-method": call.method} | (
+        {"mcp-name": call.params.get("name")} if call.method == "tools/call" else {}
+    )
     if version == STATELESS and any(said[name] != value for name, value in wanted.items()):
         raise RpcError(HEADERS_DIFFER, "Mcp-Method and Mcp-Name must be the message's method and its tool's name.")
     if call.method not in METHODS:

@@ -1469,6 +1469,8 @@ class Catalog:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self.settings, self.database = settings, database
+        here, directory = Path.cwd(), settings.queries_dir
+        self.directory = directory.relative_to(here) if directory.is_relative_to(here) else directory
         self.metrics: dict[str, Metric] = {}
         self.watched: frozenset[int] = frozenset()
         self.shapes: dict[int, int | None] = {}  # as last seen, by oid
@@ -1574,23 +1576,25 @@ class Catalog:
 
     def path(self, name: str) -> str:
         """Where an editor finds a file."""
-        path = self.settings.queries_dir / name
-        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+        return os.path.join(self.directory, name)
 
     def place(self, metric: Metric) -> str:
         """What names a metric in warnings: file, line and column of its fault."""
         if metric.about.source != "file":
             return f"metric {metric.id}"
         line = (metric.place or f":{first_line(metric.about.sql)}") if metric.fault else ""
-        return f"{self.path(f'{metric.id}.sql')}{line}"
+        return self.path(f"{metric.id}.sql{line}")
 
-    def tell(self) -> None:
+    def report(self) -> None:
+        """Log once a change what does not compile, and what does again."""
         known, self.broken = self.broken, {name: metric for name, metric in self.metrics.items() if metric.fault}
         for name, metric in self.broken.items():
             if metric != known.get(name):
                 warn("a metric does not compile", metric_id=name, reason=f"{self.place(metric)}: {metric.fault}")
         for name in known.keys() & self.metrics.keys() - self.broken.keys():
             log.info("%s compiles again", self.place(self.metrics[name]), extra={"fields": {"metric_id": name}})
+
+    def tell(self) -> None:
         for tell in self.reloaded_by:
             tell()
 
@@ -3921,7 +3925,8 @@ def create_state(settings: Settings, database: Database, stream: LogStream) -> S
         broadcast=Broadcast(catalog, changes, results),
         documents={},
     )
-    catalog.reloaded_by += [state["seen"].forget, state["documents"].clear, lambda: instruments.keep(catalog.metrics)]
+    catalog.reloaded_by += [catalog.report, state["seen"].forget, state["documents"].clear]
+    catalog.reloaded_by.append(lambda: instruments.keep(catalog.metrics))
     state["verifier"].keys.forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
     add_gauges(state)
     return state

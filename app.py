@@ -234,6 +234,7 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
+CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 
 
 class MetricSummary(msgspec.Struct, frozen=True):
@@ -241,7 +242,7 @@ class MetricSummary(msgspec.Struct, frozen=True):
     title: str
     description: str
     unit: str
-    chart: str
+    chart: Annotated[str, msgspec.Meta(extra_json_schema={"enum": CHARTS})]
     is_editable: bool
     version: int
     live: bool
@@ -1233,7 +1234,6 @@ class Database:
 
 MAX_FILE = 2**20  # bytes
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-CHARTS = ("number", "line", "bar", "table")
 HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 
 

@@ -243,6 +243,7 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
+CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 
 
 class MetricSummary(msgspec.Struct, frozen=True):
@@ -250,7 +251,7 @@ class MetricSummary(msgspec.Struct, frozen=True):
     title: str
     description: str
     unit: str
-    chart: str
+    chart: Annotated[str, msgspec.Meta(extra_json_schema={"enum": CHARTS})]
     is_editable: bool
     version: int
     live: bool
@@ -1265,7 +1266,6 @@ class Database:
 
 MAX_FILE = 2**20  # bytes
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 
 

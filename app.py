@@ -254,6 +254,7 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
+CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 
 
 class MetricSummary(msgspec.Struct, frozen=True):
@@ -261,7 +262,7 @@ class MetricSummary(msgspec.Struct, frozen=True):
     title: str
     description: str
     unit: str
-    chart: str
+    chart: Annotated[str, msgspec.Meta(extra_json_schema={"enum": CHARTS})]
     is_editable: bool
     version: int
     live: bool
@@ -681,13 +682,12 @@ def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
     """Where people sign in and out (OpenID Connect Discovery 1.0, 4.2); raises for another issuer's or unsafe ones."""
     document = decode_any(body)
     names = {"authorization_endpoint", "token_endpoint"} | ({"end_session_endpoint"} & document.keys())
+    endpoints = {name: document[name] for name in names}
     # Nothing that would end a directive: one of them goes into the page's policy.
-    plain = re.compile(r"[\w:/.?&=%~+\[\]-]+", re.ASCII)
-    if not all(is_secure(document[name]) and plain.fullmatch(document[name]) for name in names):
-        raise ValueError("an endpoint is no https URL (http on loopback only)")
-    if document["issuer"] != issuer:
-        raise ValueError("it is another issuer's")
-    return {name: document[name] for name in names}
+    safe = (is_secure(url) and re.fullmatch(r"[\w:/.?&=%~+\[\]-]+", url, re.ASCII) for url in endpoints.values())
+    if document["issuer"] != issuer or not all(safe):
+        raise ValueError("it is another issuer's, or an endpoint is no https URL")
+    return endpoints
 
 
 T = TypeVar("T")
@@ -3107,16 +3107,11 @@ PAGES = StaticFiles(directory=HERE / "pages", check_dir=False)
 def page_headers(tokens_from: str = "") -> dict[str, str]:
     """Lets a page load its own files alone, and ask the service and the one URL that its tokens come from."""
     policy = (
-        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from};"
+        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from.partition('?')[0]};"
         " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     own = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-
-
-def fill_page(name: str, place: str, text: str, headers: dict[str, str]) -> Response:
-    filled = (HERE / "pages" / name).read_text().replace(place, text)
-    return Response(filled, headers=headers, media_type="text/html")
 
 
 async def dashboard(request: Request[State]) -> Response:
@@ -3127,15 +3122,15 @@ async def dashboard(request: Request[State]) -> Response:
         endpoints = await verifier.endpoints.soon()
         access |= {"issuer": settings.jwt_issuer, "client_id": settings.browser_client_id, **endpoints}
     block = encode(None if verifier.open else access).replace(b"<", b"\\u003c").decode()
-    return fill_page(
-        "dashboard.html", "{access}", block, page_headers(access.get("token_endpoint", "").partition("?")[0])
-    )
+    text = (HERE / "pages" / "dashboard.html").read_text().replace("{access}", block)
+    return Response(text, headers=page_headers(access.get("token_endpoint", "")), media_type="text/html")
 
 
 async def docs(request: Request[State]) -> Response:
     """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
     root = "../" if request.scope["raw_path"].endswith(b"/") else ""
-    return fill_page("docs.html", "{root}", root, page_headers())
+    text = (HERE / "pages" / "docs.html").read_text().replace("{root}", root)
+    return Response(text, headers=page_headers(), media_type="text/html")
 
 
 async def page(request: Request[State]) -> Response:

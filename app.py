@@ -73,6 +73,7 @@ from seed.values import parse_scalar, split_array
 if TYPE_CHECKING:
     import httpx
 
+VERSION = "1.0.0"  # as CHANGELOG.md has it
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
 audit_log = logging.getLogger("metrics_api.audit")
@@ -3258,7 +3259,7 @@ async def health_ready(request: Request[State]) -> Response:
     """What requests depend on, part by part."""
     checks = await ready_checks(request.state)
     worst = max((check.status for group in checks.values() for check in group), key=("pass", "warn", "fail").index)
-    body = encode({"status": worst, "checks": checks})
+    body = encode({"status": worst, "version": VERSION, "releaseId": VERSION, "checks": checks})
     return Response(body, 503 if worst == "fail" else 200, media_type="application/health+json")
 
 
@@ -3696,6 +3697,7 @@ def fixed_document(settings: Settings, secured: bool) -> Schema:
     for name, scope in (("READ", settings.jwt_read_scope), ("WRITE", settings.jwt_write_scope)):
         text = text.replace(f'"JWT_{name}_SCOPE"'.encode(), encode(scope))
     fixed: Schema = msgspec.json.decode(text)
+    fixed["info"]["version"] = VERSION
     schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)[1]
     fixed["components"]["schemas"] |= schemas
     # Generators take a field that has a default for one that is always there.
@@ -4262,6 +4264,7 @@ def parse_options() -> argparse.Namespace:
     port, count = functools.partial(whole_number, 0, 65_535), functools.partial(whole_number, 1, 64)
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
+    parser.add_argument("--version", action="version", version=f"Metrics API {VERSION}")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=port, default=8000, help="0 for any that is free")
     parser.add_argument("--workers", type=count, default=1, help="processes that serve")

@@ -66,6 +66,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
+from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
 from seed.statements import BadStatement, Statement, first_line, parse_statement, tokens
 from seed.values import parse_scalar, split_array
@@ -258,6 +259,18 @@ class MetricResult(msgspec.Struct, frozen=True):
     records: msgspec.Raw
     layouts: list[Layout]
     truncated: bool
+
+
+class ToolResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A result for a model, with a note where rows were left out."""
+
+    id: str
+    title: str
+    unit: str
+    columns: list[Column]
+    records: msgspec.Raw
+    truncated: bool
+    note: str = ""
 
 
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -798,13 +811,18 @@ async def authenticate(scope: Scope, header: bytes) -> Caller:
     """Who asks, with the read scope, and for changes the write scope too; raises InvalidToken, Problem 403 or 503."""
     verifier: Verifier = scope["state"]["verifier"]
     scope["caller"] = caller = await verifier.identify(header)
-    wanted = [verifier.settings.jwt_read_scope]
-    if scope.get("method", "GET") not in ("GET", "HEAD", "OPTIONS"):
-        wanted.append(verifier.settings.jwt_write_scope)
+    # A tool that writes asks for itself.
+    check_scopes(scope, scope.get("method", "GET") not in ("GET", "HEAD", "OPTIONS") and scope["path"] != "/mcp")
+    return caller
+
+
+def check_scopes(scope: Scope, writes: bool) -> None:
+    """Raises Problem 403."""
+    verifier, caller = scope["state"]["verifier"], scope["caller"]
+    wanted = [verifier.settings.jwt_read_scope, *([verifier.settings.jwt_write_scope] if writes else [])]
     if not (verifier.open or caller.scopes.issuperset(wanted)):
         challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'}
         raise Problem(403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers=challenge)
-    return caller
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
@@ -832,7 +850,8 @@ def check_loopback(scope: Scope, settings: Settings) -> None:
 MAX_HEAD = 64 * 1024  # bytes
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-PUBLIC = re.compile(r"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus")
+PROTECTED_RESOURCE = "/.well-known/oauth-protected-resource"
+PUBLIC = re.compile(rf"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus|{re.escape(PROTECTED_RESOURCE)}(/mcp)?")
 
 
 def request_ids() -> Iterator[bytes]:
@@ -964,7 +983,18 @@ def answer_error(scope: Scope, exc: BaseException) -> Response:
     scope["reason"] = shortened(f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else ""))
     if as_problem(exc).status == 500:
         log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
-    return problem_response(exc, scope)
+    response = problem_response(exc, scope)
+    if scope["path"] == "/mcp" and (challenge := response.headers.get("www-authenticate")):
+        where = f'resource_metadata="{base_url(scope)}{PROTECTED_RESOURCE}/mcp"'
+        response.headers["www-authenticate"] = f"{challenge}{',' if ' ' in challenge else ''} {where}"
+    return response
+
+
+def base_url(scope: Scope) -> str:
+    """Where a client finds this service, as far as it and the proxy before it say; to be told to that client alone."""
+    scheme = header_text(scope, b"x-forwarded-proto") or scope["scheme"]
+    url = f"{scheme}://{header_text(scope, b'host')}{header_text(scope, b'x-forwarded-prefix')}"
+    return re.sub(r"[^\w:/.\[\]-]", "", url).rstrip("/")
 
 
 async def answer_http(request: Request[Any], exc: HTTPException) -> Response:
@@ -2248,9 +2278,31 @@ def render(about: Definition, result: Result, media: str) -> bytes:
         return result.rows + b"\n" if result.rows else b""
     if media == "csv":
         return render_csv(result)
+    if media == "mcp":
+        return render_for_tool(about, result)
     records = msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]")
     columns, layouts = list(result.columns), list(about.layouts)
     return encode(MetricResult(about.id, about.title, about.is_editable, columns, records, layouts, result.truncated))
+
+
+MAX_TOOL_ROWS = 200
+
+
+def render_for_tool(about: Definition, result: Result) -> bytes:
+    """What a tool of the Model Context Protocol answers: the result, and the same as text."""
+    rows = result.rows.split(b"\n", MAX_TOOL_ROWS)[:MAX_TOOL_ROWS]
+    records, cut, note = msgspec.Raw(b"[%b]" % b",".join(rows)), result.row_count > MAX_TOOL_ROWS, ""
+    if cut:
+        count = f"{'more than ' * result.truncated}{result.row_count}"
+        note = f"These are the first {MAX_TOOL_ROWS} of {count} rows: ask for a shorter period or for less to see all."
+    columns = list(result.columns)
+    return tool_answer(ToolResult(about.id, about.title, about.unit, columns, records, cut or result.truncated, note))
+
+
+def tool_answer(value: Any) -> bytes:
+    body = encode(value)
+    content = [{"type": "text", "text": body.decode()}]
+    return encode({"content": content, "structuredContent": msgspec.Raw(body), "resultType": "complete"})
 
 
 def render_csv(result: Result) -> bytes:
@@ -2279,7 +2331,7 @@ MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
     body = render(about, entry.result, media)
     etag = hashlib.sha256(body).hexdigest()[:32]
-    body_headers = {"content-type": MEDIA_TYPES[media]}
+    body_headers = {"content-type": MEDIA_TYPES.get(media, "application/json")}
     if gzipped and len(body) >= MIN_GZIP:
         body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
         body_headers["content-encoding"] = "gzip"
@@ -2707,20 +2759,30 @@ def media_type(request: Request[State]) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_json(request: Request[State], kind: type[T]) -> T:
-    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
+async def read_body(request: Request[State]) -> bytes:
+    """Raises Problem 408, 413 or 415."""
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
         raise Problem(415, "Send Content-Type: application/json.")
-    body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+    return b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+
+
+async def read_json(request: Request[State], kind: type[T]) -> T:
+    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
+    body = await read_body(request)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         check_json(body)
-        detail, _, path = str(exc).partition(" - at `$")
-        path = path.strip("`").lstrip(".")
-        for pattern, words in FLAWS.items():
-            detail = re.sub(pattern, words, detail)
-        raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
+        raise flawed(exc, "body") from None
+
+
+def flawed(exc: Exception, whole: str) -> Problem:
+    """What msgspec finds wrong with a value, of which the whole has a name."""
+    detail, _, path = str(exc).partition(" - at `$")
+    path = path.strip("`").lstrip(".")
+    for pattern, words in FLAWS.items():
+        detail = re.sub(pattern, words, detail)
+    return Problem(422, f"{path or f'The {whole}'} {detail}.", [InputError(path or whole, detail)])
 
 
 def check_json(body: bytes) -> None:
@@ -3059,12 +3121,21 @@ def default_title(metric_id: str, body: NewMetric) -> str:
 
 async def create_metric(request: Request[State]) -> Response:
     """Make a metric of a prompt or of SQL; a dry run stores nothing."""
-    state = request.state
     body = await read_json(request, NewMetric)
     dry_run = single_parameter(request, "dry_run", "true|false", "must be true or false") == "true"
+    made = await make_metric(request, body, dry_run)
+    if isinstance(made, DryRun):
+        return json_response(made)
+    # Relative to what was asked for, for a proxy may strip a prefix.
+    location = made.id if request.scope["raw_path"].endswith(b"/") else f"metrics/{made.id}"
+    return json_response(made, 201, {"Location": location})
+
+
+async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -> DryRun | MetricDefinition:
+    """Raises Problem 422, ModelFailed, BadStatement, or what a run raises."""
+    state, metric_id = request.state, str(uuid.uuid4())
     check_text("title", body.title)
     check_layouts(body.layouts)
-    metric_id = str(uuid.uuid4())
     about = Definition(
         id=metric_id,
         source="api",
@@ -3078,7 +3149,7 @@ async def create_metric(request: Request[State]) -> Response:
     )
     metric, notes = await write_metric(state, about, body)
     if dry_run:
-        return json_response(await preview(state, metric, notes))
+        return await preview(state, metric, notes)
     async with writing(state["database"], "metric_configurations") as conn:
         values = (metric_id, metric.about.sql, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute("SELECT create_metric($1, $2, $3, $4, $5, $6)", *values)
@@ -3087,9 +3158,7 @@ async def create_metric(request: Request[State]) -> Response:
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
-    # Relative to what was asked for, for a proxy may strip a prefix.
-    location = metric_id if request.scope["raw_path"].endswith(b"/") else f"metrics/{metric_id}"
-    return json_response(show(metric, MetricDefinition, notes=notes), 201, {"Location": location})
+    return show(metric, MetricDefinition, notes=notes)
 
 
 async def place(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
@@ -3528,7 +3597,7 @@ class Subscriber:
         """Raises WebSocketException, or WebSocketDisconnect when the client leaves."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
             try:
-                await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
+                await self.take(parse_message(event.get("text") or event.get("bytes") or "", MAX_MESSAGE))
             except Problem as exc:
                 self.put(exc)
             await asyncio.sleep(0)  # messages that are here already would not let others have their turn
@@ -3606,10 +3675,10 @@ def live_message(news: Answer | Exception, metric_id: str | None, params: dict[s
     return encode(said | {"type": "problem", "status": problem.status, "title": title, "detail": detail})
 
 
-def parse_message(text: str | bytes) -> dict[str, Any]:
+def parse_message(text: str | bytes, limit: int) -> dict[str, Any]:
     """Raises Problem 413, 400 or 422."""
-    if len(text) > MAX_MESSAGE:
-        raise Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
+    if len(text) > limit:
+        raise Problem(413, f"The message is larger than {limit} bytes.")
     try:
         message = decode_any(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -3644,51 +3713,12 @@ async def live(websocket: WebSocket) -> None:
 
 # ------------------------------------------------------------------------------------------------ OpenAPI
 
-Schema = dict[str, Any]
 REF = "#/components/schemas/{name}"
-TEXT, ANYTHING = Schema(type="string"), Schema()
-WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
 STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
 STRUCTS += [Check, InputError]
 MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
-
-
-@functools.cache
-def type_schemas() -> dict[str, dict[str, Schema]]:
-    """What PostgreSQL's types are when sent as a parameter and, where that differs, when row_to_json writes them."""
-    return msgspec.json.decode((HERE / "pages" / "types.json").read_bytes(), type=dict[str, dict[str, Schema]])
-
-
-def parameter_schema(kind: Type) -> Schema:
-    item = TEXT | {"enum": kind.labels} if kind.labels else type_schemas()["sent"].get(kind.base, TEXT)
-    return {"type": "array", "items": item} if kind.is_array else item
-
-
-def nullable(schema: Schema) -> Schema:
-    return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]} if schema else {}
-
-
-def column_schema(kind: Type) -> Schema:
-    """Composites, and types that have a cast to JSON, may be anything."""
-    known, other = type_schemas(), TEXT if kind.category in WRITTEN_AS_TEXT else ANYTHING
-    item = known["written"].get(kind.base, known["sent"].get(kind.base, other))
-    if kind.is_array:
-        item = {"type": "array", "items": nullable(item)}
-    return nullable(item) | {"description": kind.name}
-
-
-def client_names(ids: Iterable[str]) -> dict[str, str]:
-    """What generated clients call each metric: words in lower case, numbered where two ids come to the same."""
-    names, taken = dict[str, str](), {"metric"}
-    for metric_id in sorted(ids):
-        name = re.sub(r"[^a-z0-9]+", "_", metric_id.lower()).strip("_")
-        name = f"metric_{name}" if name[0].isdigit() else name
-        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        names[metric_id] = next(name for name in candidates if name.replace("_", "") not in taken)
-        taken.add(names[metric_id].replace("_", ""))
-    return names
 
 
 def fixed_document(settings: Settings, secured: bool) -> Schema:
@@ -3721,12 +3751,6 @@ def metric_parameters(metric: Metric) -> Iterator[Schema]:
         yield {"name": name, "in": "query", "description": "Accepted and ignored.", "schema": schema}
 
 
-def record_schema(metric: Metric) -> Schema:
-    kinds = zip(metric.columns, metric.column_types, strict=True)
-    properties = {column.name: column_schema(kind) for column, kind in kinds}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
 def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) -> Schema:
     """The operation that reads any metric, made exact for one."""
     about, ok = metric.about, read["responses"]["200"]
@@ -3752,11 +3776,21 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
         kind = "".join(word.capitalize() for word in name.split("_"))
         records = {"type": "array", "items": {"$ref": REF.format(name=f"{kind}Record")}}
         properties = schemas["MetricResult"]["properties"] | {"records": records}
-        schemas[f"{kind}Record"] = record_schema(metric)
+        schemas[f"{kind}Record"] = record_schema([c.name for c in metric.columns], metric.column_types)
         schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
         result = {"$ref": REF.format(name=f"{kind}Result")}
         paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, paths["/metrics/{id}"]["get"], result)}
     return fixed
+
+
+def kept(state: State, key: tuple[str, ...], make: Callable[[], Schema]) -> bytes:
+    """What shows metrics, made once for each set of them that callers see, until any of them changes."""
+    documents = state["documents"]
+    if key not in documents:
+        if len(documents) >= MAX_DOCUMENTS:
+            documents.clear()
+        documents[key] = encode(make())
+    return documents[key]
 
 
 async def reader_or_stranger(request: Request[State]) -> Caller:
@@ -3768,18 +3802,14 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
 
 async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
-    state, documents = request.state, request.state["documents"]
+    state = request.state
     metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
-    seen = tuple(metric.id for metric in metrics)
-    if seen not in documents:
-        if len(documents) >= MAX_DOCUMENTS:
-            documents.clear()
-        documents[seen] = encode(document(state, metrics))
-    etag = f'"{hashlib.sha256(documents[seen]).hexdigest()[:32]}"'
+    text = kept(state, ("document", *(metric.id for metric in metrics)), lambda: document(state, metrics))
+    etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(header(request.scope, b"if-none-match"), etag.encode()):
         return Response(status_code=304, headers=headers)
-    return Response(documents[seen], headers=headers, media_type="application/json")
+    return Response(text, headers=headers, media_type="application/json")
 
 
 async def docs(request: Request[State]) -> Response:
@@ -3795,6 +3825,227 @@ async def docs_file(request: Request[State]) -> Response:
     package = find_spec("swagger_ui_bundle")
     folder = next(Path(str(package and package.origin)).parent.glob("vendor/swagger-ui-*"))
     return FileResponse(folder / name, headers={"Cache-Control": "public, max-age=86400"})
+
+
+# ------------------------------------------------------------------------------------------------ agents
+
+# Of the Model Context Protocol: four that begin with a handshake, and one in which each request says everything anew.
+PROTOCOLS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+HANDSHAKE, STATELESS = PROTOCOLS[-2:]
+BAD_JSON, BAD_REQUEST, NO_METHOD, BAD_PARAMS = -32700, -32600, -32601, -32602  # JSON-RPC 2.0, 5.1
+HEADERS_DIFFER, UNKNOWN_PROTOCOL = -32020, -32022
+MAX_FOUND = 50  # metrics
+
+
+class RpcError(Exception):
+    """What answers a message instead of a result."""
+
+    def __init__(self, code: int, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.error = {"code": code, "message": shortened(message), **({"data": data} if data else {})}
+
+
+class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    words: str = ""
+
+
+class Found(msgspec.Struct, frozen=True):
+    metrics: list[MetricSummary]
+    truncated: bool
+
+
+async def find_metrics(request: Request[State], search: Search) -> Found:
+    """The metrics that hold any of the words, those with most of them first; all when there are no words."""
+    catalog, words = request.state["catalog"], search.words.lower().split()
+
+    def held(metric: Metric) -> int:
+        about, names = metric.about, [column.name for column in metric.columns]
+        text = " ".join([about.id, about.title, about.description, about.unit, *names]).lower()
+        return sum(word in text for word in words)
+
+    found = [metric for metric in catalog.visible(request.scope["caller"]) if held(metric) or not words]
+    best = sorted(found, key=held, reverse=True)[:MAX_FOUND]
+    shown = [show(metric, MetricSummary, live=catalog.live(metric)) for metric in best]
+    return Found(shown, len(found) > MAX_FOUND)
+
+
+# The tools that are no metrics: what each takes, gives and does, and whether it wants the write scope.
+TOOLS: dict[str, tuple[type, type, Callable[[Request[State], Any], Coroutine[Any, Any, Any]], bool]] = {
+    "list_metrics": (Search, Found, find_metrics, False),
+    "preview_metric": (NewMetric, DryRun, functools.partial(make_metric, dry_run=True), True),
+    "create_metric": (NewMetric, MetricDefinition, functools.partial(make_metric, dry_run=False), True),
+}
+
+
+@functools.cache
+def fixed_answers() -> dict[str, Any]:
+    """pages/mcp.json, with the schemas of what its tools take and give."""
+    text = (HERE / "pages" / "mcp.json").read_bytes()
+    fixed: dict[str, Any] = msgspec.json.decode(text)
+    for tool in fixed["tools"]:
+        takes, gives, *_ = TOOLS[tool["name"]]
+        for name, kind in (("inputSchema", takes), ("outputSchema", gives)):
+            definitions = msgspec.json.schema(kind)["$defs"]
+            tool[name] = definitions.pop(kind.__name__) | {"$defs": definitions}
+    return fixed
+
+
+def metric_tool(metric: Metric) -> Schema:
+    """A metric as a tool that a model can choose and call."""
+    about, result, parameters = metric.about, fixed_answers()["result"], parameters_of(metric)
+    types = dict(zip(metric.names, metric.types, strict=True))
+    columns = ", ".join(f"{column.name} {column.type}" for column in metric.columns)
+    said = (about.description, f"Unit: {about.unit}." if about.unit else "", f"Columns: {columns}.")
+    fields = {p.name: parameter_schema(types[p.name]) | {"description": p.description or p.type} for p in parameters}
+    taken: Schema = {"type": "object", "properties": fields, "required": [p.name for p in parameters if p.required]}
+    items = record_schema([column.name for column in metric.columns], metric.column_types)
+    records = {"records": {"type": "array", "items": items}}
+    return {
+        "name": metric.id,
+        "title": about.title,
+        "description": " ".join(filter(None, said)),
+        "inputSchema": taken | {"additionalProperties": False},
+        "outputSchema": result | {"properties": result["properties"] | records},
+        "annotations": {"readOnlyHint": True, "openWorldHint": False},
+    }
+
+
+async def list_tools(request: Request[State], params: dict[str, Any]) -> bytes:
+    state, caller, fixed = request.state, request.scope["caller"], fixed_answers()
+    metrics = [metric for metric in state["catalog"].visible(caller) if metric.id not in TOOLS]
+    writes = state["verifier"].open or state["settings"].jwt_write_scope in caller.scopes
+
+    def make() -> Schema:
+        own = [tool for tool in fixed["tools"] if writes or not TOOLS[tool["name"]][-1]]
+        tools = encode([*own, *map(metric_tool, metrics)]).replace(b"#/components/schemas/", b"#/$defs/")
+        return {"tools": msgspec.Raw(tools), **fixed["cacheable"]}
+
+    return kept(state, ("tools", str(writes), *(metric.id for metric in metrics)), make)
+
+
+async def call_tool(request: Request[State], params: dict[str, Any]) -> bytes:
+    """A result, or an error that says what to send instead; raises RpcError, or Problem 403 for want of a scope."""
+    name, arguments = params.get("name"), params.get("arguments") or {}
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise RpcError(BAD_PARAMS, "Send the name of a tool, and arguments, an object.")
+    if name in TOOLS:
+        check_scopes(request.scope, TOOLS[name][-1])
+    try:
+        return await (call_own if name in TOOLS else call_metric)(request, name, arguments)
+    except (ClientDisconnect, RpcError):
+        raise
+    except Exception as exc:
+        answer_error(request.scope, exc)
+        text = shortened(as_problem(exc).detail)
+        return encode({"content": [{"type": "text", "text": text}], "isError": True, "resultType": "complete"})
+
+
+async def call_own(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
+    kind, _, call, _ = TOOLS[name]
+    try:
+        taken = msgspec.convert(arguments, kind)
+    except msgspec.ValidationError as exc:
+        raise flawed(exc, "object of arguments") from None
+    return tool_answer(await call(request, taken))
+
+
+async def call_metric(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
+    """The cache's answer, as for a GET; a switch is a text there, and what is null absent."""
+    scope, results = request.scope, request.state["results"]
+    try:
+        metric = request.state["catalog"].find(name, scope["caller"])
+    except Problem as exc:
+        if exc.status >= 500:
+            raise
+        raise RpcError(BAD_PARAMS, f"Unknown tool: {exc.detail}") from None
+    scope["metric_id"] = metric.id
+    given = {key: encode(value).decode() if isinstance(value, bool) else value for key, value in arguments.items()}
+    pairs = text_pairs({key: value for key, value in given.items() if value is not None})
+    plan = make_plan(metric, pairs, scope["caller"], "mcp")
+    entry, scope["cache"] = await results.get(plan, Directives(), request.receive)
+    return (await results.answer(plan, entry)).body
+
+
+async def shake_hands(request: Request[State], params: dict[str, Any]) -> bytes:
+    asked = params.get("protocolVersion")
+    version = asked if asked in PROTOCOLS and asked != STATELESS else HANDSHAKE
+    return encode(fixed_answers()["server"] | {"protocolVersion": version})
+
+
+async def discover(request: Request[State], params: dict[str, Any]) -> bytes:
+    fixed = fixed_answers()
+    about = {"_meta": {"io.modelcontextprotocol/serverInfo": fixed["server"]["serverInfo"]}}
+    return encode(fixed["server"] | fixed["cacheable"] | about | {"supportedVersions": [STATELESS]})
+
+
+async def ping(request: Request[State], params: dict[str, Any]) -> bytes:
+    return b'{"resultType":"complete"}'
+
+
+METHODS = {
+    "initialize": shake_hands,
+    "server/discover": discover,
+    "ping": ping,
+    "tools/list": list_tools,
+    "tools/call": call_tool,
+}
+
+
+def read_rpc(body: bytes) -> dict[str, Any]:
+    """A JSON-RPC message; raises RpcError."""
+    try:
+        message = parse_message(body, len(body))
+    except Problem as exc:
+        raise RpcError(BAD_JSON if exc.status == 400 else BAD_REQUEST, exc.detail) from None
+    number, method = message.get("id", 0), message.get("method", "" if "result" in message or "error" in message else 0)
+    if message.get("jsonrpc") != "2.0" or not isinstance(method, str):
+        raise RpcError(BAD_REQUEST, 'Send a JSON-RPC message: {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}.')
+    if isinstance(number, bool) or not isinstance(number, str | int | Decimal):
+        raise RpcError(BAD_REQUEST, "The id must be a text or a number.")
+    return message
+
+
+def check_rpc(message: dict[str, Any], version: str, said: tuple[str, str]) -> None:
+    """Whether a request is one that is answered, and what a proxy may have routed by is what it says."""
+    method, params = message["method"], message.setdefault("params", {})
+    if version and version not in PROTOCOLS:
+        words = f"Send an MCP-Protocol-Version of {', '.join(PROTOCOLS)}."
+        raise RpcError(UNKNOWN_PROTOCOL, words, supported=PROTOCOLS, requested=shortened(version))
+    if not isinstance(params, dict):
+        raise RpcError(BAD_PARAMS, "params must be an object.")
+    if version == STATELESS and said != (method, params.get("name", "") if method == "tools/call" else said[1]):
+        raise RpcError(HEADERS_DIFFER, "Mcp-Method and Mcp-Name must be the message's method and its tool's name.")
+    if method not in METHODS:
+        raise RpcError(NO_METHOD, f"There is no method {method}; there are {', '.join(METHODS)}.")
+
+
+async def mcp(request: Request[State]) -> Response:
+    """One message of the Model Context Protocol: streamable HTTP without sessions, so that any instance answers."""
+    body, number = await read_body(request), None
+    version, *said = (header_text(request.scope, b"mcp-" + name) for name in (b"protocol-version", b"method", b"name"))
+    try:
+        message = read_rpc(body)
+        if "id" not in message or "method" not in message:
+            return Response(status_code=202)
+        number = message["id"]
+        check_rpc(message, version, (said[0], said[1]))
+        result = await METHODS[message["method"]](request, message["params"])
+    except RpcError as exc:
+        # A client that shook hands takes an error for an answer like any other.
+        answered = number is not None and version in ("", *PROTOCOLS[:-1])
+        status = 200 if answered else 404 if exc.error["code"] == NO_METHOD else 400
+        return json_response({"jsonrpc": "2.0", "id": number, "error": exc.error}, status)
+    return Response(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(number), result), media_type="application/json")
+
+
+async def protected_resource(request: Request[State]) -> Response:
+    """Who gives tokens for /mcp, and for which scopes (RFC 9728)."""
+    settings = request.state["settings"]
+    if request.state["verifier"].open:
+        raise Problem(404, "Without JWT_ISSUER no token is needed.")
+    scopes = [settings.jwt_read_scope, settings.jwt_write_scope]
+    about = {"resource": f"{base_url(request.scope)}/mcp", "authorization_servers": [settings.jwt_issuer]}
+    return json_response(about | {"scopes_supported": scopes, "bearer_methods_supported": ["header"]})
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -3817,6 +4068,9 @@ ROUTES = [
     Route("/health/live", health_live),
     Route("/health/ready", health_ready),
     Route("/prometheus", prometheus),
+    Route("/mcp", mcp, methods=["POST"]),
+    Route(PROTECTED_RESOURCE, protected_resource),
+    Route(f"{PROTECTED_RESOURCE}/mcp", protected_resource),
     WebSocketRoute("/live", live),
     WebSocketRoute("/live/", live),
 ]

@@ -3882,6 +3882,7 @@ def fixed_answers() -> dict[str, Any]:
     """pages/mcp.json, with the schemas of what its tools take and give."""
     text = (HERE / "pages" / "mcp.json").read_bytes()
     fixed: dict[str, Any] = msgspec.json.decode(text)
+    fixed["server"]["serverInfo"]["version"] = VERSION
     for tool in fixed["tools"]:
         takes, gives, *_ = TOOLS[tool["name"]]
         for name, kind in (("inputSchema", takes), ("outputSchema", gives)):

@@ -580,6 +580,8 @@ def pull_requests_are_tested(workflows: dict[str, Any]) -> None:
     commands = [step["run"] for job in workflows["test"]["jobs"].values() for step in job["steps"] if "run" in step]
     command = "python3 -m venv .venv && . .venv/bin/activate && pip install -r tests/requirements.txt && pytest"
     assert command in commands
+    for other in ("README.md", ".ci/run"):
+        assert command in (ROOT / other).read_text().splitlines()
     assert any("cfn-lint template.yaml" in text for text in commands)
     assert any(text.startswith("docker build") for text in commands)
 

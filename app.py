@@ -68,8 +68,8 @@ from uvicorn.supervisors import Multiprocess
 from migrations import apply
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
-from seed.statements import BadStatement, Statement, first_line, parse_statement, tokens
-from seed.values import parse_scalar, split_array
+from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
+from seed.values import parse_items, sent, split_names
 
 if TYPE_CHECKING:
     import httpx
@@ -154,10 +154,6 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     if faults := [*faults, *contradictions(settings)]:
         raise CommandError("; ".join(faults))
     return settings
-
-
-def split_names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @functools.lru_cache(maxsize=64)
@@ -417,6 +413,7 @@ PROBLEMS: tuple[tuple[Any, int, str], ...] = (
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
+    (asyncpg.DeadlockDetectedError, 503, "Others write the same records in another order; try again."),
     (asyncpg.DiskFullError, 503, "The database's disk is full; try again when there is room."),
     (RESULT_TOO_LARGE, 422, "The result is larger than the database may use for it; ask for a shorter period."),
     (asyncpg.IntegrityConstraintViolationError, 409, "The metric was changed or deleted meanwhile; read it again."),
@@ -850,8 +847,8 @@ def check_loopback(scope: Scope, settings: Settings) -> None:
 MAX_HEAD = 64 * 1024  # bytes
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-PROTECTED_RESOURCE = "/.well-known/oauth-protected-resource"
-PUBLIC = re.compile(rf"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus|{re.escape(PROTECTED_RESOURCE)}(/mcp)?")
+PROTECTED_RESOURCE = "/.well-known/oauth-protected-resource/mcp"
+PUBLIC = re.compile(rf"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus|{re.escape(PROTECTED_RESOURCE)}")
 
 
 def request_ids() -> Iterator[bytes]:
@@ -985,7 +982,7 @@ def answer_error(scope: Scope, exc: BaseException) -> Response:
         log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
     response = problem_response(exc, scope)
     if scope["path"] == "/mcp" and (challenge := response.headers.get("www-authenticate")):
-        where = f'resource_metadata="{base_url(scope)}{PROTECTED_RESOURCE}/mcp"'
+        where = f'resource_metadata="{base_url(scope)}{PROTECTED_RESOURCE}"'
         response.headers["www-authenticate"] = f"{challenge}{',' if ' ' in challenge else ''} {where}"
     return response
 
@@ -1262,8 +1259,6 @@ class Database:
 
 MAX_FILE = 2**20  # bytes
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-CHARTS = ("number", "line", "bar", "table")
-HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
@@ -1315,43 +1310,11 @@ def read_sql(path: Path) -> tuple[str, str]:
 
 
 def read_file(path: Path) -> Definition:
-    """A reviewed metric; its header is the comments before the first line of SQL."""
+    """A reviewed metric, as its header describes it."""
     sql, fault = read_sql(path)
-    about: dict[str, Any] = {"id": path.stem, "source": "file", "sql": sql, "series": path.stem, "fault": fault}
-    about |= {"title": title_of(path.stem), "claims": {}, "descriptions": {}, "required": frozenset()}
-    warnings: list[str] = []
-    for token, _ in tokens(sql):
-        if not token[0].startswith(("--", "/*")):
-            break
-        if header := HEADER_LINE.match(token[0]):
-            warnings += read_header(about, header[1].lower(), header[2].strip())
-    return Definition(**about, warnings=tuple(warnings))
-
-
-def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
-    """Take one line of a header into a definition's fields and yield what is wrong with it."""
-    subject, _, value = (part.strip() for part in rest.partition(":"))
-    match key:
-        case "param":
-            name = subject.removesuffix("(required)").strip()
-            fields["descriptions"][name] = value
-            fields["required"] |= {name} if name != subject else set()
-        case "claim":
-            fields["claims"][subject] = value
-        case _ if subject:
-            return
-        case "roles":
-            fields["roles"] = frozenset(split_names(value))
-        case "tables":
-            fields["reads"] = tuple(split_names(value))
-        case "ttl" if not re.fullmatch(r"\d{1,8}", value):
-            yield f"ttl must be a number of seconds, not {value!r}"
-        case "ttl":
-            fields["ttl"] = float(value)
-        case "chart" if value not in CHARTS:
-            yield f"chart must be one of {', '.join(CHARTS)}, not {value!r}"
-        case _:
-            fields[key] = value
+    header, warnings = read_header(sql)
+    about = {"title": title_of(path.stem), **header, "id": path.stem, "source": "file", "series": path.stem}
+    return Definition(**about, sql=sql, fault=fault, warnings=tuple(warnings))
 
 
 # ------------------------------------------------------------------------------------------------ descriptions
@@ -1798,26 +1761,6 @@ async def mend_catalog(catalog: Catalog) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
-
-
-def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
-    """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
-    values = [item if item is None else parse_scalar(item, kind.base) for item in items]
-    if not kind.is_array:
-        return values[0]
-    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
-
-
-def sent(texts: list[str], kind: Type) -> str | None:
-    """A value from a query string, where an array is its name repeated, or one literal; raises ValueError."""
-    if kind.is_array and texts == [""]:
-        return None
-    if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
-        return parse_items(split_array(texts[0][1:-1]), kind)
-    if len(texts) > 1 and not kind.is_array:
-        raise ValueError("is given more than once")
-    return parse_items(texts, kind)
 
 
 def claimed(caller: Caller, path: str, kind: Type) -> str | None:
@@ -2822,8 +2765,6 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
 
 # ------------------------------------------------------------------------------------------------ records
 
-MAX_SLICES = 32  # of which each may hold one large record
-PROGRESS = 5  # seconds between two lines of the log about one upload
 READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterator[records.Slice]]] = {
     "application/json": records.json_records,
     "application/x-ndjson": records.ndjson_records,
@@ -2834,66 +2775,24 @@ READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterato
 
 async def read_records(request: Request[State], kind: str, series: str) -> AsyncIterator[list[records.Row]]:
     """Rows to insert, a batch at a time, the last may be none; raises Problem 400, 408, 413, or 422 with the errors."""
-    settings, rows, errors = request.state["settings"], list[records.Row](), list[InputError]()
-    limit, hint, unit = settings.max_upload, "", "line"
+    settings, unit, hint = request.state["settings"], "line", ""
+    limit = settings.max_upload
     if kind == "application/json":
-        limit, hint, unit = settings.max_body, f": send NDJSON or CSV, which may have {limit}", "row"
-    slices = 0
-    async for found in READERS[kind](read_chunks(request, limit, hint), records.UPLOAD):
-        slices += 1
-        for place, row in found:
-            if isinstance(row, records.Flaw):
-                errors.append(record_error(f"{unit} {place}", row))
-            else:
-                rows.append((series, *row))
-        if len(errors) >= MAX_ERRORS:
-            break
-        await asyncio.sleep(0)
-        if errors:
-            rows.clear()
-        if len(rows) >= records.SLICE or (rows and slices >= MAX_SLICES):
-            yield rows
-            rows, slices = [], 0
-            await asyncio.sleep(0)
-    if errors:
-        raise Problem(422, f"Nothing was written: {errors[0].name}: {errors[0].detail}.", errors[:MAX_ERRORS])
-    yield rows
-
-
-def record_error(place: str, flaw: records.Flaw) -> InputError:
-    """Raises Problem 400 for what is malformed."""
-    error = InputError(f"{place}, {flaw.column}" if flaw.column else place, flaw.reason)
-    if flaw.malformed:
-        raise Problem(400, f"Nothing was written: {error.name}: {error.detail}.", [error])
-    return error
-
-
-async def uploaded(
-    request: Request[State], begun: Sequence[list[records.Row]], rest: AsyncIterator[list[records.Row]]
-) -> AsyncIterator[records.Row]:
-    """One by one, as the driver wants them, with a line in the log now and then."""
-    count, started, told = 0, time.monotonic(), 0.0
-    batches = [*begun]
-    while rows := batches.pop(0) if batches else await anext(rest, []):
-        for row in rows:
-            yield row
-        count += len(rows)
-        lasted = time.monotonic() - started
-        if lasted > told + PROGRESS:
-            told = lasted
-            fields = {"metric_id": request.scope["metric_id"], "request_id": request.scope["request_id"]}
-            fields |= {"records": count, "per_second": round(count / lasted)}
-            log.info("an upload goes on", extra={"fields": fields})
+        unit, hint, limit = "row", f": send NDJSON or CSV, which may have {limit}", settings.max_body
+    slices = READERS[kind](read_chunks(request, limit, hint), records.UPLOAD)
+    try:
+        async for batch in records.batches(slices, series, unit):
+            yield batch
+    except records.BadRecords as exc:
+        errors = [InputError(*flaw) for flaw in exc.flaws]
+        raise Problem(400 if exc.malformed else 422, f"Nothing was written: {exc}.", errors) from None
 
 
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
-    """How many were not there yet, in a transaction that is as short as can be; raises Problem 503."""
-    try:
-        async with conn.transaction():
-            done = await conn.execute(statement, *columns)
-            await notify(conn, "metrics")
-    except asyncpg.DeadlockDetectedError:
-        raise Problem(503, "Others write the same records in another order; try again.") from None
+    """How many were not there yet, in a transaction that is as short as can be."""
+    async with conn.transaction():
+        done = await conn.execute(statement, *columns)
+        await notify(conn, "metrics")
     return int(done.rpartition(" ")[2])
 
 
@@ -3267,6 +3166,11 @@ async def create_records(request: Request[State]) -> Response:
     batches = read_records(request, kind, metric.about.series)
     # Most bodies are all here before a connection is taken; what lasts longer keeps no other write from its own.
     rows, more = await anext(batches), await anext(batches, None)
+    who = {"metric_id": metric.id, "request_id": request.scope["request_id"]}
+
+    def tell(count: int, rate: float) -> None:
+        log.info("an upload goes on", extra={"fields": {**who, "records": count, "per_second": round(rate)}})
+
     refuse_parameters(request)
     if not more:
         count, columns = len(rows), [[row[i] for row in rows] for i in range(len(records.STAGED))]
@@ -3275,7 +3179,7 @@ async def create_records(request: Request[State]) -> Response:
     else:
         async with database.connection("upload") as conn:
             try:
-                count = await records.stage(conn, uploaded(request, (rows, more), batches))
+                count = await records.stage(conn, records.rows_of((rows, more), batches, tell))
                 inserted = await insert_records(conn, records.INSERT_STAGED)
             finally:
                 await conn.execute(records.UNSTAGE)
@@ -3944,7 +3848,7 @@ async def call_tool(request: Request[State], params: dict[str, Any]) -> bytes:
 async def call_own(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
     kind, _, call, _ = TOOLS[name]
     try:
-        taken = msgspec.convert(arguments, kind)
+        taken: Any = msgspec.convert(arguments, kind)
     except msgspec.ValidationError as exc:
         raise flawed(exc, "object of arguments") from None
     return tool_answer(await call(request, taken))
@@ -4071,7 +3975,6 @@ ROUTES = [
     Route("/prometheus", prometheus),
     Route("/mcp", mcp, methods=["POST"]),
     Route(PROTECTED_RESOURCE, protected_resource),
-    Route(f"{PROTECTED_RESOURCE}/mcp", protected_resource),
     WebSocketRoute("/live", live),
     WebSocketRoute("/live/", live),
 ]

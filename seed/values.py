@@ -3,9 +3,10 @@
 import functools
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
+from typing import Protocol
 
 import msgspec
 
@@ -75,6 +76,35 @@ def parse_scalar(text: str, base: str) -> str | None:
         raise ValueError(f"must be {wanted}") from None
 
 
+class Type(Protocol):
+    """The built-in type that values look like."""
+
+    @property
+    def base(self) -> str: ...
+    @property
+    def is_array(self) -> bool: ...
+
+
+def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
+    """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
+    values = [item if item is None else parse_scalar(item, kind.base) for item in items]
+    if not kind.is_array:
+        return values[0]
+    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
+
+
+def sent(texts: list[str], kind: Type) -> str | None:
+    """A value from a query string, where an array is its name repeated, or one literal; raises ValueError."""
+    if kind.is_array and texts == [""]:
+        return None
+    if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
+        return parse_items(split_array(texts[0][1:-1]), kind)
+    if len(texts) > 1 and not kind.is_array:
+        raise ValueError("is given more than once")
+    return parse_items(texts, kind)
+
+
 def split_array(text: str) -> Iterator[str | None]:
     """The items of a one-dimensional array literal without its braces; raises ValueError."""
     position, delimiter = 0, "," if text.strip() else ""
@@ -87,3 +117,7 @@ def split_array(text: str) -> Iterator[str | None]:
             yield re.sub(r"\\(.)", r"\1", item[1], flags=re.DOTALL)
         else:
             yield None if item[2].strip().upper() == "NULL" else item[2].strip()
+
+
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -12,7 +12,7 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /srv
 COPY --from=build /venv /venv
-COPY app.py dashboard.html docs.html ./
+COPY app.py ./
 COPY migrations/ migrations/
 COPY pages/ pages/
 COPY queries/ queries/

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import csv
+import difflib
 import functools
 import gzip
 import hashlib
@@ -41,8 +41,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, cast
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
 import jwt
@@ -50,7 +50,6 @@ import msgspec
 import psycopg
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from psycopg.conninfo import conninfo_to_dict
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
@@ -59,6 +58,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -66,6 +66,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
+from migrations.connections import GuestSession, Login, Session, Target, TransactionPooling, connect, derived_login
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
 from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
@@ -105,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reader_database_url: str | None = None
     guest_database_url: str | None = None
     harden_database: Switch = "off"
+    demo_data: Switch = "on"
     data_dir: Path = HERE / ".data"
     queries_dir: Path = HERE / "queries"
     cache_url: str = "memory://"
@@ -116,6 +118,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_client_ids: Names = frozenset()
     jwt_read_scope: str = "api/backend_access"
     jwt_write_scope: str = "api/backend_write"
+    browser_client_id: str | None = None
     auth: Switch = "on"
     statement_timeout: Timeout = 10
     pool_size: Count = 10
@@ -156,6 +159,16 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def misspelt(environ: Mapping[str, str]) -> Iterator[str]:
+    """What to say of variables that are nearly one of the service's that is not set."""
+    names = {field.name.upper() for field in msgspec.structs.fields(Settings)}
+    for name in environ.keys() - names:
+        near = difflib.get_close_matches(name.upper(), names - environ.keys(), n=1, cutoff=0.88)
+        # Somebody else's differ where they begin, such as TEST_DATABASE_URL from GUEST_DATABASE_URL.
+        if near and near[0][0] == name[0].upper():
+            yield f"{name} is not a variable of the service; is {near[0]} meant?"
+
+
 @functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     try:
@@ -174,21 +187,30 @@ def split_url(url: str | None) -> SplitResult:
     return parts
 
 
+def is_secure(url: str | None) -> bool:
+    """Whether nobody on the way there can listen in or answer in its place."""
+    scheme, host = split_url(url).scheme, split_url(url).hostname
+    return bool(host) and scheme in (("https", "http") if is_loopback(host) else ("https",))
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
-        url = getattr(settings, name)
-        with suppress(psycopg.Error):
-            conninfo_to_dict(url or "")
-            if not url or split_url(url).scheme in ("postgresql", "postgres"):
-                continue
-        yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
+        # The embedded one is behind a socket, whatever PGHOST and its like say.
+        url = getattr(settings, name) or ("host=/ port=5432" if name == "database_url" else None)
+        try:
+            _ = url and Target(name.upper(), url)
+        except ValueError as exc:
+            yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
-    # The issuer is compared with, not fetched from, where JWKS_URL says what is.
-    url = split_url(settings.jwks_url or settings.jwt_issuer or "https://issuer")
-    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
-        yield f"{'JWKS_URL' if settings.jwks_url else 'JWT_ISSUER'} must be an https URL (http on loopback only)"
+    # The issuer is compared with, not fetched from, where JWKS_URL says what is and nobody signs in on the dashboard.
+    named = settings.jwks_url and not settings.browser_client_id
+    for name in ("jwks_url",) if named else ("jwks_url", "jwt_issuer"):
+        if (url := getattr(settings, name)) and not is_secure(url):
+            yield f"{name.upper()} must be an https URL (http on loopback only)"
+    if settings.browser_client_id and not settings.jwt_issuer:
+        yield "BROWSER_CLIENT_ID is a client of JWT_ISSUER; set JWT_ISSUER too, or neither"
     in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
     if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
@@ -312,7 +334,7 @@ class MetricDefinition(Written, frozen=True, kw_only=True):
 
 
 class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
-    """What a metric is made of; one that does not compile has a fault."""
+    """What a metric is made of; one that does not compile has a fault and its place, line:column where it is known."""
 
     id: str
     title: str
@@ -323,6 +345,7 @@ class MetricSource(Written, frozen=True, kw_only=True, omit_defaults=True):
     is_editable: bool
     tables: list[str]
     fault: str = ""
+    place: str = ""
 
 
 class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -524,7 +547,8 @@ class Repeats(logging.Filter):
         if record.levelno < logging.WARNING:
             return True
         fields = getattr(record, "fields", {})
-        cause = repr(record.exc_info[1]) if record.exc_info else str(fields.get("reason"))
+        error = record.exc_info and record.exc_info[1]
+        cause = repr(error.__cause__ or error) if error else f"{fields.get('metric_id')} {fields.get('reason')}"
         since, repeated = self.seen.get((record.msg, cause), (0.0, 0))
         if record.created - since < 10:
             self.seen[record.msg, cause] = since, repeated + 1
@@ -576,11 +600,14 @@ class Instruments:
         self.rows = counter("metric_rows", "Rows that runs gave", ["metric_id"])
         self.gauges: dict[str, Gauge] = {}
         self.metric_ids: set[str] = set()
+        # Looking one up by its labels takes longer than counting.
+        self.request, self.result = functools.cache(self.request_of), functools.cache(self.result_of)
+        self.run = functools.cache(lambda metric_id: (self.runs.labels(metric_id), self.rows.labels(metric_id)))
 
-    def request(self, method: str, route: str, status: int) -> Histogram:
+    def request_of(self, method: str, route: str, status: int) -> Histogram:
         return self.requests.labels(method if method in HTTPMethod.__members__ else "other", route, str(status))
 
-    def result(self, metric_id: str, cache: str) -> Counter:
+    def result_of(self, metric_id: str, cache: str) -> Counter:
         """What counts the results of a metric that came from there, a Cache-Status without its details."""
         return self.results.labels(metric_id, cache.partition("; ")[0])
 
@@ -590,6 +617,8 @@ class Instruments:
             for figures in (self.results, self.runs, self.rows):
                 figures.remove_by_labels({"metric_id": metric_id})
         self.metric_ids = set(metric_ids)
+        self.result.cache_clear()
+        self.run.cache_clear()
 
     def hit_ratio(self) -> float:
         counts = [sample for sample in next(iter(self.results.collect())).samples if sample.name.endswith("_total")]
@@ -609,10 +638,10 @@ class Instruments:
 def header(scope: Scope, name: bytes) -> bytes:
     """What a request says under a name, of several lines joined (RFC 9110, 5.3); empty when it says nothing."""
     if (head := scope.get("head")) is None:
-        head = scope["head"] = dict[bytes, list[bytes]]()
+        head = scope["head"] = dict[bytes, bytes]()
         for key, value in scope["headers"]:
-            head.setdefault(key, []).append(value)
-    return b", ".join(head.get(name, ()))
+            head[key] = b"%b, %b" % (head[key], value) if key in head else value
+    return head.get(name, b"")
 
 
 def header_text(scope: Scope, name: bytes) -> str:
@@ -652,7 +681,21 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     return keys
 
 
+def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
+    """Where people sign in and out (OpenID Connect Discovery 1.0, 4.2); raises for another issuer's or unsafe ones."""
+    document = decode_any(body)
+    names = {"authorization_endpoint", "token_endpoint"} | ({"end_session_endpoint"} & document.keys())
+    # Nothing that would end a directive: one of them goes into the page's policy.
+    plain = re.compile(r"[\w:/.?&=%~+\[\]-]+", re.ASCII)
+    if not all(is_secure(document[name]) and plain.fullmatch(document[name]) for name in names):
+        raise ValueError("an endpoint is no https URL (http on loopback only)")
+    if document["issuer"] != issuer:
+        raise ValueError("it is another issuer's")
+    return {name: document[name] for name in names}
+
+
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
+T = TypeVar("T")
 
 
 async def http_client(**options: Any) -> httpx.AsyncClient:
@@ -675,47 +718,44 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
     return body
 
 
-class KeySet:
-    """The issuer's keys, fetched when an unknown one is asked for and by a clock, kept for a day while that fails.
+class Published(Generic[T]):
+    """What the issuer publishes, fetched when it is missing and by a clock, kept for a day while that fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str, forgotten_by: list[Callable[[], None]]) -> None:
-        self.url, self.forgotten_by = url, forgotten_by
-        self.keys: dict[str, jwt.PyJWK] = {}
+    def __init__(self, url: str, parse: Callable[[bytes], dict[str, T]]) -> None:
+        self.url, self.parse = url, parse
+        self.forgotten_by: list[Callable[[], None]] = []
+        self.known: dict[str, T] = {}
         self.body = b""
         self.failures = 0
         self.fetched_at = self.next_fetch = float("-inf")
         self.fetching: asyncio.Task[None] | None = None
 
-    async def find(self, kid: str) -> jwt.PyJWK:
-        """Raises InvalidToken, or Problem 503 while there is no key at all."""
-        if kid not in self.keys and (fetching := self.fetch()):
-            await asyncio.shield(fetching)
-        if not self.keys:
-            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
-        if kid not in self.keys:
-            raise InvalidToken("its key is not the issuer's")
-        return self.keys[kid]
+    async def soon(self) -> dict[str, T]:
+        """What is known, after a second of a first fetch at most."""
+        if not self.known and (fetching := self.fetch()):
+            await asyncio.wait([fetching], timeout=1)
+        return self.known
 
     async def keep_fresh(self) -> None:
-        """Fetch known keys again, for ever, so that what the issuer withdraws is let in for a minute more at most."""
+        """Fetch what is known again, for ever, so that what the issuer withdraws counts for a minute more at most."""
         while True:
             await asyncio.sleep(1)
             age = time.monotonic() - self.fetched_at
-            if self.keys and age > KEYS_KEPT:
+            if self.known and age > KEYS_KEPT:
                 self.replace({}, b"")
-            elif self.keys and age > KEYS_REFRESH:
+            elif self.known and age > KEYS_REFRESH:
                 self.fetch()
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The last fetch, or a new one when it is over and time for another."""
         if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.fetch_keys(), name="keys")
+            self.fetching = asyncio.create_task(self.fetch_now(), name=self.url)
         return self.fetching
 
-    async def fetch_keys(self) -> None:
+    async def fetch_now(self) -> None:
         try:
             async with asyncio.timeout(3):
                 async with (
@@ -723,17 +763,17 @@ class KeySet:
                     client.stream("GET", self.url, headers=UNCOMPRESSED) as response,
                 ):
                     body = await read_answer(response, 256 * 1024)
-            self.replace(parse_keys(body), body)
+            self.replace(self.parse(body), body)
             self.failures, self.fetched_at = 0, time.monotonic()
             self.next_fetch = self.fetched_at + 10
         except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
-            warn("keys cannot be fetched", reason=repr(exc))
+            warn("what the issuer publishes cannot be fetched", url=self.url, reason=repr(exc))
 
-    def replace(self, keys: dict[str, jwt.PyJWK], body: bytes) -> None:
+    def replace(self, known: dict[str, T], body: bytes) -> None:
         """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
-        changed, self.keys, self.body = body != self.body, keys, body
+        changed, self.known, self.body = body != self.body, known, body
         for forget in self.forgotten_by if changed else ():
             forget()
 
@@ -745,9 +785,11 @@ class Verifier:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
         self.remembered: dict[bytes, Caller] = {}
-        self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
-        url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-        self.keys = KeySet(url, self.forgotten_by)
+        issuer = settings.jwt_issuer or ""
+        place = f"{issuer.rstrip('/')}/.well-known"
+        self.endpoints = Published(f"{place}/openid-configuration", functools.partial(parse_endpoints, issuer))
+        self.keys = Published(settings.jwks_url or f"{place}/jwks.json", parse_keys)
+        self.keys.forgotten_by.append(self.remembered.clear)
 
     async def identify(self, header: bytes) -> Caller:
         """The caller whom an Authorization header (RFC 6750) names; raises InvalidToken, or Problem 503."""
@@ -772,7 +814,7 @@ class Verifier:
             header = jwt.get_unverified_header(token)
             if header.get("alg") not in ALGORITHMS:
                 raise InvalidToken("its algorithm is not RS256 or ES256")
-            key = await self.keys.find(header["kid"])
+            key = await self.find_key(header["kid"])
             options = {"require": ["exp", "iss"], "verify_aud": False, "enforce_minimum_key_length": True}
             issuer = self.settings.jwt_issuer
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
@@ -780,6 +822,16 @@ class Verifier:
             return as_caller(claims, self.settings.jwt_client_ids)
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
+
+    async def find_key(self, kid: str) -> jwt.PyJWK:
+        """Raises InvalidToken, or Problem 503 while there is no key at all."""
+        if kid not in self.keys.known and (fetching := self.keys.fetch()):
+            await asyncio.shield(fetching)
+        if not self.keys.known:
+            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
+        if kid not in self.keys.known:
+            raise InvalidToken("its key is not the issuer's")
+        return self.keys.known[kid]
 
 
 def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
@@ -825,21 +877,31 @@ def check_scopes(scope: Scope, writes: bool) -> None:
 def check_loopback(scope: Scope, settings: Settings) -> None:
     """Keep the world, and the pages that a browser has open, out of a service that lets everybody in.
 
-    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
-    mean this machine (DNS rebinding). Raises Problem 403 or 421.
+    Raises Problem 403 or 421.
     """
-    if settings.jwt_issuer or settings.auth == "off":
-        return
-    server = (scope.get("server") or ("localhost", 0))[0]
+    if not (settings.jwt_issuer or settings.auth == "off"):
+        said = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        server = (scope.get("server") or ("localhost", 0))[0]
+        if refused := foreign(settings.cors_origins, server, *said):
+            raise Problem(*refused)
+
+
+@functools.lru_cache(maxsize=256)
+def foreign(origins: frozenset[str], server: str, host: str, origin: str, site: str) -> tuple[int, str] | None:
+    """The status and the reason of a request from elsewhere, None for one from here.
+
+    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
+    mean this machine (DNS rebinding).
+    """
     if not is_loopback(server) and not server.startswith("/"):
-        raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
-    host, origin, site = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        return 403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off."
     loopback = is_loopback(split_url(f"//{host}").hostname or "")
-    if host and not loopback and host not in {split_url(url).netloc for url in settings.cors_origins}:
-        raise Problem(421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS.")
-    foreign = origin and split_url(origin).netloc != host and origin not in settings.cors_origins
-    if foreign or (site == "cross-site" and not origin):
-        raise Problem(403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in.")
+    if host and not loopback and host not in {split_url(url).netloc for url in origins}:
+        return 421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS."
+    other = origin and split_url(origin).netloc != host and origin not in origins
+    if other or (site == "cross-site" and not origin):
+        return 403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in."
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ middleware
@@ -848,7 +910,7 @@ MAX_HEAD = 64 * 1024  # bytes
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 PROTECTED_RESOURCE = "/.well-known/oauth-protected-resource/mcp"
-PUBLIC = re.compile(rf"/|/(docs|health)(/.*)?|/openapi\.json|/prometheus|{re.escape(PROTECTED_RESOURCE)}")
+PUBLIC = re.compile(rf"/|/(docs|health|pages)(/.*)?|/openapi\.json|/prometheus|{re.escape(PROTECTED_RESOURCE)}")
 
 
 def request_ids() -> Iterator[bytes]:
@@ -961,13 +1023,13 @@ async def check_access(scope: Scope) -> None:
 
 def check_head(scope: Scope) -> None:
     """Raises Problem 400, 414 or 431, and drops a trailing slash unless it is an encoded one and so part of an id."""
-    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+    if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
         raise Problem(400, "There are two Authorization headers; send one.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+    if sum(map(len, itertools.chain.from_iterable(scope["headers"]))) > MAX_HEAD:
         raise Problem(431, "The headers are larger than 64 KB.")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise Problem(414, "The URL is longer than 64 KB.")
@@ -1008,94 +1070,23 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {HTTPException: answer_http}
 # ------------------------------------------------------------------------------------------------ database
 
 
-def database_logins(settings: Settings) -> dict[str, apply.Login]:
+def database_logins(settings: Settings) -> dict[str, Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
-    urls = settings.database_url, settings.reader_database_url, settings.guest_database_url
-    owner, reader_url, guest_url = (apply.as_dsn(url or "") for url in urls)
-    reader = apply.derived_login(owner, reader_url, owner, "metrics_reader")
-    guest = apply.derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
-    logins = {"owner": apply.Login(owner), "upload": apply.Login(owner), "reader": reader}
+    owner = Target("DATABASE_URL", settings.database_url or "")
+    reads, guests = settings.reader_database_url, settings.guest_database_url
+    replicas = Target("READER_DATABASE_URL", reads) if reads else None
+    reader = derived_login(owner, replicas, owner, "metrics_reader")
+    named = Target("GUEST_DATABASE_URL", guests) if guests else None
+    guest = derived_login(owner, named, replicas or owner, "metrics_guest")
+    logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
     logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
-    if settings.reader_database_url:
+    if replicas:
         logins |= {"reader on primary": reader, "guest on primary": guest}
     return logins
 
 
 async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: reviewed SQL needs nothing, a guest's run ends with what it needs."""
-
-
-MAX_ERROR = 2**19  # bytes, more than any quote from MAX_SQL characters
-
-
-class ShortErrors:
-    """Hands on what the server sends, but cuts long errors: asyncpg takes minutes over one of a hundred megabytes."""
-
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        self.protocol = protocol
-        self.held = bytearray()
-        self.skip = 0  # bytes to come of an error that was cut
-
-    def data_received(self, data: bytes) -> None:
-        """PostgreSQL's messages are a letter, the length of what follows in four bytes, and the rest."""
-        self.held += data[self.skip :]
-        self.skip = max(self.skip - len(data), 0)
-        while len(self.held) >= 5:
-            size = 1 + int.from_bytes(self.held[1:5])
-            kept = MAX_ERROR if self.held[0] == ord("E") and size > MAX_ERROR else size
-            if len(self.held) < kept:
-                break
-            message = bytes(self.held[:kept])
-            if kept < size:
-                # Ends behind the last whole character, and its fields end with a zero byte each.
-                text = message[5:].decode(errors="ignore").encode() + b"\0\0"
-                message = b"E" + (4 + len(text)).to_bytes(4) + text
-            self.skip = max(size - len(self.held), 0)
-            del self.held[:size]
-            self.protocol.data_received(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.protocol, name)
-
-
-class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-        with suppress(OSError):
-            await super().close(timeout=timeout)
-
-
-class GuestSession(Session):
-    """One for SQL that nobody reviewed, whose errors may be of any length."""
-
-    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, *args: Any) -> None:
-        super().__init__(protocol, transport, *args)
-        transport.set_protocol(cast(Any, ShortErrors(protocol)))
-
-
-async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
-    """Connect as libpq would, but leave out those of several hosts that say nothing for so many seconds."""
-    named = conninfo_to_dict(dsn)
-    hosts, ports = (str(named.get(part) or "").split(",") for part in ("host", "port"))
-    if len(hosts) == 1:
-        return await asyncpg.connect(dsn, **options)
-    with suppress(TimeoutError):
-        return await asyncpg.connect(dsn, **options | {"timeout": patience})
-
-    async def speaks(host: str, port: str) -> bool:
-        alone = {"host": host, "port": int(port or 5432), "target_session_attrs": "any", "timeout": patience / 2}
-        with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
-            (await asyncpg.connect(dsn, **options | alone)).terminate()
-            return True
-        return False
-
-    places = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
-    speaking = list(itertools.compress(places, await asyncio.gather(*itertools.starmap(speaks, places))))
-    if not speaking:
-        raise ConnectionError("no host says anything")
-    options |= {"host": [host for host, _ in speaking], "port": [int(port or 5432) for _, port in speaking]}
-    return await asyncpg.connect(dsn, **options)
 
 
 GUEST_POOL_SIZE = 2
@@ -1165,9 +1156,10 @@ class Database:
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         guest = name.startswith(("guest", "gate", "catalog"))
+        primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
         return asyncpg.create_pool(
-            **self.logins[name]._asdict(),
-            target_session_attrs="primary" if name.endswith("on primary") else None,
+            self.logins[name],  # as connect() wants it
+            **primary,
             min_size=0,
             max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
             reset=keep_session if name.startswith(("reader", "guest")) else None,
@@ -1227,7 +1219,7 @@ class Database:
         """Whether the server takes another connection, or refuses it, within so many seconds."""
         try:
             async with asyncio.timeout(seconds) as limit:
-                (await asyncpg.connect(self.logins["owner"].dsn)).terminate()
+                (await connect(self.logins["owner"], patience=seconds, server_settings={})).terminate()
         except (asyncpg.PostgresError, *DATABASE_DOWN):
             return not limit.expired()
         return True
@@ -1244,8 +1236,8 @@ class Database:
         try:
             async with asyncio.timeout(1):
                 if name not in self.probes or self.probes[name].is_closed():
-                    login = self.logins[name]._asdict()
-                    self.probes[name] = await connect(**login, patience=0.4, server_settings=self.session(name))
+                    login, session = self.logins[name], self.session(name)
+                    self.probes[name] = await connect(login, patience=0.4, server_settings=session)
                 started = time.perf_counter()
                 await self.probes[name].fetchval("SELECT 1")
                 return time.perf_counter() - started
@@ -1567,6 +1559,7 @@ class Catalog:
         self.shapes: dict[int, int | None] = {}  # as last seen, by oid
         self.unrevoked: list[str] = []
         self.stray_files: tuple[str, ...] = ()
+        self.broken: dict[str, Metric] = {}  # those that the log says do not compile
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
         self.fault: str | None = "not read yet"
@@ -1664,7 +1657,25 @@ class Catalog:
                     # A file may take its time, for somebody looked at it.
                     await asyncio.wait_for(self.refresh(metric), 1 if metric.login == "guest" else None)
 
+    def path(self, name: str) -> str:
+        """Where an editor finds a file."""
+        path = self.settings.queries_dir / name
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+    def place(self, metric: Metric) -> str:
+        """What names a metric in warnings: file, line and column of its fault."""
+        if metric.about.source != "file":
+            return f"metric {metric.id}"
+        line = (metric.place or f":{first_line(metric.about.sql)}") if metric.fault else ""
+        return f"{self.path(f'{metric.id}.sql')}{line}"
+
     def tell(self) -> None:
+        known, self.broken = self.broken, {name: metric for name, metric in self.metrics.items() if metric.fault}
+        for name, metric in self.broken.items():
+            if metric != known.get(name):
+                warn("a metric does not compile", metric_id=name, reason=f"{self.place(metric)}: {metric.fault}")
+        for name in known.keys() & self.metrics.keys() - self.broken.keys():
+            log.info("%s compiles again", self.place(self.metrics[name]), extra={"fields": {"metric_id": name}})
         for tell in self.reloaded_by:
             tell()
 
@@ -1761,6 +1772,7 @@ async def mend_catalog(catalog: Catalog) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
+MAX_PARAMETERS = 1000
 
 
 def claimed(caller: Caller, path: str, kind: Type) -> str | None:
@@ -1779,10 +1791,10 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
 
 def query_pairs(query: bytes) -> list[tuple[str, str]]:
     """Raises Problem 422."""
-    try:
-        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
-    except ValueError:
-        raise Problem(422, "The query string has more than 1000 parameters.") from None
+    pairs = [pair.partition("=") for pair in query.decode().split("&") if pair]
+    if len(pairs) > MAX_PARAMETERS:
+        raise Problem(422, f"The query string has more than {MAX_PARAMETERS} parameters.")
+    return [(unquote_plus(name, errors="strict"), unquote_plus(value, errors="strict")) for name, _, value in pairs]
 
 
 def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tuple[str | None, ...]:
@@ -2048,8 +2060,8 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
         if not definitions.isdisjoint(oids):
             outdated.set()
 
-    dsn, session = database.logins["owner"].dsn, database.session("listener")
-    conn = await connect(dsn, 2, timeout=5, command_timeout=5, server_settings=session)
+    login, session = database.logins["owner"], database.session("listener")
+    conn = await connect(login, patience=2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.last.clear()
@@ -2248,14 +2260,21 @@ def tool_answer(value: Any) -> bytes:
     return encode({"content": content, "structuredContent": msgspec.Raw(body), "resultType": "complete"})
 
 
+# An escape in JSON, without a group when it is half a surrogate pair, which columns of type json can hold.
+ESCAPE = re.compile(rb"(\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F])|\\u[dD][89a-fA-F]..")
+
+
 def render_csv(result: Result) -> bytes:
     """RFC 4180; numbers keep the digits that the database wrote, nested values stay JSON, NULL is an empty cell."""
     decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow([column.name for column in result.columns])
+    rows = result.rows
+    if rb"\u" in rows:
+        rows = ESCAPE.sub(lambda escape: escape[1] or rb"\ufffd", rows)
     try:
-        for line in result.rows.splitlines():
+        for line in rows.splitlines():
             writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
     except RecursionError:
         raise Problem(422, "A value is nested too deep for CSV; ask for JSON.") from None
@@ -2434,7 +2453,7 @@ class Results:
         if self.flights.get(key) is flight:
             del self.flights[key]
         if not task.cancelled() and (exc := task.exception()) and flight.refreshes:
-            warn("a run in the background failed", reason=repr(exc))
+            warn("a run in the background failed", key=key, reason=repr(exc.__cause__ or exc))
 
     def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """The event loop alone would not keep a task from being collected."""
@@ -2457,8 +2476,9 @@ class Results:
         self.database_fails = self.database_fails and not reviewed
         entry = self.make_entry(plan, result, began, epoch)
         entry.milliseconds = entry.age * 1000
-        self.instruments.runs.labels(plan.metric.id).observe(entry.age)
-        self.instruments.rows.labels(plan.metric.id).inc(result.row_count)
+        seconds, rows = self.instruments.run(plan.metric.id)
+        seconds.observe(entry.age)
+        rows.inc(result.row_count)
         if self.is_current(entry):
             self.memory.put(plan.key, entry)
             if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:
@@ -2662,7 +2682,6 @@ class Seen:
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
-T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
 FLAWS = {
     r"^Expected (.*), got (.*)$": r"must be \1, not \2",
@@ -2918,6 +2937,7 @@ def show(metric: Metric, kind: type[T], **more: Any) -> T:
         "columns": metric.columns,
         "tables": sorted(metric.tables.values()),
         "fault": metric.fault,
+        "place": metric.place.removeprefix(":"),
         **more,
     }
     return msgspec.convert(known, kind)
@@ -3189,32 +3209,50 @@ async def create_records(request: Request[State]) -> Response:
 
 # ------------------------------------------------------------------------------------------------ pages and health
 
-PAGE_POLICY = (
-    "default-src 'none'; script-src {own}'{script}'; style-src {own}'{style}'; connect-src 'self';"
-    " img-src {own}data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+PAGES = StaticFiles(directory=HERE / "pages", check_dir=False)
 
 
-@functools.cache
-def read_page(name: str, own: str = "") -> tuple[bytes, dict[str, str]]:
-    """A page and its headers; what its policy lets run is its own script and style, and what own adds."""
-    page = (HERE / name).read_text()
-    hashes = {}
-    for tag in ("script", "style"):
-        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        hashes[tag] = f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-    headers = {
-        "Content-Security-Policy": PAGE_POLICY.format(own=own, **hashes),
-        "Cache-Control": "no-cache",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return page.encode(), headers
+def page_headers(tokens_from: str = "") -> dict[str, str]:
+    """Lets a page load its own files alone, and ask the service and the one URL that its tokens come from."""
+    policy = (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from};"
+        " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    own = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+def fill_page(name: str, place: str, text: str, headers: dict[str, str]) -> Response:
+    filled = (HERE / "pages" / name).read_text().replace(place, text)
+    return Response(filled, headers=headers, media_type="text/html")
 
 
 async def dashboard(request: Request[State]) -> Response:
-    page, headers = read_page("dashboard.html")
-    return Response(page, headers=headers, media_type="text/html")
+    """The page, told how people are let in; without the endpoints where they sign in while the issuer is down."""
+    settings, verifier = request.state["settings"], request.state["verifier"]
+    access: dict[str, Any] = {"scopes": [settings.jwt_read_scope, settings.jwt_write_scope]}
+    if settings.browser_client_id and not verifier.open:
+        endpoints = await verifier.endpoints.soon()
+        access |= {"issuer": settings.jwt_issuer, "client_id": settings.browser_client_id, **endpoints}
+    block = encode(None if verifier.open else access).replace(b"<", b"\\u003c").decode()
+    return fill_page(
+        "dashboard.html", "{access}", block, page_headers(access.get("token_endpoint", "").partition("?")[0])
+    )
+
+
+async def docs(request: Request[State]) -> Response:
+    """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
+    root = "../" if request.scope["raw_path"].endswith(b"/") else ""
+    return fill_page("docs.html", "{root}", root, page_headers())
+
+
+async def page(request: Request[State]) -> Response:
+    """What a page loads."""
+    if not request.path_params["name"].endswith((".css", ".js")):
+        raise HTTPException(404)
+    response = await PAGES.get_response(request.path_params["name"], request.scope)
+    response.headers.update(page_headers())
+    return response
 
 
 async def health(request: Request[State]) -> Response:
@@ -3254,6 +3292,9 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         ],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
         "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
+        "model:kind": [
+            Check("pass", "component", "configured" if state["settings"].sql_model_url else "built-in mock")
+        ],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()
@@ -3270,11 +3311,9 @@ def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Ch
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
 
 
-async def keys_check(keys: KeySet) -> Check:
+async def keys_check(keys: Published[jwt.PyJWK]) -> Check:
     """Without keys every token is 503, so they are fetched before the first one comes."""
-    if not keys.keys and (fetching := keys.fetch()):
-        await asyncio.wait([fetching], timeout=1)
-    if not keys.keys:
+    if not await keys.soon():
         return Check("fail", "system", output="the issuer's keys cannot be fetched")
     return Check("warn" if keys.failures else "pass", "system", round(time.monotonic() - keys.fetched_at), "s")
 
@@ -3312,9 +3351,9 @@ def privileges_check(state: State) -> Check:
 
 def file_checks(catalog: Catalog) -> list[Check]:
     """One warning for each file or metric with a fault, or a pass."""
-    warnings = [f"queries/{name}: the file's name is no metric id" for name in catalog.stray_files]
+    warnings = [f"{catalog.path(name)}: the file's name is no metric id" for name in catalog.stray_files]
     for metric in catalog.metrics.values():
-        name = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"metric {metric.id}"
+        name = catalog.place(metric)
         warnings += [f"{name} does not compile"] if metric.fault else []
         warnings += [f"{name}: {warning}" for warning in metric.warnings]
     passed = Check("pass", "component", len(catalog.metrics), "metrics")
@@ -3381,7 +3420,8 @@ class Topic:
                 entry, _ = await results.get(self.plan, Directives())
             answer = await results.answer(self.plan, entry)
         except Exception as exc:
-            warn("a live result cannot be had", metric_id=self.plan.metric.id, reason=repr(exc.__cause__ or exc))
+            reason = repr(exc.__cause__ or exc)
+            warn("a live result cannot be had", metric_id=self.plan.metric.id, key=self.plan.key, reason=reason)
             delay, self.delay = self.delay, min(2 * self.delay, LATE)
             return exc, delay
         self.delay = SOON
@@ -3716,12 +3756,6 @@ async def openapi(request: Request[State]) -> Response:
     return Response(text, headers=headers, media_type="application/json")
 
 
-async def docs(request: Request[State]) -> Response:
-    """This document, to read and to try out."""
-    page, headers = read_page("docs.html", "'self' ")
-    return Response(page, headers=headers, media_type="text/html")
-
-
 async def docs_file(request: Request[State]) -> Response:
     """A file of Swagger UI, from the wheel that ships it and whose code is not wanted."""
     if (name := request.path_params["name"]) not in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"):
@@ -3966,6 +4000,7 @@ ROUTES = [
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
     Route("/", dashboard),
+    Route("/pages/{name}", page),
     Route("/docs", docs),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),
@@ -3986,6 +4021,8 @@ ROUTES = [
 @asynccontextmanager
 async def with_database(settings: Settings, tell: Callable[[str], None]) -> AsyncIterator[Settings]:
     """The settings with a DATABASE_URL, which is the embedded PostgreSQL's while the environment names none."""
+    for warning in misspelt(os.environ):
+        warn(warning)
     if settings.database_url:
         yield settings
         return
@@ -3996,6 +4033,7 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         server = await embedded.start(settings.data_dir)
     except embedded.EmbeddedError as exc:
         raise CommandError(str(exc)) from exc
+    log.info("To open the embedded database: %s", server.psql)
     if server.relocated:
         tell(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
     watch = asyncio.create_task(server.watch(), name="embedded PostgreSQL")
@@ -4030,10 +4068,10 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
     return report
 
 
-def migrate(settings: Settings) -> list[str]:
+def migrate(database: Database) -> list[str]:
     """Returns what could not be done, such as a login that cannot log in."""
-    logins = {login for login in database_logins(settings).values() if login.user}
-    return apply.migrate(settings.database_url or "", logins, hardened=settings.harden_database == "on")
+    hardened, logins = database.settings.harden_database == "on", database.logins
+    return apply.migrate(logins["owner"], set(logins.values()), hardened=hardened)
 
 
 async def start(state: State, embedded: bool) -> None:
@@ -4041,16 +4079,18 @@ async def start(state: State, embedded: bool) -> None:
     settings, database, catalog = state["settings"], state["database"], state["catalog"]
     for attempt in itertools.count():
         try:
-            for fault in await asyncio.to_thread(migrate, settings):
+            for fault in await asyncio.to_thread(migrate, database):
                 warn("a login cannot be used", reason=fault)
             async with database.connection("owner") as conn:
-                empty = embedded and await conn.fetchval("SELECT holds_nothing()")
+                wanted = embedded and settings.demo_data == "on"
+                empty = wanted and await conn.fetchval("SELECT holds_nothing()")
             if empty:
                 await load_dataset(database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
             return
         except Exception as exc:
-            catalog.fault = f"not applied yet ({type(exc).__name__}); the log has the reason"
+            told = isinstance(exc, TransactionPooling)
+            catalog.fault = str(exc) if told else f"not applied yet ({type(exc).__name__}); the log has the reason"
             warn("the start has to wait for the database", reason=f"{type(exc).__name__}: {exc}")
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
@@ -4088,7 +4128,7 @@ def create_state(settings: Settings, database: Database, stream: LogStream) -> S
         documents={},
     )
     catalog.reloaded_by += [state["seen"].forget, state["documents"].clear, lambda: instruments.keep(catalog.metrics)]
-    state["verifier"].forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
+    state["verifier"].keys.forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
     add_gauges(state)
     return state
 
@@ -4112,7 +4152,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         stack.push_async_callback(state["results"].shared.close)
         started = asyncio.Event()
         state["changes"].heard_by.append(lambda _: started.set())
-        running = asyncio.gather(keep_up(state, embedded), state["verifier"].keys.keep_fresh())
+        fresh = [published.keep_fresh() for published in (state["verifier"].keys, state["verifier"].endpoints)]
+        running = asyncio.gather(keep_up(state, embedded), *fresh)
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:
@@ -4347,11 +4388,10 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 async def run_command(settings: Settings, options: argparse.Namespace) -> int:
     """Run a command on a database that is up to date; what it returns is what the process exits with."""
-    async with with_database(settings, say) as ready:
-        for fault in await asyncio.to_thread(migrate, ready):
+    async with with_database(settings, say) as ready, Database(ready) as database:
+        for fault in await asyncio.to_thread(migrate, database):
             say(f"Warning: {fault}")
-        async with Database(ready) as database:
-            return cast(int, await options.run(database, options))
+        return cast(int, await options.run(database, options))
 
 
 async def migrate_command(database: Database, options: argparse.Namespace) -> int:
@@ -4371,7 +4411,7 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
     await catalog.reload(patience=None)
     files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
     for name in catalog.stray_files:
-        say(f"queries/{name}: warning: the file's name is no metric id")
+        say(f"{catalog.path(name)}: warning: the file's name is no metric id")
     for metric in files:
         say("\n".join(check_lines(catalog, metric)))
     return 1 if any(metric.fault for metric in files) else 0
@@ -4379,11 +4419,10 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
 
 def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
     """What PostgreSQL says of a metric, or file:line:column: error, as compilers write it, or the statement's line."""
-    name = f"queries/{metric.id}.sql"
     if metric.fault:
-        yield f"{name}{metric.place or f':{first_line(metric.about.sql)}'}: error: {metric.fault}"
+        yield f"{catalog.place(metric)}: error: {metric.fault}"
         return
-    yield name
+    yield catalog.place(metric)
     yield f"  parameters: {', '.join(f'{p.name} {p.type}' for p in parameters_of(metric)) or 'none'}"
     yield f"  columns: {', '.join(f'{c.name} {c.type}' for c in metric.columns)}"
     yield f"  tables: {', '.join(metric.tables.values()) or 'none'}"

@@ -29,7 +29,7 @@ TOKEN = re.compile(
 COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
-CHARTS = ("number", "line", "bar", "table")
+CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 
 

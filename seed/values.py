@@ -19,6 +19,9 @@ DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
 UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
 BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
 BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
+# Behind a time, and so not the blank between a date and a time.
+BLANK_OFFSET = dict.fromkeys(("timestamp", "timestamptz"), r"([Tt ]\d\d\S*) (\d\d(?::?\d\d)?)$")
+BLANK_OFFSET["timetz"] = r"^(\s*\d\d\S*) (\d\d(?::?\d\d)?)$"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
@@ -76,6 +79,11 @@ def parse_scalar(text: str, base: str) -> str | None:
         raise ValueError(f"must be {wanted}") from None
 
 
+def with_plus(text: str, base: str) -> str:
+    """A moment from a URL, in which the plus before its offset may have become a blank."""
+    return re.sub(BLANK_OFFSET[base], r"\1+\2", text.rstrip()) if base in BLANK_OFFSET else text
+
+
 class Type(Protocol):
     """The built-in type that values look like."""
 
@@ -87,7 +95,7 @@ class Type(Protocol):
 
 def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
     """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
-    values = [item if item is None else parse_scalar(item, kind.base) for item in items]
+    values = [item if item is None else parse_scalar(with_plus(item, kind.base), kind.base) for item in items]
     if not kind.is_array:
         return values[0]
     escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)

@@ -210,7 +210,7 @@ async def test_a_definition_says_what_a_metric_is_made_of(
 
 async def test_the_definition_of_what_does_not_compile_says_what_is_wrong(api: httpx.AsyncClient) -> None:
     broken = (await api.get("/metrics/broken/definition")).json()
-    assert broken["fault"] == 'column "no_such_column" does not exist'
+    assert (broken["fault"], broken["place"]) == ('column "no_such_column" does not exist', "3:3")
     assert (broken["title"], broken["parameters"], broken["columns"]) == ("Does not compile", [], [])
     assert "no_such_column" in broken["query"]
     assert (await api.get("/metrics/none/definition")).status_code == 404

@@ -65,7 +65,9 @@ def check_call(call: Call, version: str, said: Mapping[str, str]) -> None:
         raise RpcError(UNKNOWN_PROTOCOL, words, supported=PROTOCOLS, requested=version[:MAX_TEXT])
     if not isinstance(call.params, dict):
         raise RpcError(BAD_PARAMS, "params must be an object.")
-    wanted = {"mcp-method": call.method} | ({"mcp-name": call.params.get("name")} if call.method == "tools/call" else {})
+    wanted = {"mcp-method": call.method} | (
+        {"mcp-name": call.params.get("name")} if call.method == "tools/call" else {}
+    )
     if version == STATELESS and any(said[name] != value for name, value in wanted.items()):
         raise RpcError(HEADERS_DIFFER, "Mcp-Method and Mcp-Name must be the message's method and its tool's name.")
     if call.method not in METHODS:
@@ -91,16 +93,16 @@ def fixed() -> dict[str, Any]:
     return answers
 
 
-def greet(call: Call) -> bytes | None:
-    """The answers that are the same for everybody; None for another method."""
-    server = fixed()["server"]
+def greet(call: Call, version: str) -> bytes | None:
+    """The answers of this version of the service that are the same for everybody; None for another method."""
+    info = fixed()["serverInfo"] | {"version": version}
+    server = fixed()["server"] | {"serverInfo": info}
     match call.method:
         case "initialize":
             asked = call.params.get("protocolVersion")
-            version = asked if asked in PROTOCOLS[:-1] else HANDSHAKE
-            return encode(server | {"protocolVersion": version})
+            return encode(server | {"protocolVersion": asked if asked in PROTOCOLS[:-1] else HANDSHAKE})
         case "server/discover":
-            about = {"_meta": {"io.modelcontextprotocol/serverInfo": server["serverInfo"]}}
+            about = {"_meta": {"io.modelcontextprotocol/serverInfo": info}}
             return encode(server | fixed()["cacheable"] | about | {"supportedVersions": [STATELESS]})
         case "ping":
             return b'{"resultType":"complete"}'

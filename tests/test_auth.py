@@ -507,13 +507,13 @@ def test_head_and_every_spelling_of_a_path_want_the_same(ask: Ask, adrift: Servi
 
 # ------------------------------------------------------------------------------------------------ routes
 
-PUBLIC = re.compile(r"/|/(docs|pages)(/.*)?|/openapi\.json|/prometheus|/health(/.*)?")
+PUBLIC = re.compile(r"/|/(docs|pages|\.well-known)(/.*)?|/openapi\.json|/prometheus|/health(/.*)?")
 # What lets its caller in by its first message, and so has tests of its own.
 SOCKETS = {"/live", "/live/"}
 ROUTES = [
     (method, route.path)
     for route in app.app.routes
-    if isinstance(route, Route)
+    if isinstance(route, Route) and route.path != "/mcp"  # whose tools want a scope each
     for method in sorted((route.methods or set()) - {"HEAD"})
 ]
 

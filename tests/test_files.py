@@ -1,9 +1,11 @@
 """SQL files: headers, :name, what is refused and how that is said, and files that come and go."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -172,6 +174,10 @@ CREATE OR REPLACE FUNCTION slow() RETURNS int4 IMMUTABLE LANGUAGE plpgsql AS 'BE
 """
 
 
+CHARTS = {"number", "line", "bar", "stacked", "hbar", "table"}
+DRAWN = {f"drawn-{chart}": f"-- chart: {chart}\nSELECT 'a' AS name, 1 AS total" for chart in CHARTS}
+
+
 def write(directory: Path, files: dict[str, str | bytes]) -> None:
     for name, content in files.items():
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -185,6 +191,7 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(directory, {f"{name}.sql": sql for name, sql in REFUSED.items()})
     write(directory, {"headers.sql": HEADERS, **STRAY, **IGNORED})
     write(directory, {"bad-headers.sql": "-- chart: pie\n-- ttl: soon\n-- param nobody: Nothing\nSELECT 1 AS a"})
+    write(directory, {f"{name}.sql": sql for name, sql in DRAWN.items()})
     (directory / "directory.sql").mkdir()
     (directory / "dangling.sql").symlink_to(directory / "nowhere")
     return directory
@@ -229,7 +236,7 @@ def test_a_header_says_what_the_metric_is(listed: dict[str, Any]) -> None:
 def test_what_a_header_leaves_out_has_a_default(listed: dict[str, Any]) -> None:
     assert listed["UPPER_and-lower-9"]["title"] == "Upper and lower 9"
     assert (listed["9"]["description"], listed["9"]["unit"]) == ("", "")
-    assert {metric["chart"] for metric in listed.values()} <= {"number", "line", "bar", "table"}
+    assert {metric["chart"] for metric in listed.values()} <= CHARTS
 
 
 def test_headers_are_read_after_a_bom_and_with_crlf(listed: dict[str, Any]) -> None:
@@ -241,6 +248,14 @@ def test_a_header_may_stand_among_other_comments(listed: dict[str, Any]) -> None
     """None of which may hide what it says of roles."""
     expected = {"title": "One\u2028Two", "unit": "kg", "chart": "bar"}
     assert listed["any-comments"] == listed["any-comments"] | expected
+
+
+def test_a_metric_is_drawn_as_its_file_says_and_the_document_knows_how(
+    http: httpx.Client, listed: dict[str, Any]
+) -> None:
+    assert {listed[f"drawn-{chart}"]["chart"] for chart in CHARTS} == CHARTS
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    assert set(schemas["MetricSummary"]["properties"]["chart"]["enum"]) == CHARTS
 
 
 def test_a_bad_header_is_a_warning_and_the_metric_serves(http: httpx.Client) -> None:
@@ -290,17 +305,21 @@ def checks(http: httpx.Client) -> list[dict[str, Any]]:
     return [check for group in response.json()["checks"].values() for check in group if "output" in check]
 
 
+def warned(http: httpx.Client) -> str:
+    return "\n".join(check["output"] for check in checks(http))
+
+
 def test_readiness_warns_of_every_file_that_does_not_serve(http: httpx.Client) -> None:
     response = http.get("/health/ready")
     assert (response.status_code, response.json()["status"]) == (200, "warn")
-    warned = "\n".join(check["output"] for check in checks(http))
-    missing = [name for name in (*STRAY, *(f"{name}.sql" for name in REFUSED)) if f"queries/{name}" not in warned]
+    told = warned(http)
+    missing = [name for name in (*STRAY, *(f"{name}.sql" for name in REFUSED)) if f"/{name}" not in told]
     assert missing == [".sql"] or missing == []
-    assert not [name for name in (*ACCEPTED, *IGNORED) if f"queries/{name}.sql does" in warned]
+    assert not [name for name in (*ACCEPTED, *IGNORED) if f"/{name}.sql:" in told]
 
 
 def test_a_file_whose_name_is_no_id_is_no_metric(http: httpx.Client, listed: dict[str, Any]) -> None:
-    assert list(listed) == sorted({*ACCEPTED, "headers", "bad-headers"})
+    assert list(listed) == sorted({*ACCEPTED, *DRAWN, "headers", "bad-headers"})
     assert http.get("/metrics/no%20id").status_code == 422
 
 
@@ -315,18 +334,17 @@ def test_check_names_file_and_line_of_each_that_does_not_compile(
     done = command(cluster, queries, "check", STATEMENT_TIMEOUT="0.5")
     assert (done.returncode, done.stderr) == (1, "")
     for line in (
-        'queries/no-column.sql:1:8: error: column "secret_column" does not exist',
-        "queries/forbidden.sql:1: error: permission denied for table queries",
-        "queries/duplicate-columns.sql:3: error: two columns are named 'a'",
-        "queries/untyped.sql:2:21: error: could not determine data type of parameter :x; write :x::text or the like",
+        f'{queries}/no-column.sql:1:8: error: column "secret_column" does not exist',
+        f"{queries}/forbidden.sql:1: error: permission denied for table queries",
+        f"{queries}/duplicate-columns.sql:3: error: two columns are named 'a'",
+        f"{queries}/untyped.sql:2:21: error: could not determine data type of parameter :x; write :x::text or the like",
     ):
         assert line in done.stdout
-    refused = {
-        line.partition(".sql")[0].removeprefix("queries/") for line in done.stdout.splitlines() if "error:" in line
-    }
+    refused = {Path(line.partition(".sql")[0]).name for line in done.stdout.splitlines() if "error:" in line}
     assert refused == {*REFUSED, "directory", "dangling"}
     assert (
-        "queries/headers.sql\n  parameters: region text, since date\n  columns: region text, since date" in done.stdout
+        f"{queries}/headers.sql\n  parameters: region text, since date\n  columns: region text, since date"
+        in done.stdout
     )
 
 
@@ -375,6 +393,25 @@ def test_files_that_are_added_edited_or_removed_are_noticed_within_two_seconds(
     file.unlink()
     within_two_seconds(http, "/metrics/fresh", 404)
     assert "fresh" not in http.get("/metrics").text
+
+
+def test_a_file_that_stops_compiling_is_a_line_of_the_log_and_another_when_it_does_again(
+    living: tuple[httpx.Client, Service],
+) -> None:
+    """Once a change, with file, line and reason, as an editor can open it."""
+    http, service = living
+    file = service.queries / "wrong.sql"
+    for sql, status in (("SELECT 1 AS a", 200), ("SELECT 1 AS a,\n nothing", 500), ("SELECT 2 AS a", 200)):
+        file.write_text(sql)
+        within_two_seconds(http, "/metrics/wrong", status)
+        wait_until(lambda status=status: ("wrong.sql" in warned(http)) == (status == 500), 2)  # type: ignore[misc]
+        time.sleep(1.5)  # in which it is looked at again
+    file.unlink()
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if str(file) in line]
+    assert [(line["level"], line["message"], line.get("reason")) for line in lines] == [
+        ("warning", "a metric does not compile", f'{file}:2:2: column "nothing" does not exist'),
+        ("info", f"{file} compiles again", None),
+    ]
 
 
 def test_a_file_that_waits_for_a_lock_holds_up_no_other(

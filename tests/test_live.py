@@ -391,6 +391,21 @@ async def test_two_who_watch_the_same_cost_one_query_a_change(
             assert await runs(service, "total") == before + n
 
 
+async def test_what_fails_on_its_data_is_one_line_of_the_log_with_the_reason(start_service: Serve) -> None:
+    """In ten seconds, however many dashboards ask for it, and for each metric."""
+    service = start_service()
+    async with dashboard(service) as one, dashboard(service) as two:
+        for board in (one, two):
+            assert (await board.subscribe("divide-by-zero"))["status"] == 500
+            assert (await board.subscribe("divide", by=0))["status"] == 422
+        await asyncio.sleep(3)
+    service.stop()
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if "cannot be had" in line]
+    assert sorted(line["metric_id"] for line in lines) == ["divide", "divide-by-zero"]
+    assert all("division by zero" in line["reason"] for line in lines)
+    assert any('["0"]' in line["key"] for line in lines)
+
+
 async def test_under_200_writes_a_second_about_ten_messages_come_and_the_last_is_the_last_state(
     board: Dashboard, service: Service, owner: asyncpg.Connection
 ) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import csv
 import functools
 import gzip
@@ -41,7 +40,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -115,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwt_client_ids: Names = frozenset()
     jwt_read_scope: str = "api/backend_access"
     jwt_write_scope: str = "api/backend_write"
+    browser_client_id: str | None = None
     auth: Switch = "on"
     statement_timeout: Timeout = 10
     pool_size: Count = 10
@@ -177,6 +177,12 @@ def split_url(url: str | None) -> SplitResult:
     return parts
 
 
+def is_secure(url: str | None) -> bool:
+    """Whether nobody on the way there can listen in or answer in its place."""
+    scheme, host = split_url(url).scheme, split_url(url).hostname
+    return bool(host) and scheme in (("https", "http") if is_loopback(host) else ("https",))
+
+
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
@@ -188,10 +194,13 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
-    # The issuer is compared with, not fetched from, where JWKS_URL says what is.
-    url = split_url(settings.jwks_url or settings.jwt_issuer or "https://issuer")
-    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
-        yield f"{'JWKS_URL' if settings.jwks_url else 'JWT_ISSUER'} must be an https URL (http on loopback only)"
+    # The issuer is compared with, not fetched from, where JWKS_URL says what is and nobody signs in on the dashboard.
+    named = settings.jwks_url and not settings.browser_client_id
+    for name in ("jwks_url",) if named else ("jwks_url", "jwt_issuer"):
+        if (url := getattr(settings, name)) and not is_secure(url):
+            yield f"{name.upper()} must be an https URL (http on loopback only)"
+    if settings.browser_client_id and not settings.jwt_issuer:
+        yield "BROWSER_CLIENT_ID is a client of JWT_ISSUER; set JWT_ISSUER too, or neither"
     in_form = re.fullmatch(r"memory://|redis://[^/?#]+(/\d*)?", settings.cache_url)
     if not (in_form and split_url(settings.cache_url).scheme):
         yield "CACHE_URL must be memory:// or a URL such as redis://host:6379/0"
@@ -644,7 +653,21 @@ def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     return keys
 
 
+def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
+    """Where people sign in and out (OpenID Connect Discovery 1.0, 4.2); raises for another issuer's or unsafe ones."""
+    document = decode_any(body)
+    names = {"authorization_endpoint", "token_endpoint"} | ({"end_session_endpoint"} & document.keys())
+    # Nothing that would end a directive: one of them goes into the page's policy.
+    plain = re.compile(r"[\w:/.?&=%~+\[\]-]+", re.ASCII)
+    if not all(is_secure(document[name]) and plain.fullmatch(document[name]) for name in names):
+        raise ValueError("an endpoint is no https URL (http on loopback only)")
+    if document["issuer"] != issuer:
+        raise ValueError("it is another issuer's")
+    return {name: document[name] for name in names}
+
+
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
+T = TypeVar("T")
 
 
 async def http_client(**options: Any) -> httpx.AsyncClient:
@@ -667,47 +690,44 @@ async def read_answer(response: httpx.Response, limit: int) -> bytes:
     return body
 
 
-class KeySet:
-    """The issuer's keys, fetched when an unknown one is asked for and by a clock, kept for a day while that fails.
+class Published(Generic[T]):
+    """What the issuer publishes, fetched when it is missing and by a clock, kept for a day while that fails.
 
     At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
     """
 
-    def __init__(self, url: str, forgotten_by: list[Callable[[], None]]) -> None:
-        self.url, self.forgotten_by = url, forgotten_by
-        self.keys: dict[str, jwt.PyJWK] = {}
+    def __init__(self, url: str, parse: Callable[[bytes], dict[str, T]]) -> None:
+        self.url, self.parse = url, parse
+        self.forgotten_by: list[Callable[[], None]] = []
+        self.known: dict[str, T] = {}
         self.body = b""
         self.failures = 0
         self.fetched_at = self.next_fetch = float("-inf")
         self.fetching: asyncio.Task[None] | None = None
 
-    async def find(self, kid: str) -> jwt.PyJWK:
-        """Raises InvalidToken, or Problem 503 while there is no key at all."""
-        if kid not in self.keys and (fetching := self.fetch()):
-            await asyncio.shield(fetching)
-        if not self.keys:
-            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
-        if kid not in self.keys:
-            raise InvalidToken("its key is not the issuer's")
-        return self.keys[kid]
+    async def soon(self) -> dict[str, T]:
+        """What is known, after a second of a first fetch at most."""
+        if not self.known and (fetching := self.fetch()):
+            await asyncio.wait([fetching], timeout=1)
+        return self.known
 
     async def keep_fresh(self) -> None:
-        """Fetch known keys again, for ever, so that what the issuer withdraws is let in for a minute more at most."""
+        """Fetch what is known again, for ever, so that what the issuer withdraws counts for a minute more at most."""
         while True:
             await asyncio.sleep(1)
             age = time.monotonic() - self.fetched_at
-            if self.keys and age > KEYS_KEPT:
+            if self.known and age > KEYS_KEPT:
                 self.replace({}, b"")
-            elif self.keys and age > KEYS_REFRESH:
+            elif self.known and age > KEYS_REFRESH:
                 self.fetch()
 
     def fetch(self) -> asyncio.Task[None] | None:
         """The last fetch, or a new one when it is over and time for another."""
         if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.fetch_keys(), name="keys")
+            self.fetching = asyncio.create_task(self.fetch_now(), name=self.url)
         return self.fetching
 
-    async def fetch_keys(self) -> None:
+    async def fetch_now(self) -> None:
         try:
             async with asyncio.timeout(3):
                 async with (
@@ -715,17 +735,17 @@ class KeySet:
                     client.stream("GET", self.url, headers=UNCOMPRESSED) as response,
                 ):
                     body = await read_answer(response, 256 * 1024)
-            self.replace(parse_keys(body), body)
+            self.replace(self.parse(body), body)
             self.failures, self.fetched_at = 0, time.monotonic()
             self.next_fetch = self.fetched_at + 10
         except Exception as exc:  # whatever an endpoint may do and whatever it may send
             self.failures += 1
             self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
-            warn("keys cannot be fetched", reason=repr(exc))
+            warn("what the issuer publishes cannot be fetched", url=self.url, reason=repr(exc))
 
-    def replace(self, keys: dict[str, jwt.PyJWK], body: bytes) -> None:
+    def replace(self, known: dict[str, T], body: bytes) -> None:
         """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
-        changed, self.keys, self.body = body != self.body, keys, body
+        changed, self.known, self.body = body != self.body, known, body
         for forget in self.forgotten_by if changed else ():
             forget()
 
@@ -737,9 +757,11 @@ class Verifier:
         self.settings = settings
         self.open = settings.auth == "off" or not settings.jwt_issuer
         self.remembered: dict[bytes, Caller] = {}
-        self.forgotten_by: list[Callable[[], None]] = [self.remembered.clear]
-        url = settings.jwks_url or f"{(settings.jwt_issuer or '').rstrip('/')}/.well-known/jwks.json"
-        self.keys = KeySet(url, self.forgotten_by)
+        issuer = settings.jwt_issuer or ""
+        place = f"{issuer.rstrip('/')}/.well-known"
+        self.endpoints = Published(f"{place}/openid-configuration", functools.partial(parse_endpoints, issuer))
+        self.keys = Published(settings.jwks_url or f"{place}/jwks.json", parse_keys)
+        self.keys.forgotten_by.append(self.remembered.clear)
 
     async def identify(self, header: bytes) -> Caller:
         """The caller whom an Authorization header (RFC 6750) names; raises InvalidToken, or Problem 503."""
@@ -764,7 +786,7 @@ class Verifier:
             header = jwt.get_unverified_header(token)
             if header.get("alg") not in ALGORITHMS:
                 raise InvalidToken("its algorithm is not RS256 or ES256")
-            key = await self.keys.find(header["kid"])
+            key = await self.find_key(header["kid"])
             options = {"require": ["exp", "iss"], "verify_aud": False, "enforce_minimum_key_length": True}
             issuer = self.settings.jwt_issuer
             claims = jwt.decode(token, key, [key.algorithm_name], options, leeway=LEEWAY, issuer=issuer)  # type: ignore[arg-type]
@@ -772,6 +794,16 @@ class Verifier:
             return as_caller(claims, self.settings.jwt_client_ids)
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as exc:
             raise InvalidToken(f"{type(exc).__name__}: {exc}") from None
+
+    async def find_key(self, kid: str) -> jwt.PyJWK:
+        """Raises InvalidToken, or Problem 503 while there is no key at all."""
+        if kid not in self.keys.known and (fetching := self.keys.fetch()):
+            await asyncio.shield(fetching)
+        if not self.keys.known:
+            raise Problem(503, "The token issuer's keys cannot be fetched; try again.")
+        if kid not in self.keys.known:
+            raise InvalidToken("its key is not the issuer's")
+        return self.keys.known[kid]
 
 
 def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
@@ -2668,7 +2700,6 @@ class Seen:
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
-T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
 FLAWS = {
     r"^Expected (.*), got (.*)$": r"must be \1, not \2",
@@ -3221,23 +3252,43 @@ async def create_records(request: Request[State]) -> Response:
 PAGES = StaticFiles(directory=HERE / "pages", check_dir=False)
 
 
-@functools.cache
-def page_headers() -> dict[str, str]:
-    """Lets a page run its own files, and docs.html the script that finds them below whatever prefix it is served at."""
-    script = (HERE / "pages" / "docs.html").read_text().partition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def page_headers(tokens_from: str = "") -> dict[str, str]:
+    """Lets a page load its own files alone, and ask the service and the one URL that its tokens come from."""
     policy = (
-        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self'; connect-src 'self';"
+        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from};"
         " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     own = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
+def fill_page(name: str, place: str, text: str, headers: dict[str, str]) -> Response:
+    filled = (HERE / "pages" / name).read_text().replace(place, text)
+    return Response(filled, headers=headers, media_type="text/html")
+
+
+async def dashboard(request: Request[State]) -> Response:
+    """The page, told how people are let in; without the endpoints where they sign in while the issuer is down."""
+    settings, verifier = request.state["settings"], request.state["verifier"]
+    access: dict[str, Any] = {"scopes": [settings.jwt_read_scope, settings.jwt_write_scope]}
+    if settings.browser_client_id and not verifier.open:
+        endpoints = await verifier.endpoints.soon()
+        access |= {"issuer": settings.jwt_issuer, "client_id": settings.browser_client_id, **endpoints}
+    block = encode(None if verifier.open else access).replace(b"<", b"\\u003c").decode()
+    return fill_page(
+        "dashboard.html", "{access}", block, page_headers(access.get("token_endpoint", "").partition("?")[0])
+    )
+
+
+async def docs(request: Request[State]) -> Response:
+    """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
+    root = "../" if request.scope["raw_path"].endswith(b"/") else ""
+    return fill_page("docs.html", "{root}", root, page_headers())
+
+
 async def page(request: Request[State]) -> Response:
     """A file of pages/."""
-    name = {"/": "dashboard.html", "/docs": "docs.html"}.get(request.scope["path"]) or request.path_params["name"]
-    response = await PAGES.get_response(name, request.scope)
+    response = await PAGES.get_response(request.path_params["name"], request.scope)
     response.headers.update(page_headers())
     return response
 
@@ -3296,11 +3347,9 @@ def latency_check(seconds: float | None, without: Literal["warn", "fail"]) -> Ch
     return Check("pass", "datastore", round(seconds * 1000, 3), "ms")
 
 
-async def keys_check(keys: KeySet) -> Check:
+async def keys_check(keys: Published[jwt.PyJWK]) -> Check:
     """Without keys every token is 503, so they are fetched before the first one comes."""
-    if not keys.keys and (fetching := keys.fetch()):
-        await asyncio.wait([fetching], timeout=1)
-    if not keys.keys:
+    if not await keys.soon():
         return Check("fail", "system", output="the issuer's keys cannot be fetched")
     return Check("warn" if keys.failures else "pass", "system", round(time.monotonic() - keys.fetched_at), "s")
 
@@ -3801,9 +3850,9 @@ ROUTES = [
     Route("/metrics/{id}", delete_metric, methods=["DELETE"]),
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
-    Route("/", page),
+    Route("/", dashboard),
     Route("/pages/{name}", page),
-    Route("/docs", page),
+    Route("/docs", docs),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),
     Route("/health", health),
@@ -3923,7 +3972,7 @@ def create_state(settings: Settings, database: Database, stream: LogStream) -> S
         documents={},
     )
     catalog.reloaded_by += [state["seen"].forget, state["documents"].clear, lambda: instruments.keep(catalog.metrics)]
-    state["verifier"].forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
+    state["verifier"].keys.forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
     add_gauges(state)
     return state
 
@@ -3947,7 +3996,8 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         stack.push_async_callback(state["results"].shared.close)
         started = asyncio.Event()
         state["changes"].heard_by.append(lambda _: started.set())
-        running = asyncio.gather(keep_up(state, embedded), state["verifier"].keys.keep_fresh())
+        fresh = [published.keep_fresh() for published in (state["verifier"].keys, state["verifier"].endpoints)]
+        running = asyncio.gather(keep_up(state, embedded), *fresh)
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
         try:

@@ -37,13 +37,6 @@ export async function download(path) {
 	return { blob: await answer.blob(), truncated: answer.headers.has('X-Truncated') }
 }
 
-// An open service lets everybody write. With a token, a write without a body is 415 for who may and 403 for who may not.
-export async function mayWrite() {
-	if (!token) return true
-	const { status } = await answerTo('POST', 'metrics?dry_run=true', {}).catch((problem) => problem)
-	return status === 415
-}
-
 const VIEWERS = {
 	0: 'The service cannot be reached.',
 	401: 'Only who has signed in may see this.',

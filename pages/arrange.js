@@ -51,7 +51,8 @@ function fit(item) {
 	const tile = tiles.get(item.id)
 	const { chart } = tile.metric
 	const w = clamp(narrowest(chart), item.w, columns)
-	const h = max(chart === 'number' ? 4 : 7, item.h) + !part(tile, '.fields').hidden
+	const hasFields = !part(tile, '.fields').hidden
+	const h = max(chart === 'number' ? 4 + 2 * hasFields : 7 + hasFields, item.h)
 	return { ...item, w, x: clamp(0, item.x, columns - w), h: small ? min(h, 11) : h, static: !!item.static && !small }
 }
 

@@ -15,6 +15,7 @@ let socket = null
 let tries = 0
 let timer
 let refused // called with why the socket was closed: refused or scope
+let lost // called when a metric is gone or cannot be worked out
 let running = false
 
 const isConnecting = () => socket?.readyState === WebSocket.CONNECTING
@@ -24,6 +25,7 @@ const isWaiting = ({ fault, missing }) => !!fault || missing.length > 0
 
 export const { dataset: shown } = $('state')
 export const whenClosed = (listener) => { refused = listener }
+export const whenLost = (listener) => { lost = listener }
 
 // --- What each is asked for
 
@@ -73,6 +75,7 @@ async function loadPrevious(tile) {
 
 function take(tile, answer) {
 	accept(tile, answer)
+	if ([404, 500].includes(answer.problem?.status)) lost()
 	if (!answer.problem && !tile.previous) loadPrevious(tile)
 }
 

@@ -1,14 +1,15 @@
 // The dashboard: its header, its menus, and the list of metrics that decides which tiles there are.
 
-import { api, download, explain, hasToken, inFull, mayWrite, pathOf, useToken, whenRefused } from './api.js'
+import { api, download, explain, hasToken, inFull, pathOf } from './api.js'
 import { begin, cancel, done, isArranging, layOut, undo } from './arrange.js'
 import { unpoint, write } from './charts.js'
 import { $, notice, say } from './dom.js'
 import { learnEnums } from './fields.js'
-import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed } from './live.js'
+import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed, whenLost } from './live.js'
 import { close, editSql, keep, makeTile, preview, showDefinition, whenKept } from './maker.js'
+import { askAgain, isAsking, mayWrite, whenSignedIn } from './signin.js'
 import { add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf } from './tiles.js'
-import { look, view, whenLooking } from './view.js'
+import { look, readUrl, view, whenLooking } from './view.js'
 
 const EVERY = { list: 15, poll: 30 } // seconds
 const MANY = 8 // tiles, from which on one wants to find them
@@ -83,7 +84,7 @@ function showOpened() {
 
 // --- The list of metrics
 
-const known = { begun: false, text: '', may: true }
+const known = { begun: false, text: '' }
 
 // What is named here is no longer in the list because it does not compile, or because it is gone.
 async function faultOf(id) {
@@ -138,20 +139,10 @@ async function readList() {
 	const faults = await broken(data.metrics)
 	known.text = text
 	merge(data.metrics, faults)
-	if (!known.begun) await start()
+	known.begun = true
+	connect()
 	showAll()
 	if (await learnEnums(data.metrics).catch(() => false)) showAll(true)
-}
-
-async function start() {
-	known.begun = true
-	await showRights()
-	connect()
-}
-
-async function showRights() {
-	known.may = await mayWrite()
-	document.body.classList.toggle('viewer', !known.may)
 }
 
 async function list(always) {
@@ -164,30 +155,15 @@ async function list(always) {
 	}
 }
 
-// --- Tokens
+// --- Signing in
 
-function askToken(why) {
-	$('auth').dataset.why = why
-	$('auth').hidden = false
-	if ($('auth').open) return
-	$('auth').open = true
-	$('token').focus()
-}
-
-whenRefused((sent) => askToken(sent ? 'refused' : 'wanted'))
-whenClosed(askToken)
-
-async function takeToken() {
-	useToken($('token').value.trim())
-	$('token').value = ''
-	$('auth').open = false
-	if (known.begun) {
-		reconnect()
-		await showRights()
-	}
+whenClosed(askAgain)
+whenLost(() => list())
+whenSignedIn(() => {
+	reconnect()
 	known.text = ''
 	list(true)
-}
+})
 
 // --- What a tile's menu does
 
@@ -250,7 +226,7 @@ const actions = {
 	retry: (tile) => { redraw(tile, { problem: null, busy: true }); refresh(tile) },
 	csv: saveCsv,
 	curl: (tile) => copy(curlOf(tile)),
-	definition: (tile) => showDefinition(tile, known.may).catch((problem) => notice(explain(problem))),
+	definition: (tile) => showDefinition(tile, mayWrite()).catch((problem) => notice(explain(problem))),
 	as(tile, { dataset: { as } }) {
 		unpoint()
 		look({ as: { ...view.as, [tile.id]: as } })
@@ -296,7 +272,7 @@ function moveInMenu(event) {
 function seen() {
 	list()
 	poll()
-	if (known.begun && !$('auth').open) connect()
+	if (known.begun && !isAsking()) connect()
 }
 
 async function showKept(id) {
@@ -310,7 +286,7 @@ async function showKept(id) {
 
 whenKept(showKept)
 
-const forms = { access: takeToken, make: preview, keeping: keep }
+const forms = { make: preview, keeping: keep }
 document.addEventListener('submit', (event) => {
 	const submit = forms[event.target.id]
 	if (!submit) return
@@ -324,6 +300,8 @@ document.addEventListener('visibilitychange', seen)
 window.addEventListener('online', seen)
 for (const id of ['period', 'custom']) $(id).addEventListener('change', choosePeriod)
 $('find').addEventListener('input', () => look({ find: $('find').value.trim() }))
+readUrl() // that one came back from signing in to
+showTheme()
 showPeriod()
 list(true)
 setInterval(list, EVERY.list * 1000)

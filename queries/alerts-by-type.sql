@@ -1,6 +1,5 @@
 -- title: Alerts by type
 -- description: How many alerts of each type were raised in the period.
--- unit: alerts
 -- chart: bar
 -- param start_date: First day counted; default day_range days before end_date
 -- param end_date: Last day counted; default today

@@ -1,7 +1,7 @@
 -- title: Cost avoided
 -- description: Obsolescence cost avoided each day by redesigns, substitutions and last time buys.
 -- unit: USD
--- chart: line
+-- chart: bar
 -- param start_date: First day counted; default day_range days before end_date
 -- param end_date: Last day counted; default today
 -- param day_range: Days before end_date at which the period starts, unless start_date is given; default 30

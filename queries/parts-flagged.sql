@@ -1,12 +1,11 @@
 -- title: Parts flagged
 -- description: Parts that reviews found to be at risk of obsolescence in the period.
--- unit: parts
 -- chart: number
 -- param start_date: First day counted; default day_range days before end_date
 -- param end_date: Last day counted; default today
 -- param day_range: Days before end_date at which the period starts, unless start_date is given; default 30
 SELECT
-    COALESCE(SUM(parts_flagged), 0) AS parts_flagged
+    COALESCE(SUM(parts_flagged), 0) AS by_reviews
 FROM metrics
 WHERE date >= COALESCE(:start_date, COALESCE(:end_date, CURRENT_DATE) - COALESCE(:day_range, 30))
 AND date < COALESCE(:end_date, CURRENT_DATE) + 1

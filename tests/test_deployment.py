@@ -36,7 +36,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 WORLD = "0.0.0.0/0"
 # libpq's own, which takes the owner's password out of DATABASE_URL.
 LIBPQ = {"PGPASSWORD"}
-REQUIRED = {"DATABASE_URL", "PGPASSWORD", "HARDEN_DATABASE", "JWT_ISSUER", "JWT_CLIENT_IDS"}
+REQUIRED = {"DATABASE_URL", "PGPASSWORD", "HARDEN_DATABASE", "JWT_ISSUER", "JWT_CLIENT_IDS", "BROWSER_CLIENT_ID"}
 OPTIONAL = {
     "READER_DATABASE_URL": "HasReplica",
     "CACHE_URL": "HasCache",
@@ -367,6 +367,8 @@ def sign_in_grants_the_scopes(template: dict[str, Any]) -> None:
     machine, browser = properties(template, "MachineClient"), properties(template, "BrowserClient")
     assert (machine["AllowedOAuthFlows"], machine["GenerateSecret"]) == (["client_credentials"], True)
     assert (browser["AllowedOAuthFlows"], browser["GenerateSecret"]) == (["code"], False)
+    assert "openid" in browser["AllowedOAuthScopes"]
+    assert environment(template)["BROWSER_CLIENT_ID"] == ("", {"Ref": "BrowserClient"})
     for client in (machine, browser):
         assert client["AllowedOAuthFlowsUserPoolClient"] is True
         assert offered <= set(client["AllowedOAuthScopes"])
@@ -439,7 +441,7 @@ TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
         ("Resources.Cache.Condition", "HasReplica"),
         ("Resources.Cache.Properties.AtRestEncryptionEnabled", False),
         ("Resources.Cache.Properties.SecurityGroupIds", [{"Ref": "ServiceSecurityGroup"}]),
-        (f"{CONTAINER}.Environment.6.Fn::If.1.Value.Fn::Sub", "redis://localhost:6379/0"),
+        (f"{CONTAINER}.Environment.7.Fn::If.1.Value.Fn::Sub", "redis://localhost:6379/0"),
     ],
     only_the_load_balancer_faces_the_world: [
         ("Resources.LoadBalancerSecurityGroup.Properties.SecurityGroupIngress.0.FromPort", 22),
@@ -517,8 +519,8 @@ TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
         (f"{CONTAINER}.Environment.2.Value", "off"),
         (f"{CONTAINER}.Environment.4.Name", "JWKS_URL"),
         (f"{CONTAINER}.Environment.5.Value.Fn::Sub", "${MachineClient}"),
-        (f"{CONTAINER}.Environment.6", ABSENT),
-        (f"{CONTAINER}.Environment.7.Fn::If.0", "HasCache"),
+        (f"{CONTAINER}.Environment.7", ABSENT),
+        (f"{CONTAINER}.Environment.8.Fn::If.0", "HasCache"),
         (f"{CONTAINER}.Secrets.0", ABSENT),
     ],
     roles_are_narrow: [
@@ -544,6 +546,8 @@ TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
         ("Resources.ResourceServer.Properties.Scopes.1.ScopeName", "write"),
         ("Resources.BrowserClient.Properties.GenerateSecret", True),
         ("Resources.BrowserClient.Properties.AllowedOAuthFlows", ["implicit"]),
+        ("Resources.BrowserClient.Properties.AllowedOAuthScopes.0", "email"),
+        (f"{CONTAINER}.Environment.6.Value", {"Ref": "MachineClient"}),
         ("Resources.MachineClient.Properties.AllowedOAuthFlows", ["code"]),
         ("Resources.MachineClient.Properties.AllowedOAuthScopes", ["api/backend_access"]),
         ("Resources.UserPool.Properties.AdminCreateUserConfig.AllowAdminCreateUserOnly", False),

@@ -118,7 +118,7 @@ def test_every_route_is_in_it_and_each_of_its_operations_is_a_route(service: Ser
     routed = {
         (method.lower(), route.path, route.name)
         for route in app.app.routes
-        if isinstance(route, Route) and route.path != "/docs/{name}"
+        if isinstance(route, Route) and route.path not in ("/docs/{name}", "/pages/{name}")
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert described == routed
@@ -258,7 +258,7 @@ def test_docs_need_nothing_from_elsewhere(secured: Service) -> None:
 
 
 def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> None:
-    """In a browser that lets nothing run or load that the page's policy does not name."""
+    """By their titles, in a browser that lets nothing run or load that the page's policy does not name."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not (chromium := shutil.which("chromium")):
         pytest.skip("chromium is not installed")
@@ -268,7 +268,14 @@ def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> Non
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))
         page.goto(f"{secured.url}/docs")
+        page.wait_for_selector("#operations-tag-metrics")
+        assert page.locator(".opblock").count() == 0
+        page.click("#operations-tag-metrics")
         page.wait_for_selector("#operations-metrics-read_sales")
+        titles = page.locator("[id^=operations-metrics-] .opblock-summary-description").all_inner_texts()
+        unnamed = [title for title in titles if re.match("Metric [0-9a-f]{8}$", title)]
+        assert titles[len(titles) - len(unnamed) :] == unnamed
+        assert titles == sorted(titles, key=lambda title: (title in unnamed, title.lower()))
         assert page.locator("#operations-metrics-read_for_finance").count() == 0
         page.click("button.authorize")
         page.fill("input[type=text]", token_of(issuer, **{"cognito:groups": ["finance"]}))

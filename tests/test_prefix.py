@@ -138,11 +138,15 @@ def page(browser: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])
 def test_the_docs_page_tries_operations_out_below_the_prefix(page: Any, prefix: str, path: str) -> None:
     page.goto(prefix + path)
+    page.click("#operations-tag-metrics")
     page.click("#operations-metrics-read_total")
     page.click("#operations-metrics-read_total .try-out__btn")
     page.click("#operations-metrics-read_total .execute")
     page.wait_for_selector("#operations-metrics-read_total .live-responses-table >> text=records")
     assert page.locator(".request-url pre").inner_text() == f"{prefix}/metrics/total"
+    page.click("text=Dashboard")
+    page.wait_for_selector(".cell[data-id=total][data-state=ready]")
+    assert page.url == f"{prefix}/"
 
 
 def test_the_dashboard_and_its_socket_are_below_the_prefix(page: Any, prefix: str) -> None:

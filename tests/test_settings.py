@@ -61,6 +61,7 @@ BAD = [
     {"DATABASE_URL": "postgresql://u:hunter2@h/db?no_option=1", "QUERIES_DIR": "x" * 300},
     {"JWKS_URL": "https://", "CACHE_URL": "redis://:hunter2@h:6379/one", "CACHE_STALE": "-0.1", "CACHE_TTL": "nan"},
     {"JWT_ISSUER": "http://u:hunter2@example.com"},
+    {"BROWSER_CLIENT_ID": "dashboard", "JWT_ISSUER": ""},
 ]
 
 

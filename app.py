@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
+import difflib
 import functools
 import gzip
 import hashlib
@@ -36,12 +37,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from http import HTTPMethod, HTTPStatus
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
 import jwt
@@ -49,7 +49,6 @@ import msgspec
 import psycopg
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from psycopg.conninfo import conninfo_to_dict
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
@@ -66,12 +65,17 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
+from migrations.connections import GuestSession, Login, Session, Target, TransactionPooling, connect, derived_login
+from pages import mcp
+from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
-from seed.statements import BadStatement, Statement, first_line, parse_statement, tokens
-from seed.values import parse_scalar, split_array
+from seed.fetch import Published, http_client
+from seed.model import ModelFailed
+from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
+from seed.values import parse_items, sent, split_names
 
 if TYPE_CHECKING:
-    import httpx
+    pass
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
@@ -103,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reader_database_url: str | None = None
     guest_database_url: str | None = None
     harden_database: Switch = "off"
+    demo_data: Switch = "on"
     data_dir: Path = HERE / ".data"
     queries_dir: Path = HERE / "queries"
     cache_url: str = "memory://"
@@ -155,8 +160,14 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def split_names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def misspelt(environ: Mapping[str, str]) -> Iterator[str]:
+    """What to say of variables that are nearly one of the service's that is not set."""
+    names = {field.name.upper() for field in msgspec.structs.fields(Settings)}
+    for name in environ.keys() - names:
+        near = difflib.get_close_matches(name.upper(), names - environ.keys(), n=1, cutoff=0.88)
+        # Somebody else's differ where they begin, such as TEST_DATABASE_URL from GUEST_DATABASE_URL.
+        if near and near[0][0] == name[0].upper():
+            yield f"{name} is not a variable of the service; is {near[0]} meant?"
 
 
 @functools.lru_cache(maxsize=64)
@@ -186,12 +197,12 @@ def is_secure(url: str | None) -> bool:
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
-        url = getattr(settings, name)
-        with suppress(psycopg.Error):
-            conninfo_to_dict(url or "")
-            if not url or split_url(url).scheme in ("postgresql", "postgres"):
-                continue
-        yield f"{name.upper()} must be a URL such as postgresql://user:password@host:5432/database"
+        # The embedded one is behind a socket, whatever PGHOST and its like say.
+        url = getattr(settings, name) or ("host=/ port=5432" if name == "database_url" else None)
+        try:
+            _ = url and Target(name.upper(), url)
+        except ValueError as exc:
+            yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
         yield "SQL_MODEL_URL must be the base URL of an OpenAI-compatible server, such as https://host/v1"
     # The issuer is compared with, not fetched from, where JWKS_URL says what is and nobody signs in on the dashboard.
@@ -243,6 +254,7 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
+CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 
 
 class MetricSummary(msgspec.Struct, frozen=True):
@@ -250,7 +262,7 @@ class MetricSummary(msgspec.Struct, frozen=True):
     title: str
     description: str
     unit: str
-    chart: str
+    chart: Annotated[str, msgspec.Meta(extra_json_schema={"enum": CHARTS})]
     is_editable: bool
     version: int
     live: bool
@@ -267,6 +279,18 @@ class MetricResult(msgspec.Struct, frozen=True):
     records: msgspec.Raw
     layouts: list[Layout]
     truncated: bool
+
+
+class ToolResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A result for a model, with a note where rows were left out."""
+
+    id: str
+    title: str
+    unit: str
+    columns: list[Column]
+    records: msgspec.Raw
+    truncated: bool
+    note: str = ""
 
 
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -373,10 +397,6 @@ class InvalidToken(Exception):
         self.challenge = challenge
 
 
-class ModelFailed(Exception):
-    """The SQL model gave no usable answer; the message is for the caller."""
-
-
 class PoolBusy(Exception):
     """No connection became free within POOL_TIMEOUT, or too many wait for one."""
 
@@ -414,6 +434,7 @@ PROBLEMS: tuple[tuple[Any, int, str], ...] = (
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
     (DATABASE_DOWN, 503, "The database cannot be reached; try again."),
+    (asyncpg.DeadlockDetectedError, 503, "Others write the same records in another order; try again."),
     (asyncpg.DiskFullError, 503, "The database's disk is full; try again when there is room."),
     (RESULT_TOO_LARGE, 422, "The result is larger than the database may use for it; ask for a shorter period."),
     (asyncpg.IntegrityConstraintViolationError, 409, "The metric was changed or deleted meanwhile; read it again."),
@@ -524,7 +545,8 @@ class Repeats(logging.Filter):
         if record.levelno < logging.WARNING:
             return True
         fields = getattr(record, "fields", {})
-        cause = repr(record.exc_info[1]) if record.exc_info else str(fields.get("reason"))
+        error = record.exc_info and record.exc_info[1]
+        cause = repr(error.__cause__ or error) if error else f"{fields.get('metric_id')} {fields.get('reason')}"
         since, repeated = self.seen.get((record.msg, cause), (0.0, 0))
         if record.created - since < 10:
             self.seen[record.msg, cause] = since, repeated + 1
@@ -576,11 +598,14 @@ class Instruments:
         self.rows = counter("metric_rows", "Rows that runs gave", ["metric_id"])
         self.gauges: dict[str, Gauge] = {}
         self.metric_ids: set[str] = set()
+        # Looking one up by its labels takes longer than counting.
+        self.request, self.result = functools.cache(self.request_of), functools.cache(self.result_of)
+        self.run = functools.cache(lambda metric_id: (self.runs.labels(metric_id), self.rows.labels(metric_id)))
 
-    def request(self, method: str, route: str, status: int) -> Histogram:
+    def request_of(self, method: str, route: str, status: int) -> Histogram:
         return self.requests.labels(method if method in HTTPMethod.__members__ else "other", route, str(status))
 
-    def result(self, metric_id: str, cache: str) -> Counter:
+    def result_of(self, metric_id: str, cache: str) -> Counter:
         """What counts the results of a metric that came from there, a Cache-Status without its details."""
         return self.results.labels(metric_id, cache.partition("; ")[0])
 
@@ -590,6 +615,8 @@ class Instruments:
             for figures in (self.results, self.runs, self.rows):
                 figures.remove_by_labels({"metric_id": metric_id})
         self.metric_ids = set(metric_ids)
+        self.result.cache_clear()
+        self.run.cache_clear()
 
     def hit_ratio(self) -> float:
         counts = [sample for sample in next(iter(self.results.collect())).samples if sample.name.endswith("_total")]
@@ -609,10 +636,10 @@ class Instruments:
 def header(scope: Scope, name: bytes) -> bytes:
     """What a request says under a name, of several lines joined (RFC 9110, 5.3); empty when it says nothing."""
     if (head := scope.get("head")) is None:
-        head = scope["head"] = dict[bytes, list[bytes]]()
+        head = scope["head"] = dict[bytes, bytes]()
         for key, value in scope["headers"]:
-            head.setdefault(key, []).append(value)
-    return b", ".join(head.get(name, ()))
+            head[key] = b"%b, %b" % (head[key], value) if key in head else value
+    return head.get(name, b"")
 
 
 def header_text(scope: Scope, name: bytes) -> str:
@@ -640,7 +667,6 @@ ALGORITHMS = ("RS256", "ES256")
 EACH_TOKENS_OWN = frozenset({"exp", "iat", "nbf", "jti", "auth_time", "origin_jti", "event_id"})
 LEEWAY = 30
 MAX_REMEMBERED = 4096
-KEYS_REFRESH, KEYS_KEPT = 60, 24 * 3600  # seconds
 
 
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
@@ -664,88 +690,7 @@ def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
     return endpoints
 
 
-UNCOMPRESSED = {"Accept-Encoding": "identity"}
 T = TypeVar("T")
-
-
-async def http_client(**options: Any) -> httpx.AsyncClient:
-    """Made in a thread, for importing httpx and reading the certificates takes a tenth of a second."""
-    return cast("httpx.AsyncClient", await asyncio.to_thread(lambda: import_module("httpx").AsyncClient(**options)))
-
-
-async def read_answer(response: httpx.Response, limit: int) -> bytes:
-    """The body of a 200; raises ValueError for another status, or for more bytes than limit."""
-    if response.status_code != 200:
-        raise ValueError(f"it answered with status {response.status_code}")
-    # A few hundred bytes may come to gigabytes, and nobody asked for that.
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise ValueError("its answer is compressed")
-    body = b""
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > limit:
-            raise ValueError(f"its answer is larger than {limit} bytes")
-    return body
-
-
-class Published(Generic[T]):
-    """What the issuer publishes, fetched when it is missing and by a clock, kept for a day while that fails.
-
-    At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
-    """
-
-    def __init__(self, url: str, parse: Callable[[bytes], dict[str, T]]) -> None:
-        self.url, self.parse = url, parse
-        self.forgotten_by: list[Callable[[], None]] = []
-        self.known: dict[str, T] = {}
-        self.body = b""
-        self.failures = 0
-        self.fetched_at = self.next_fetch = float("-inf")
-        self.fetching: asyncio.Task[None] | None = None
-
-    async def soon(self) -> dict[str, T]:
-        """What is known, after a second of a first fetch at most."""
-        if not self.known and (fetching := self.fetch()):
-            await asyncio.wait([fetching], timeout=1)
-        return self.known
-
-    async def keep_fresh(self) -> None:
-        """Fetch what is known again, for ever, so that what the issuer withdraws counts for a minute more at most."""
-        while True:
-            await asyncio.sleep(1)
-            age = time.monotonic() - self.fetched_at
-            if self.known and age > KEYS_KEPT:
-                self.replace({}, b"")
-            elif self.known and age > KEYS_REFRESH:
-                self.fetch()
-
-    def fetch(self) -> asyncio.Task[None] | None:
-        """The last fetch, or a new one when it is over and time for another."""
-        if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.fetch_now(), name=self.url)
-        return self.fetching
-
-    async def fetch_now(self) -> None:
-        try:
-            async with asyncio.timeout(3):
-                async with (
-                    await http_client() as client,
-                    client.stream("GET", self.url, headers=UNCOMPRESSED) as response,
-                ):
-                    body = await read_answer(response, 256 * 1024)
-            self.replace(self.parse(body), body)
-            self.failures, self.fetched_at = 0, time.monotonic()
-            self.next_fetch = self.fetched_at + 10
-        except Exception as exc:  # whatever an endpoint may do and whatever it may send
-            self.failures += 1
-            self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
-            warn("what the issuer publishes cannot be fetched", url=self.url, reason=repr(exc))
-
-    def replace(self, known: dict[str, T], body: bytes) -> None:
-        """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
-        changed, self.known, self.body = body != self.body, known, body
-        for forget in self.forgotten_by if changed else ():
-            forget()
 
 
 class Verifier:
@@ -830,33 +775,48 @@ async def authenticate(scope: Scope, header: bytes) -> Caller:
     """Who asks, with the read scope, and for changes the write scope too; raises InvalidToken, Problem 403 or 503."""
     verifier: Verifier = scope["state"]["verifier"]
     scope["caller"] = caller = await verifier.identify(header)
-    wanted = [verifier.settings.jwt_read_scope]
-    if scope.get("method", "GET") not in ("GET", "HEAD", "OPTIONS"):
-        wanted.append(verifier.settings.jwt_write_scope)
+    # A tool that writes asks for itself.
+    check_scopes(scope, scope.get("method", "GET") not in ("GET", "HEAD", "OPTIONS") and scope["path"] != "/mcp")
+    return caller
+
+
+def check_scopes(scope: Scope, writes: bool) -> None:
+    """Raises Problem 403."""
+    verifier, caller = scope["state"]["verifier"], scope["caller"]
+    wanted = [verifier.settings.jwt_read_scope, *([verifier.settings.jwt_write_scope] if writes else [])]
     if not (verifier.open or caller.scopes.issuperset(wanted)):
         challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'}
         raise Problem(403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers=challenge)
-    return caller
 
 
 def check_loopback(scope: Scope, settings: Settings) -> None:
     """Keep the world, and the pages that a browser has open, out of a service that lets everybody in.
 
-    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
-    mean this machine (DNS rebinding). Raises Problem 403 or 421.
+    Raises Problem 403 or 421.
     """
-    if settings.jwt_issuer or settings.auth == "off":
-        return
-    server = (scope.get("server") or ("localhost", 0))[0]
+    if not (settings.jwt_issuer or settings.auth == "off"):
+        said = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        server = (scope.get("server") or ("localhost", 0))[0]
+        if refused := foreign(settings.cors_origins, server, *said):
+            raise Problem(*refused)
+
+
+@functools.lru_cache(maxsize=256)
+def foreign(origins: frozenset[str], server: str, host: str, origin: str, site: str) -> tuple[int, str] | None:
+    """The status and the reason of a request from elsewhere, None for one from here.
+
+    A page of another site could write with a request that needs no preflight, or read once a name of its own comes to
+    mean this machine (DNS rebinding).
+    """
     if not is_loopback(server) and not server.startswith("/"):
-        raise Problem(403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off.")
-    host, origin, site = (header_text(scope, name) for name in (b"host", b"origin", b"sec-fetch-site"))
+        return 403, "Without JWT_ISSUER the service answers on loopback only; set it, or AUTH=off."
     loopback = is_loopback(split_url(f"//{host}").hostname or "")
-    if host and not loopback and host not in {split_url(url).netloc for url in settings.cors_origins}:
-        raise Problem(421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS.")
-    foreign = origin and split_url(origin).netloc != host and origin not in settings.cors_origins
-    if foreign or (site == "cross-site" and not origin):
-        raise Problem(403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in.")
+    if host and not loopback and host not in {split_url(url).netloc for url in origins}:
+        return 421, "Without JWT_ISSUER the service answers to loopback names only; set it, or CORS_ORIGINS."
+    other = origin and split_url(origin).netloc != host and origin not in origins
+    if other or (site == "cross-site" and not origin):
+        return 403, "The page comes from another origin; without JWT_ISSUER, CORS_ORIGINS names those let in."
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ middleware
@@ -864,7 +824,8 @@ def check_loopback(scope: Scope, settings: Settings) -> None:
 MAX_HEAD = 64 * 1024  # bytes
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-PUBLIC = re.compile(r"/|/(docs|health|pages)(/.*)?|/openapi\.json|/prometheus")
+PROTECTED_RESOURCE = "/.well-known/oauth-protected-resource/mcp"
+PUBLIC = re.compile(rf"/|/(docs|health|pages)(/.*)?|/openapi\.json|/prometheus|{re.escape(PROTECTED_RESOURCE)}")
 
 
 def request_ids() -> Iterator[bytes]:
@@ -977,13 +938,13 @@ async def check_access(scope: Scope) -> None:
 
 def check_head(scope: Scope) -> None:
     """Raises Problem 400, 414 or 431, and drops a trailing slash unless it is an encoded one and so part of an id."""
-    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+    if [name for name, _ in scope["headers"]].count(b"authorization") > 1:
         raise Problem(400, "There are two Authorization headers; send one.")
     try:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+    if sum(map(len, itertools.chain.from_iterable(scope["headers"]))) > MAX_HEAD:
         raise Problem(431, "The headers are larger than 64 KB.")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise Problem(414, "The URL is longer than 64 KB.")
@@ -996,7 +957,18 @@ def answer_error(scope: Scope, exc: BaseException) -> Response:
     scope["reason"] = shortened(f"{type(exc).__name__}: {exc}" + (f" ({exc.__cause__})" if exc.__cause__ else ""))
     if as_problem(exc).status == 500:
         log.error("a request failed", exc_info=exc, extra={"fields": {"request_id": scope["request_id"]}})
-    return problem_response(exc, scope)
+    response = problem_response(exc, scope)
+    if scope["path"] == "/mcp" and (challenge := response.headers.get("www-authenticate")):
+        where = f'resource_metadata="{base_url(scope)}{PROTECTED_RESOURCE}"'
+        response.headers["www-authenticate"] = f"{challenge}{',' if ' ' in challenge else ''} {where}"
+    return response
+
+
+def base_url(scope: Scope) -> str:
+    """Where a client finds this service, as far as it and the proxy before it say; to be told to that client alone."""
+    scheme = header_text(scope, b"x-forwarded-proto") or scope["scheme"]
+    url = f"{scheme}://{header_text(scope, b'host')}{header_text(scope, b'x-forwarded-prefix')}"
+    return re.sub(r"[^\w:/.\[\]-]", "", url).rstrip("/")
 
 
 async def answer_http(request: Request[Any], exc: HTTPException) -> Response:
@@ -1013,94 +985,23 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {HTTPException: answer_http}
 # ------------------------------------------------------------------------------------------------ database
 
 
-def database_logins(settings: Settings) -> dict[str, apply.Login]:
+def database_logins(settings: Settings) -> dict[str, Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
-    urls = settings.database_url, settings.reader_database_url, settings.guest_database_url
-    owner, reader_url, guest_url = (apply.as_dsn(url or "") for url in urls)
-    reader = apply.derived_login(owner, reader_url, owner, "metrics_reader")
-    guest = apply.derived_login(owner, guest_url, reader_url or owner, "metrics_guest")
-    logins = {"owner": apply.Login(owner), "upload": apply.Login(owner), "reader": reader}
+    owner = Target("DATABASE_URL", settings.database_url or "")
+    reads, guests = settings.reader_database_url, settings.guest_database_url
+    replicas = Target("READER_DATABASE_URL", reads) if reads else None
+    reader = derived_login(owner, replicas, owner, "metrics_reader")
+    named = Target("GUEST_DATABASE_URL", guests) if guests else None
+    guest = derived_login(owner, named, replicas or owner, "metrics_guest")
+    logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
     logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
-    if settings.reader_database_url:
+    if replicas:
         logins |= {"reader on primary": reader, "guest on primary": guest}
     return logins
 
 
 async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: reviewed SQL needs nothing, a guest's run ends with what it needs."""
-
-
-MAX_ERROR = 2**19  # bytes, more than any quote from MAX_SQL characters
-
-
-class ShortErrors:
-    """Hands on what the server sends, but cuts long errors: asyncpg takes minutes over one of a hundred megabytes."""
-
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        self.protocol = protocol
-        self.held = bytearray()
-        self.skip = 0  # bytes to come of an error that was cut
-
-    def data_received(self, data: bytes) -> None:
-        """PostgreSQL's messages are a letter, the length of what follows in four bytes, and the rest."""
-        self.held += data[self.skip :]
-        self.skip = max(self.skip - len(data), 0)
-        while len(self.held) >= 5:
-            size = 1 + int.from_bytes(self.held[1:5])
-            kept = MAX_ERROR if self.held[0] == ord("E") and size > MAX_ERROR else size
-            if len(self.held) < kept:
-                break
-            message = bytes(self.held[:kept])
-            if kept < size:
-                # Ends behind the last whole character, and its fields end with a zero byte each.
-                text = message[5:].decode(errors="ignore").encode() + b"\0\0"
-                message = b"E" + (4 + len(text)).to_bytes(4) + text
-            self.skip = max(size - len(self.held), 0)
-            del self.held[:size]
-            self.protocol.data_received(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.protocol, name)
-
-
-class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-        with suppress(OSError):
-            await super().close(timeout=timeout)
-
-
-class GuestSession(Session):
-    """One for SQL that nobody reviewed, whose errors may be of any length."""
-
-    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, *args: Any) -> None:
-        super().__init__(protocol, transport, *args)
-        transport.set_protocol(cast(Any, ShortErrors(protocol)))
-
-
-async def connect(dsn: str, patience: float, **options: Any) -> asyncpg.Connection:
-    """Connect as libpq would, but leave out those of several hosts that say nothing for so many seconds."""
-    named = conninfo_to_dict(dsn)
-    hosts, ports = (str(named.get(part) or "").split(",") for part in ("host", "port"))
-    if len(hosts) == 1:
-        return await asyncpg.connect(dsn, **options)
-    with suppress(TimeoutError):
-        return await asyncpg.connect(dsn, **options | {"timeout": patience})
-
-    async def speaks(host: str, port: str) -> bool:
-        alone = {"host": host, "port": int(port or 5432), "target_session_attrs": "any", "timeout": patience / 2}
-        with suppress(asyncpg.PostgresError, *DATABASE_DOWN):
-            (await asyncpg.connect(dsn, **options | alone)).terminate()
-            return True
-        return False
-
-    places = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
-    speaking = list(itertools.compress(places, await asyncio.gather(*itertools.starmap(speaks, places))))
-    if not speaking:
-        raise ConnectionError("no host says anything")
-    options |= {"host": [host for host, _ in speaking], "port": [int(port or 5432) for _, port in speaking]}
-    return await asyncpg.connect(dsn, **options)
 
 
 GUEST_POOL_SIZE = 2
@@ -1170,9 +1071,10 @@ class Database:
 
     def create_pool(self, name: str) -> asyncpg.Pool:
         guest = name.startswith(("guest", "gate", "catalog"))
+        primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
         return asyncpg.create_pool(
-            **self.logins[name]._asdict(),
-            target_session_attrs="primary" if name.endswith("on primary") else None,
+            self.logins[name],  # as connect() wants it
+            **primary,
             min_size=0,
             max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
             reset=keep_session if name.startswith(("reader", "guest")) else None,
@@ -1232,7 +1134,7 @@ class Database:
         """Whether the server takes another connection, or refuses it, within so many seconds."""
         try:
             async with asyncio.timeout(seconds) as limit:
-                (await asyncpg.connect(self.logins["owner"].dsn)).terminate()
+                (await connect(self.logins["owner"], patience=seconds, server_settings={})).terminate()
         except (asyncpg.PostgresError, *DATABASE_DOWN):
             return not limit.expired()
         return True
@@ -1249,8 +1151,8 @@ class Database:
         try:
             async with asyncio.timeout(1):
                 if name not in self.probes or self.probes[name].is_closed():
-                    login = self.logins[name]._asdict()
-                    self.probes[name] = await connect(**login, patience=0.4, server_settings=self.session(name))
+                    login, session = self.logins[name], self.session(name)
+                    self.probes[name] = await connect(login, patience=0.4, server_settings=session)
                 started = time.perf_counter()
                 await self.probes[name].fetchval("SELECT 1")
                 return time.perf_counter() - started
@@ -1264,8 +1166,6 @@ class Database:
 
 MAX_FILE = 2**20  # bytes
 METRIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
-HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
@@ -1317,43 +1217,11 @@ def read_sql(path: Path) -> tuple[str, str]:
 
 
 def read_file(path: Path) -> Definition:
-    """A reviewed metric; its header is the comments before the first line of SQL."""
+    """A reviewed metric, as its header describes it."""
     sql, fault = read_sql(path)
-    about: dict[str, Any] = {"id": path.stem, "source": "file", "sql": sql, "series": path.stem, "fault": fault}
-    about |= {"title": title_of(path.stem), "claims": {}, "descriptions": {}, "required": frozenset()}
-    warnings: list[str] = []
-    for token, _ in tokens(sql):
-        if not token[0].startswith(("--", "/*")):
-            break
-        if header := HEADER_LINE.match(token[0]):
-            warnings += read_header(about, header[1].lower(), header[2].strip())
-    return Definition(**about, warnings=tuple(warnings))
-
-
-def read_header(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
-    """Take one line of a header into a definition's fields and yield what is wrong with it."""
-    subject, _, value = (part.strip() for part in rest.partition(":"))
-    match key:
-        case "param":
-            name = subject.removesuffix("(required)").strip()
-            fields["descriptions"][name] = value
-            fields["required"] |= {name} if name != subject else set()
-        case "claim":
-            fields["claims"][subject] = value
-        case _ if subject:
-            return
-        case "roles":
-            fields["roles"] = frozenset(split_names(value))
-        case "tables":
-            fields["reads"] = tuple(split_names(value))
-        case "ttl" if not re.fullmatch(r"\d{1,8}", value):
-            yield f"ttl must be a number of seconds, not {value!r}"
-        case "ttl":
-            fields["ttl"] = float(value)
-        case "chart" if value not in CHARTS:
-            yield f"chart must be one of {', '.join(CHARTS)}, not {value!r}"
-        case _:
-            fields[key] = value
+    header, warnings = read_header(sql)
+    about = {"title": title_of(path.stem), **header, "id": path.stem, "source": "file", "series": path.stem}
+    return Definition(**about, sql=sql, fault=fault, warnings=tuple(warnings))
 
 
 # ------------------------------------------------------------------------------------------------ descriptions
@@ -1606,6 +1474,7 @@ class Catalog:
         self.shapes: dict[int, int | None] = {}  # as last seen, by oid
         self.unrevoked: list[str] = []
         self.stray_files: tuple[str, ...] = ()
+        self.broken: dict[str, Metric] = {}  # those that the log says do not compile
         # Instances with other files would overwrite each other for ever, if each did so on hearing of the other.
         self.mirrored: dict[str, Definition] = {}
         self.fault: str | None = "not read yet"
@@ -1703,7 +1572,25 @@ class Catalog:
                     # A file may take its time, for somebody looked at it.
                     await asyncio.wait_for(self.refresh(metric), 1 if metric.login == "guest" else None)
 
+    def path(self, name: str) -> str:
+        """Where an editor finds a file."""
+        path = self.settings.queries_dir / name
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+    def place(self, metric: Metric) -> str:
+        """What names a metric in warnings: file, line and column of its fault."""
+        if metric.about.source != "file":
+            return f"metric {metric.id}"
+        line = (metric.place or f":{first_line(metric.about.sql)}") if metric.fault else ""
+        return f"{self.path(f'{metric.id}.sql')}{line}"
+
     def tell(self) -> None:
+        known, self.broken = self.broken, {name: metric for name, metric in self.metrics.items() if metric.fault}
+        for name, metric in self.broken.items():
+            if metric != known.get(name):
+                warn("a metric does not compile", metric_id=name, reason=f"{self.place(metric)}: {metric.fault}")
+        for name in known.keys() & self.metrics.keys() - self.broken.keys():
+            log.info("%s compiles again", self.place(self.metrics[name]), extra={"fields": {"metric_id": name}})
         for tell in self.reloaded_by:
             tell()
 
@@ -1800,26 +1687,7 @@ async def mend_catalog(catalog: Catalog) -> None:
 
 # What a dashboard may send to every tile; a metric that does not use one ignores it.
 DASHBOARD_FILTERS = frozenset({"start_date", "end_date", "day_range"})
-
-
-def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
-    """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
-    values = [item if item is None else parse_scalar(item, kind.base) for item in items]
-    if not kind.is_array:
-        return values[0]
-    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
-    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
-
-
-def sent(texts: list[str], kind: Type) -> str | None:
-    """A value from a query string, where an array is its name repeated, or one literal; raises ValueError."""
-    if kind.is_array and texts == [""]:
-        return None
-    if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
-        return parse_items(split_array(texts[0][1:-1]), kind)
-    if len(texts) > 1 and not kind.is_array:
-        raise ValueError("is given more than once")
-    return parse_items(texts, kind)
+MAX_PARAMETERS = 1000
 
 
 def claimed(caller: Caller, path: str, kind: Type) -> str | None:
@@ -1838,10 +1706,10 @@ def claimed(caller: Caller, path: str, kind: Type) -> str | None:
 
 def query_pairs(query: bytes) -> list[tuple[str, str]]:
     """Raises Problem 422."""
-    try:
-        return parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
-    except ValueError:
-        raise Problem(422, "The query string has more than 1000 parameters.") from None
+    pairs = [pair.partition("=") for pair in query.decode().split("&") if pair]
+    if len(pairs) > MAX_PARAMETERS:
+        raise Problem(422, f"The query string has more than {MAX_PARAMETERS} parameters.")
+    return [(unquote_plus(name, errors="strict"), unquote_plus(value, errors="strict")) for name, _, value in pairs]
 
 
 def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tuple[str | None, ...]:
@@ -2107,8 +1975,8 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
         if not definitions.isdisjoint(oids):
             outdated.set()
 
-    dsn, session = database.logins["owner"].dsn, database.session("listener")
-    conn = await connect(dsn, 2, timeout=5, command_timeout=5, server_settings=session)
+    login, session = database.logins["owner"], database.session("listener")
+    conn = await connect(login, patience=2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.last.clear()
@@ -2280,9 +2148,29 @@ def render(about: Definition, result: Result, media: str) -> bytes:
         return result.rows + b"\n" if result.rows else b""
     if media == "csv":
         return render_csv(result)
+    if media == "mcp":
+        return render_for_tool(about, result)
     records = msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]")
     columns, layouts = list(result.columns), list(about.layouts)
     return encode(MetricResult(about.id, about.title, about.is_editable, columns, records, layouts, result.truncated))
+
+
+MAX_TOOL_ROWS = 200
+
+
+def render_for_tool(about: Definition, result: Result) -> bytes:
+    """What a tool of the Model Context Protocol answers: the result, and the same as text."""
+    rows = result.rows.split(b"\n", MAX_TOOL_ROWS)[:MAX_TOOL_ROWS]
+    records, cut, note = msgspec.Raw(b"[%b]" % b",".join(rows)), result.row_count > MAX_TOOL_ROWS, ""
+    if cut:
+        count = f"{'more than ' * result.truncated}{result.row_count}"
+        note = f"These are the first {MAX_TOOL_ROWS} of {count} rows: ask for a shorter period or for less to see all."
+    columns = list(result.columns)
+    return mcp.result_of(ToolResult(about.id, about.title, about.unit, columns, records, cut or result.truncated, note))
+
+
+# An escape in JSON, without a group when it is half a surrogate pair, which columns of type json can hold.
+ESCAPE = re.compile(rb"(\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F])|\\u[dD][89a-fA-F]..")
 
 
 def render_csv(result: Result) -> bytes:
@@ -2291,8 +2179,11 @@ def render_csv(result: Result) -> bytes:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow([column.name for column in result.columns])
+    rows = result.rows
+    if rb"\u" in rows:
+        rows = ESCAPE.sub(lambda escape: escape[1] or rb"\ufffd", rows)
     try:
-        for line in result.rows.splitlines():
+        for line in rows.splitlines():
             writer.writerow([csv_cell(bytes(value)) for value in decode(line).values()])
     except RecursionError:
         raise Problem(422, "A value is nested too deep for CSV; ask for JSON.") from None
@@ -2311,7 +2202,7 @@ MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
     body = render(about, entry.result, media)
     etag = hashlib.sha256(body).hexdigest()[:32]
-    body_headers = {"content-type": MEDIA_TYPES[media]}
+    body_headers = {"content-type": MEDIA_TYPES.get(media, "application/json")}
     if gzipped and len(body) >= MIN_GZIP:
         body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
         body_headers["content-encoding"] = "gzip"
@@ -2471,7 +2362,7 @@ class Results:
         if self.flights.get(key) is flight:
             del self.flights[key]
         if not task.cancelled() and (exc := task.exception()) and flight.refreshes:
-            warn("a run in the background failed", reason=repr(exc))
+            warn("a run in the background failed", key=key, reason=repr(exc.__cause__ or exc))
 
     def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """The event loop alone would not keep a task from being collected."""
@@ -2494,8 +2385,9 @@ class Results:
         self.database_fails = self.database_fails and not reviewed
         entry = self.make_entry(plan, result, began, epoch)
         entry.milliseconds = entry.age * 1000
-        self.instruments.runs.labels(plan.metric.id).observe(entry.age)
-        self.instruments.rows.labels(plan.metric.id).inc(result.row_count)
+        seconds, rows = self.instruments.run(plan.metric.id)
+        seconds.observe(entry.age)
+        rows.inc(result.row_count)
         if self.is_current(entry):
             self.memory.put(plan.key, entry)
             if self.shared.backend and self.changes.connected_since and len(result.rows) <= MAX_SHARED:
@@ -2738,20 +2630,30 @@ def media_type(request: Request[State]) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_json(request: Request[State], kind: type[T]) -> T:
-    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
+async def read_body(request: Request[State]) -> bytes:
+    """Raises Problem 408, 413 or 415."""
     if media_type(request) not in ("application/json", "application/merge-patch+json"):
         raise Problem(415, "Send Content-Type: application/json.")
-    body = b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+    return b"".join([chunk async for chunk in read_chunks(request, request.state["settings"].max_body)])
+
+
+async def read_json(request: Request[State], kind: type[T]) -> T:
+    """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
+    body = await read_body(request)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         check_json(body)
-        detail, _, path = str(exc).partition(" - at `$")
-        path = path.strip("`").lstrip(".")
-        for pattern, words in FLAWS.items():
-            detail = re.sub(pattern, words, detail)
-        raise Problem(422, f"{path or 'The body'} {detail}.", [InputError(path or "body", detail)]) from None
+        raise flawed(exc, "body") from None
+
+
+def flawed(exc: Exception, whole: str) -> Problem:
+    """What msgspec finds wrong with a value, of which the whole has a name."""
+    detail, _, path = str(exc).partition(" - at `$")
+    path = path.strip("`").lstrip(".")
+    for pattern, words in FLAWS.items():
+        detail = re.sub(pattern, words, detail)
+    return Problem(422, f"{path or f'The {whole}'} {detail}.", [InputError(path or whole, detail)])
 
 
 def check_json(body: bytes) -> None:
@@ -2791,8 +2693,6 @@ def check_layouts(layouts: Sequence[Layout]) -> None:
 
 # ------------------------------------------------------------------------------------------------ records
 
-MAX_SLICES = 32  # of which each may hold one large record
-PROGRESS = 5  # seconds between two lines of the log about one upload
 READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterator[records.Slice]]] = {
     "application/json": records.json_records,
     "application/x-ndjson": records.ndjson_records,
@@ -2803,93 +2703,30 @@ READERS: dict[str, Callable[[AsyncIterator[bytes], records.Schema], AsyncIterato
 
 async def read_records(request: Request[State], kind: str, series: str) -> AsyncIterator[list[records.Row]]:
     """Rows to insert, a batch at a time, the last may be none; raises Problem 400, 408, 413, or 422 with the errors."""
-    settings, rows, errors = request.state["settings"], list[records.Row](), list[InputError]()
-    limit, hint, unit = settings.max_upload, "", "line"
+    settings, unit, hint = request.state["settings"], "line", ""
+    limit = settings.max_upload
     if kind == "application/json":
-        limit, hint, unit = settings.max_body, f": send NDJSON or CSV, which may have {limit}", "row"
-    slices = 0
-    async for found in READERS[kind](read_chunks(request, limit, hint), records.UPLOAD):
-        slices += 1
-        for place, row in found:
-            if isinstance(row, records.Flaw):
-                errors.append(record_error(f"{unit} {place}", row))
-            else:
-                rows.append((series, *row))
-        if len(errors) >= MAX_ERRORS:
-            break
-        await asyncio.sleep(0)
-        if errors:
-            rows.clear()
-        if len(rows) >= records.SLICE or (rows and slices >= MAX_SLICES):
-            yield rows
-            rows, slices = [], 0
-            await asyncio.sleep(0)
-    if errors:
-        raise Problem(422, f"Nothing was written: {errors[0].name}: {errors[0].detail}.", errors[:MAX_ERRORS])
-    yield rows
-
-
-def record_error(place: str, flaw: records.Flaw) -> InputError:
-    """Raises Problem 400 for what is malformed."""
-    error = InputError(f"{place}, {flaw.column}" if flaw.column else place, flaw.reason)
-    if flaw.malformed:
-        raise Problem(400, f"Nothing was written: {error.name}: {error.detail}.", [error])
-    return error
-
-
-async def uploaded(
-    request: Request[State], begun: Sequence[list[records.Row]], rest: AsyncIterator[list[records.Row]]
-) -> AsyncIterator[records.Row]:
-    """One by one, as the driver wants them, with a line in the log now and then."""
-    count, started, told = 0, time.monotonic(), 0.0
-    batches = [*begun]
-    while rows := batches.pop(0) if batches else await anext(rest, []):
-        for row in rows:
-            yield row
-        count += len(rows)
-        lasted = time.monotonic() - started
-        if lasted > told + PROGRESS:
-            told = lasted
-            fields = {"metric_id": request.scope["metric_id"], "request_id": request.scope["request_id"]}
-            fields |= {"records": count, "per_second": round(count / lasted)}
-            log.info("an upload goes on", extra={"fields": fields})
+        unit, hint, limit = "row", f": send NDJSON or CSV, which may have {limit}", settings.max_body
+    slices = READERS[kind](read_chunks(request, limit, hint), records.UPLOAD)
+    try:
+        async for batch in records.batches(slices, series, unit):
+            yield batch
+    except records.BadRecords as exc:
+        errors = [InputError(*flaw) for flaw in exc.flaws]
+        raise Problem(400 if exc.malformed else 422, f"Nothing was written: {exc}.", errors) from None
 
 
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
-    """How many were not there yet, in a transaction that is as short as can be; raises Problem 503."""
-    try:
-        async with conn.transaction():
-            done = await conn.execute(statement, *columns)
-            await notify(conn, "metrics")
-    except asyncpg.DeadlockDetectedError:
-        raise Problem(503, "Others write the same records in another order; try again.") from None
+    """How many were not there yet, in a transaction that is as short as can be."""
+    async with conn.transaction():
+        done = await conn.execute(statement, *columns)
+        await notify(conn, "metrics")
     return int(done.rpartition(" ")[2])
 
 
 # ------------------------------------------------------------------------------------------------ model
 
-MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
-
-
-async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
-    """One answer of an OpenAI-compatible server; raises ModelFailed."""
-    import httpx
-
-    url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
-    key = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
-    payload = {**({"model": settings.sql_model} if settings.sql_model else {}), "messages": messages, "temperature": 0}
-    try:
-        async with client.stream("POST", url, json=payload, headers=UNCOMPRESSED | key) as response:
-            body = await read_answer(response, MAX_MODEL_ANSWER)
-    except httpx.HTTPError as exc:
-        raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
-    except ValueError as exc:
-        raise ModelFailed(str(exc)) from exc
-    try:
-        return msgspec.convert(msgspec.json.decode(body)["choices"][0]["message"]["content"], str)
-    except (ValueError, LookupError, TypeError, RecursionError) as exc:
-        raise ModelFailed("its answer is no chat completion with a text") from exc
 
 
 async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metric, list[str]]:
@@ -2923,7 +2760,7 @@ async def converse(database: Database, task: str, prompt: str, about: Definition
     messages = [{"role": "system", "content": task}, {"role": "user", "content": prompt}]
     async with await http_client(timeout=None) as client:
         for _ in range(3):
-            answer = await complete(client, database.settings, messages)
+            answer = await model.complete(client, database.settings, messages)
             sql = model.extract_sql(answer)
             if len(sql) > MAX_SQL:
                 raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
@@ -3091,12 +2928,21 @@ def default_title(metric_id: str, body: NewMetric) -> str:
 
 async def create_metric(request: Request[State]) -> Response:
     """Make a metric of a prompt or of SQL; a dry run stores nothing."""
-    state = request.state
     body = await read_json(request, NewMetric)
     dry_run = single_parameter(request, "dry_run", "true|false", "must be true or false") == "true"
+    made = await make_metric(request, body, dry_run)
+    if isinstance(made, DryRun):
+        return json_response(made)
+    # Relative to what was asked for, for a proxy may strip a prefix.
+    location = made.id if request.scope["raw_path"].endswith(b"/") else f"metrics/{made.id}"
+    return json_response(made, 201, {"Location": location})
+
+
+async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -> DryRun | MetricDefinition:
+    """Raises Problem 422, ModelFailed, BadStatement, or what a run raises."""
+    state, metric_id = request.state, str(uuid.uuid4())
     check_text("title", body.title)
     check_layouts(body.layouts)
-    metric_id = str(uuid.uuid4())
     about = Definition(
         id=metric_id,
         source="api",
@@ -3110,7 +2956,7 @@ async def create_metric(request: Request[State]) -> Response:
     )
     metric, notes = await write_metric(state, about, body)
     if dry_run:
-        return json_response(await preview(state, metric, notes))
+        return await preview(state, metric, notes)
     async with writing(state["database"], "metric_configurations") as conn:
         values = (metric_id, metric.about.sql, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute("SELECT create_metric($1, $2, $3, $4, $5, $6)", *values)
@@ -3119,9 +2965,7 @@ async def create_metric(request: Request[State]) -> Response:
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
-    # Relative to what was asked for, for a proxy may strip a prefix.
-    location = metric_id if request.scope["raw_path"].endswith(b"/") else f"metrics/{metric_id}"
-    return json_response(show(metric, MetricDefinition, notes=notes), 201, {"Location": location})
+    return show(metric, MetricDefinition, notes=notes)
 
 
 async def place(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
@@ -3230,6 +3074,11 @@ async def create_records(request: Request[State]) -> Response:
     batches = read_records(request, kind, metric.about.series)
     # Most bodies are all here before a connection is taken; what lasts longer keeps no other write from its own.
     rows, more = await anext(batches), await anext(batches, None)
+    who = {"metric_id": metric.id, "request_id": request.scope["request_id"]}
+
+    def tell(count: int, rate: float) -> None:
+        log.info("an upload goes on", extra={"fields": {**who, "records": count, "per_second": round(rate)}})
+
     refuse_parameters(request)
     if not more:
         count, columns = len(rows), [[row[i] for row in rows] for i in range(len(records.STAGED))]
@@ -3238,7 +3087,7 @@ async def create_records(request: Request[State]) -> Response:
     else:
         async with database.connection("upload") as conn:
             try:
-                count = await records.stage(conn, uploaded(request, (rows, more), batches))
+                count = await records.stage(conn, records.rows_of((rows, more), batches, tell))
                 inserted = await insert_records(conn, records.INSERT_STAGED)
             finally:
                 await conn.execute(records.UNSTAGE)
@@ -3281,7 +3130,9 @@ async def docs(request: Request[State]) -> Response:
 
 
 async def page(request: Request[State]) -> Response:
-    """A file of pages/."""
+    """What a page loads."""
+    if not request.path_params["name"].endswith((".css", ".js")):
+        raise HTTPException(404)
     response = await PAGES.get_response(request.path_params["name"], request.scope)
     response.headers.update(page_headers())
     return response
@@ -3324,7 +3175,9 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         ],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
         "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
-        "model:kind": [Check("pass", "component", "configured" if state["settings"].sql_model_url else "built-in mock")],
+        "model:kind": [
+            Check("pass", "component", "configured" if state["settings"].sql_model_url else "built-in mock")
+        ],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()
@@ -3381,9 +3234,9 @@ def privileges_check(state: State) -> Check:
 
 def file_checks(catalog: Catalog) -> list[Check]:
     """One warning for each file or metric with a fault, or a pass."""
-    warnings = [f"queries/{name}: the file's name is no metric id" for name in catalog.stray_files]
+    warnings = [f"{catalog.path(name)}: the file's name is no metric id" for name in catalog.stray_files]
     for metric in catalog.metrics.values():
-        name = f"queries/{metric.id}.sql" if metric.about.source == "file" else f"metric {metric.id}"
+        name = catalog.place(metric)
         warnings += [f"{name} does not compile"] if metric.fault else []
         warnings += [f"{name}: {warning}" for warning in metric.warnings]
     passed = Check("pass", "component", len(catalog.metrics), "metrics")
@@ -3450,7 +3303,8 @@ class Topic:
                 entry, _ = await results.get(self.plan, Directives())
             answer = await results.answer(self.plan, entry)
         except Exception as exc:
-            warn("a live result cannot be had", metric_id=self.plan.metric.id, reason=repr(exc.__cause__ or exc))
+            reason = repr(exc.__cause__ or exc)
+            warn("a live result cannot be had", metric_id=self.plan.metric.id, key=self.plan.key, reason=reason)
             delay, self.delay = self.delay, min(2 * self.delay, LATE)
             return exc, delay
         self.delay = SOON
@@ -3686,51 +3540,12 @@ async def live(websocket: WebSocket) -> None:
 
 # ------------------------------------------------------------------------------------------------ OpenAPI
 
-Schema = dict[str, Any]
 REF = "#/components/schemas/{name}"
-TEXT, ANYTHING = Schema(type="string"), Schema()
-WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 # What pages/openapi.json refers to; what these hold comes with them.
 STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
 STRUCTS += [Check, InputError]
 MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
-
-
-@functools.cache
-def type_schemas() -> dict[str, dict[str, Schema]]:
-    """What PostgreSQL's types are when sent as a parameter and, where that differs, when row_to_json writes them."""
-    return msgspec.json.decode((HERE / "pages" / "types.json").read_bytes(), type=dict[str, dict[str, Schema]])
-
-
-def parameter_schema(kind: Type) -> Schema:
-    item = TEXT | {"enum": kind.labels} if kind.labels else type_schemas()["sent"].get(kind.base, TEXT)
-    return {"type": "array", "items": item} if kind.is_array else item
-
-
-def nullable(schema: Schema) -> Schema:
-    return {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]} if schema else {}
-
-
-def column_schema(kind: Type) -> Schema:
-    """Composites, and types that have a cast to JSON, may be anything."""
-    known, other = type_schemas(), TEXT if kind.category in WRITTEN_AS_TEXT else ANYTHING
-    item = known["written"].get(kind.base, known["sent"].get(kind.base, other))
-    if kind.is_array:
-        item = {"type": "array", "items": nullable(item)}
-    return nullable(item) | {"description": kind.name}
-
-
-def client_names(ids: Iterable[str]) -> dict[str, str]:
-    """What generated clients call each metric: words in lower case, numbered where two ids come to the same."""
-    names, taken = dict[str, str](), {"metric"}
-    for metric_id in sorted(ids):
-        name = re.sub(r"[^a-z0-9]+", "_", metric_id.lower()).strip("_")
-        name = f"metric_{name}" if name[0].isdigit() else name
-        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        names[metric_id] = next(name for name in candidates if name.replace("_", "") not in taken)
-        taken.add(names[metric_id].replace("_", ""))
-    return names
 
 
 def fixed_document(settings: Settings, secured: bool) -> Schema:
@@ -3762,12 +3577,6 @@ def metric_parameters(metric: Metric) -> Iterator[Schema]:
         yield {"name": name, "in": "query", "description": "Accepted and ignored.", "schema": schema}
 
 
-def record_schema(metric: Metric) -> Schema:
-    kinds = zip(metric.columns, metric.column_types, strict=True)
-    properties = {column.name: column_schema(kind) for column, kind in kinds}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
 def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) -> Schema:
     """The operation that reads any metric, made exact for one."""
     about, ok = metric.about, read["responses"]["200"]
@@ -3793,11 +3602,21 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
         kind = "".join(word.capitalize() for word in name.split("_"))
         records = {"type": "array", "items": {"$ref": REF.format(name=f"{kind}Record")}}
         properties = schemas["MetricResult"]["properties"] | {"records": records}
-        schemas[f"{kind}Record"] = record_schema(metric)
+        schemas[f"{kind}Record"] = record_schema([c.name for c in metric.columns], metric.column_types)
         schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
         result = {"$ref": REF.format(name=f"{kind}Result")}
         paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, paths["/metrics/{id}"]["get"], result)}
     return fixed
+
+
+def kept(state: State, key: tuple[str, ...], make: Callable[[], bytes]) -> bytes:
+    """What shows metrics, made once for each set of them that callers see, until any of them changes."""
+    documents = state["documents"]
+    if key not in documents:
+        if len(documents) >= MAX_DOCUMENTS:
+            documents.clear()
+        documents[key] = make()
+    return documents[key]
 
 
 async def reader_or_stranger(request: Request[State]) -> Caller:
@@ -3809,18 +3628,14 @@ async def reader_or_stranger(request: Request[State]) -> Caller:
 
 async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
-    state, documents = request.state, request.state["documents"]
+    state = request.state
     metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
-    seen = tuple(metric.id for metric in metrics)
-    if seen not in documents:
-        if len(documents) >= MAX_DOCUMENTS:
-            documents.clear()
-        documents[seen] = encode(document(state, metrics))
-    etag = f'"{hashlib.sha256(documents[seen]).hexdigest()[:32]}"'
+    text = kept(state, ("document", *(metric.id for metric in metrics)), lambda: encode(document(state, metrics)))
+    etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(header(request.scope, b"if-none-match"), etag.encode()):
         return Response(status_code=304, headers=headers)
-    return Response(documents[seen], headers=headers, media_type="application/json")
+    return Response(text, headers=headers, media_type="application/json")
 
 
 async def docs_file(request: Request[State]) -> Response:
@@ -3830,6 +3645,135 @@ async def docs_file(request: Request[State]) -> Response:
     package = find_spec("swagger_ui_bundle")
     folder = next(Path(str(package and package.origin)).parent.glob("vendor/swagger-ui-*"))
     return FileResponse(folder / name, headers={"Cache-Control": "public, max-age=86400"})
+
+
+# ------------------------------------------------------------------------------------------------ agents
+
+MAX_FOUND = 50  # metrics
+
+
+class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    words: str = ""
+
+
+class Found(msgspec.Struct, frozen=True):
+    metrics: list[MetricSummary]
+    truncated: bool
+
+
+async def find_metrics(request: Request[State], search: Search) -> Found:
+    """The metrics that hold any of the words, those with most of them first; all when there are no words."""
+    catalog, words = request.state["catalog"], search.words.lower().split()
+
+    def held(metric: Metric) -> int:
+        about, names = metric.about, [column.name for column in metric.columns]
+        text = " ".join([about.id, about.title, about.description, about.unit, *names]).lower()
+        return sum(word in text for word in words)
+
+    found = [metric for metric in catalog.visible(request.scope["caller"]) if held(metric) or not words]
+    best = sorted(found, key=held, reverse=True)[:MAX_FOUND]
+    shown = [show(metric, MetricSummary, live=catalog.live(metric)) for metric in best]
+    return Found(shown, len(found) > MAX_FOUND)
+
+
+# The tools that are no metrics: what each takes, gives and does, and whether it wants the write scope.
+TOOLS: dict[str, tuple[type, type, Callable[[Request[State], Any], Coroutine[Any, Any, Any]], bool]] = {
+    "list_metrics": (Search, Found, find_metrics, False),
+    "preview_metric": (NewMetric, DryRun, functools.partial(make_metric, dry_run=True), True),
+    "create_metric": (NewMetric, MetricDefinition, functools.partial(make_metric, dry_run=False), True),
+}
+
+
+def metric_tool(metric: Metric) -> Schema:
+    """A metric as a tool that a model can choose and call."""
+    about, parameters, types = metric.about, parameters_of(metric), dict(zip(metric.names, metric.types, strict=True))
+    columns = ", ".join(f"{column.name} {column.type}" for column in metric.columns)
+    said = (about.description, f"Unit: {about.unit}." if about.unit else "", f"Columns: {columns}.")
+    taken = {p.name: parameter_schema(types[p.name]) | {"description": p.description or p.type} for p in parameters}
+    record = record_schema([column.name for column in metric.columns], metric.column_types)
+    required = [parameter.name for parameter in parameters if parameter.required]
+    return mcp.result_tool(metric.id, about.title, " ".join(filter(None, said)), taken, required, record)
+
+
+def list_tools(request: Request[State]) -> bytes:
+    state, caller = request.state, request.scope["caller"]
+    metrics = [metric for metric in state["catalog"].visible(caller) if metric.id not in TOOLS]
+    writes = state["verifier"].open or state["settings"].jwt_write_scope in caller.scopes
+    own = [name for name, tool in TOOLS.items() if writes or not tool[-1]]
+
+    def make() -> bytes:
+        return mcp.list_tools([*(mcp.own_tool(name, *TOOLS[name][:2]) for name in own), *map(metric_tool, metrics)])
+
+    return kept(state, ("tools", *own, *(metric.id for metric in metrics)), make)
+
+
+async def call_tool(request: Request[State], params: dict[str, Any]) -> bytes:
+    """A result, or an error that says what to send instead; raises RpcError, or Problem 403 for want of a scope."""
+    name, arguments = params.get("name"), params.get("arguments") or {}
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise mcp.RpcError(mcp.BAD_PARAMS, "Send the name of a tool, and arguments, an object.")
+    if name in TOOLS:
+        check_scopes(request.scope, TOOLS[name][-1])
+    try:
+        return await (call_own if name in TOOLS else call_metric)(request, name, arguments)
+    except (ClientDisconnect, mcp.RpcError):
+        raise
+    except Exception as exc:
+        answer_error(request.scope, exc)
+        return mcp.failure_of(shortened(as_problem(exc).detail))
+
+
+async def call_own(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
+    kind, _, call, _ = TOOLS[name]
+    try:
+        taken: Any = msgspec.convert(arguments, kind)
+    except msgspec.ValidationError as exc:
+        raise flawed(exc, "object of arguments") from None
+    return mcp.result_of(await call(request, taken))
+
+
+async def call_metric(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
+    """The cache's answer, as for a GET; a switch is a text there, and what is null absent."""
+    scope, results = request.scope, request.state["results"]
+    try:
+        metric = request.state["catalog"].find(name, scope["caller"])
+    except Problem as exc:
+        if exc.status >= 500:
+            raise
+        raise mcp.RpcError(mcp.BAD_PARAMS, f"Unknown tool: {exc.detail}") from None
+    scope["metric_id"] = metric.id
+    given = {key: encode(value).decode() if isinstance(value, bool) else value for key, value in arguments.items()}
+    pairs = text_pairs({key: value for key, value in given.items() if value is not None})
+    plan = make_plan(metric, pairs, scope["caller"], "mcp")
+    entry, scope["cache"] = await results.get(plan, Directives(), request.receive)
+    return (await results.answer(plan, entry)).body
+
+
+async def answer_agent(request: Request[State]) -> Response:
+    """One message of the Model Context Protocol: streamable HTTP without sessions, so that any instance answers."""
+    body, call, scope = await read_body(request), None, request.scope
+    version = header_text(scope, b"mcp-protocol-version")
+    try:
+        call = mcp.read_call(body)
+        if call.id is None:
+            return Response(status_code=202)
+        mcp.check_call(call, version, {name: header_text(scope, name.encode()) for name in ("mcp-method", "mcp-name")})
+        result = mcp.greet(call) or (
+            list_tools(request) if call.method == "tools/list" else await call_tool(request, call.params)
+        )
+    except mcp.RpcError as exc:
+        return Response(*mcp.refuse(call, exc, version), media_type="application/json")
+    return Response(mcp.answer(call, result), media_type="application/json")
+
+
+async def protected_resource(request: Request[State]) -> Response:
+    """Who gives tokens for /mcp, and for which scopes (RFC 9728)."""
+    settings = request.state["settings"]
+    if request.state["verifier"].open:
+        raise Problem(404, "Without JWT_ISSUER no token is needed.")
+    scopes = [settings.jwt_read_scope, settings.jwt_write_scope]
+    about = {"resource": f"{base_url(request.scope)}/mcp", "authorization_servers": [settings.jwt_issuer]}
+    return json_response(about | {"scopes_supported": scopes, "bearer_methods_supported": ["header"]})
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -3853,6 +3797,8 @@ ROUTES = [
     Route("/health/live", health_live),
     Route("/health/ready", health_ready),
     Route("/prometheus", prometheus),
+    Route("/mcp", answer_agent, methods=["POST"]),
+    Route(PROTECTED_RESOURCE, protected_resource),
     WebSocketRoute("/live", live),
     WebSocketRoute("/live/", live),
 ]
@@ -3864,6 +3810,8 @@ ROUTES = [
 @asynccontextmanager
 async def with_database(settings: Settings, tell: Callable[[str], None]) -> AsyncIterator[Settings]:
     """The settings with a DATABASE_URL, which is the embedded PostgreSQL's while the environment names none."""
+    for warning in misspelt(os.environ):
+        warn(warning)
     if settings.database_url:
         yield settings
         return
@@ -3874,6 +3822,7 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         server = await embedded.start(settings.data_dir)
     except embedded.EmbeddedError as exc:
         raise CommandError(str(exc)) from exc
+    log.info("To open the embedded database: %s", server.psql)
     if server.relocated:
         tell(f"Data: {server.directory}, because the database's user cannot reach {settings.data_dir}")
     watch = asyncio.create_task(server.watch(), name="embedded PostgreSQL")
@@ -3908,10 +3857,10 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
     return report
 
 
-def migrate(settings: Settings) -> list[str]:
+def migrate(database: Database) -> list[str]:
     """Returns what could not be done, such as a login that cannot log in."""
-    logins = {login for login in database_logins(settings).values() if login.user}
-    return apply.migrate(settings.database_url or "", logins, hardened=settings.harden_database == "on")
+    hardened, logins = database.settings.harden_database == "on", database.logins
+    return apply.migrate(logins["owner"], set(logins.values()), hardened=hardened)
 
 
 async def start(state: State, embedded: bool) -> None:
@@ -3919,16 +3868,18 @@ async def start(state: State, embedded: bool) -> None:
     settings, database, catalog = state["settings"], state["database"], state["catalog"]
     for attempt in itertools.count():
         try:
-            for fault in await asyncio.to_thread(migrate, settings):
+            for fault in await asyncio.to_thread(migrate, database):
                 warn("a login cannot be used", reason=fault)
             async with database.connection("owner") as conn:
-                empty = embedded and await conn.fetchval("SELECT holds_nothing()")
+                wanted = embedded and settings.demo_data == "on"
+                empty = wanted and await conn.fetchval("SELECT holds_nothing()")
             if empty:
                 await load_dataset(database, HERE / "seed", newest=datetime.now(UTC).date())
             await catalog.reload()
             return
         except Exception as exc:
-            catalog.fault = f"not applied yet ({type(exc).__name__}); the log has the reason"
+            told = isinstance(exc, TransactionPooling)
+            catalog.fault = str(exc) if told else f"not applied yet ({type(exc).__name__}); the log has the reason"
             warn("the start has to wait for the database", reason=f"{type(exc).__name__}: {exc}")
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
 
@@ -4226,11 +4177,10 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 async def run_command(settings: Settings, options: argparse.Namespace) -> int:
     """Run a command on a database that is up to date; what it returns is what the process exits with."""
-    async with with_database(settings, say) as ready:
-        for fault in await asyncio.to_thread(migrate, ready):
+    async with with_database(settings, say) as ready, Database(ready) as database:
+        for fault in await asyncio.to_thread(migrate, database):
             say(f"Warning: {fault}")
-        async with Database(ready) as database:
-            return cast(int, await options.run(database, options))
+        return cast(int, await options.run(database, options))
 
 
 async def migrate_command(database: Database, options: argparse.Namespace) -> int:
@@ -4250,7 +4200,7 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
     await catalog.reload(patience=None)
     files = [metric for metric in catalog.metrics.values() if metric.about.source == "file"]
     for name in catalog.stray_files:
-        say(f"queries/{name}: warning: the file's name is no metric id")
+        say(f"{catalog.path(name)}: warning: the file's name is no metric id")
     for metric in files:
         say("\n".join(check_lines(catalog, metric)))
     return 1 if any(metric.fault for metric in files) else 0
@@ -4258,11 +4208,10 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
 
 def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
     """What PostgreSQL says of a metric, or file:line:column: error, as compilers write it, or the statement's line."""
-    name = f"queries/{metric.id}.sql"
     if metric.fault:
-        yield f"{name}{metric.place or f':{first_line(metric.about.sql)}'}: error: {metric.fault}"
+        yield f"{catalog.place(metric)}: error: {metric.fault}"
         return
-    yield name
+    yield catalog.place(metric)
     yield f"  parameters: {', '.join(f'{p.name} {p.type}' for p in parameters_of(metric)) or 'none'}"
     yield f"  columns: {', '.join(f'{c.name} {c.type}' for c in metric.columns)}"
     yield f"  tables: {', '.join(metric.tables.values()) or 'none'}"

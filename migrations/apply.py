@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
-import os
-import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, urlencode
+from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+
+from migrations.connections import Login, TransactionPooling, look, look_anew
 
 # An arbitrary number that no other application uses as an advisory lock.
 MIGRATION_LOCK = 7_102_025
@@ -31,48 +30,6 @@ SELECT FORMAT('IN DATABASE %I SET search_path = %s', CURRENT_DATABASE(), STRING_
 FROM UNNEST(CURRENT_SCHEMAS(false)) AS name
 HAVING ARRAY_AGG(name) <> '{public}'
 """
-
-
-class Login(NamedTuple):
-    """Where and as whom to connect; user and password, if given, go before the URL's."""
-
-    dsn: str
-    user: str | None = None
-    password: str | None = None
-
-
-# What only libpq knows; asyncpg would send it to the server, which refuses it.
-LIBPQ_ONLY = re.compile(
-    r"channel_binding|client_encoding|connect_timeout|fallback_application_name|gss(encmode|delegation)|hostaddr"
-    r"|keepalives.*|load_balance_hosts|m(in|ax)_protocol_version|oauth_.*|replication|require_?(auth|peer)|scram_.*"
-    r"|ssl(certmode|compression|crldir|keylogfile|sni)|tcp_user_timeout"
-)
-
-
-def as_dsn(url: str) -> str:
-    """A libpq URL for asyncpg."""
-    head, _, query = url.partition("?")
-    options = dict(parse_qsl(query.replace("+", "%2B")))
-    # Sessions that read only would count as a server that does.
-    if wanted := {"read-write": "primary", "read-only": "standby"}.get(options.get("target_session_attrs", "")):
-        options["target_session_attrs"] = wanted
-    known = {name: value for name, value in options.items() if not LIBPQ_ONLY.fullmatch(name)}
-    # To asyncpg, no name after the slash is one, which goes before the option dbname.
-    head = re.sub(r"(?<!:/)/$", "", head)
-    return f"{head}?{urlencode(known, quote_via=quote)}" if known else head
-
-
-def derived_login(owner: str, url: str, hosts: str, user: str) -> Login:
-    """The login that a URL names, or one that the migrations create, on the hosts of another URL.
-
-    Its password follows from the owner's, so that every instance knows it; an owner without one gives one without.
-    """
-    named = conninfo_to_dict(url)
-    if named.get("password") or named.get("user", user) != user:
-        return Login(url)
-    secret = conninfo_to_dict(owner).get("password") or os.environ.get("PGPASSWORD")
-    password = hmac.new(str(secret).encode(), user.encode(), "sha256").hexdigest() if secret else None
-    return Login(url or hosts, user, password)
 
 
 def is_pending(conn: psycopg.Connection) -> bool:
@@ -96,7 +53,8 @@ def apply_pending(conn: psycopg.Connection, url: str) -> None:
     import yoyo
 
     # yoyo takes one host, and of the URL proper it decodes the login alone.
-    options = conninfo_to_dict(url) | {"host": conn.info.host, "port": conn.info.port}
+    place = {"host": conn.info.host, "hostaddr": conn.info.hostaddr, "port": conn.info.port}
+    options = conninfo_to_dict(url) | place
     backend = yoyo.get_backend(f"postgresql+psycopg:///?{urlencode(options)}")
     try:
         backend.break_lock()
@@ -108,33 +66,48 @@ def apply_pending(conn: psycopg.Connection, url: str) -> None:
         backend.connection.close()
 
 
-def migrate(url: str, logins: Iterable[Login], *, hardened: bool) -> list[str]:
+def migrate(owner: Login, others: Collection[Login], *, hardened: bool) -> list[str]:
     """Apply the migrations and open the derived logins, one instance at a time; return what could not be done.
 
     yoyo's own lock is a row that outlives whoever is killed with it; a session's advisory lock does not. Its blocking
     form deadlocks with CREATE INDEX CONCURRENTLY. Raises ConnectionError, PermissionError for an owner who may create
     nothing, or psycopg.Error when a migration fails.
     """
-    with connect_owner(url) as conn:
+    with connect_owner(owner) as conn:
+        look(owner, conn)
         while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
             time.sleep(0.1)
         if is_pending(conn):
-            apply_pending(conn, url)
+            apply_pending(conn, owner.target.url)
         if hardened:
             harden(conn)
-        derived = [login for login in logins if login.user]
+        derived = [login for login in others if login.user]
         paths = [f"{login.user} {path}" for (path,) in conn.execute(SEARCH_PATH) for login in derived]
         for setting in (*LOGIN_SETTINGS, *paths):
             with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
                 conn.execute(f"ALTER ROLE {setting}")
-        return [fault for login in derived if (fault := open_login(conn, url, login))]
+        faults = [fault for login in derived if (fault := open_login(conn, login._replace(target=owner.target)))]
+    look_at_others(others)
+    return faults
 
 
-def connect_owner(url: str) -> psycopg.Connection:
+def connect_owner(owner: Login) -> psycopg.Connection:
     try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=5)
+        return owner.open()
     except psycopg.OperationalError as exc:
         raise ConnectionError(str(exc).strip()) from exc
+
+
+def look_at_others(logins: Iterable[Login]) -> None:
+    """Raises TransactionPooling; what does not answer is looked at when it does."""
+    for login in logins:
+        if login.target.pooled is None:
+            try:
+                look_anew(login)
+            except TransactionPooling:
+                raise
+            except ConnectionError:
+                continue
 
 
 def harden(conn: psycopg.Connection) -> None:
@@ -146,9 +119,9 @@ def harden(conn: psycopg.Connection) -> None:
     conn.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
 
 
-def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
+def open_login(conn: psycopg.Connection, login: Login) -> str | None:
     """Set the password of a derived login that cannot log in; return why it still cannot."""
-    fault = refusal(url, login)
+    fault = refusal(login)
     if not (fault and login.user and login.password):
         return fault
     try:
@@ -156,12 +129,12 @@ def open_login(conn: psycopg.Connection, url: str, login: Login) -> str | None:
         conn.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), verifier.decode()))
     except psycopg.Error as exc:
         return f"the password of {login.user} cannot be set: {exc}"
-    return refusal(url, login)
+    return refusal(login)
 
 
-def refusal(url: str, login: Login) -> str | None:
+def refusal(login: Login) -> str | None:
     try:
-        psycopg.connect(url, user=login.user, password=login.password, connect_timeout=5).close()
+        login.open().close()
     except psycopg.OperationalError as exc:
         return str(exc).strip()
     return None

@@ -22,6 +22,7 @@ import importlib.util
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -286,6 +287,11 @@ class Server:
         self._home = home
         self._user = database_user(home)
         self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def psql(self) -> str:
+        """A command line for a person, who reaches the installed programs even where the database's user does not."""
+        return f"{shlex.quote(str(installed_package() / 'pginstall/bin/psql'))} {shlex.quote(self.dsn)}"
 
     async def watch(self) -> None:
         """Runs for ever: whoever finds the server gone starts it again."""

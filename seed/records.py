@@ -2,13 +2,15 @@
 
 Uploads and data sets are read by the same rules and refused in the same words; uploads are refused as a whole, data
 sets are repaired and loaded but for what is wrong. In this order: flaws, values, many values at once, schemas, slices,
-JSON, CSV, rows.
+JSON, CSV, rows, uploads.
 """
 
+import asyncio
 import csv
 import io
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -597,3 +599,66 @@ async def stage(conn: asyncpg.Connection, rows: AsyncIterator[Row]) -> int:
     await conn.execute(STAGE)
     done = await conn.copy_records_to_table("staged_records", records=rows, columns=STAGED)
     return int(done.rpartition(" ")[2])
+
+
+# --- Uploads
+
+MAX_SLICES = 32  # of which each may hold one large record
+MAX_FLAWS = 100
+PROGRESS = 5  # seconds between two words about one upload
+
+
+class BadRecords(Exception):
+    """The first flaws of an upload, each with its place; malformed says that it is no NDJSON, CSV or JSON at all."""
+
+    def __init__(self, flaws: Sequence[tuple[str, str]], malformed: bool = False) -> None:
+        super().__init__("{}: {}".format(*flaws[0]))
+        self.flaws, self.malformed = flaws[:MAX_FLAWS], malformed
+
+
+def place_flaw(place: str, flaw: Flaw) -> tuple[str, str]:
+    """Raises BadRecords for what is malformed, for nothing can be read behind it."""
+    placed = f"{place}, {flaw.column}" if flaw.column else place, flaw.reason
+    if flaw.malformed:
+        raise BadRecords([placed], malformed=True)
+    return placed
+
+
+async def batches(slices: AsyncIterator[Slice], series: str, unit: str) -> AsyncIterator[list[Row]]:
+    """Rows to insert, a batch at a time, the last may be none; gives way to others in between. Raises BadRecords."""
+    rows, flaws, held = list[Row](), list[tuple[str, str]](), 0
+    async for found in slices:
+        held += 1
+        for place, row in found:
+            if isinstance(row, Flaw):
+                flaws.append(place_flaw(f"{unit} {place}", row))
+            else:
+                rows.append((series, *row))
+        if len(flaws) >= MAX_FLAWS:
+            break
+        await asyncio.sleep(0)
+        if flaws:
+            rows.clear()
+        if len(rows) >= SLICE or (rows and held >= MAX_SLICES):
+            yield rows
+            rows, held = [], 0
+            await asyncio.sleep(0)
+    if flaws:
+        raise BadRecords(flaws)
+    yield rows
+
+
+async def rows_of(
+    begun: Sequence[list[Row]], rest: AsyncIterator[list[Row]], tell: Callable[[int, float], None]
+) -> AsyncIterator[Row]:
+    """One by one, as the driver wants them; tell is told now and then how many there were and how many a second."""
+    count, started, told = 0, time.monotonic(), 0.0
+    waiting = [*begun]
+    while rows := waiting.pop(0) if waiting else await anext(rest, []):
+        for row in rows:
+            yield row
+        count += len(rows)
+        lasted = time.monotonic() - started
+        if lasted > told + PROGRESS:
+            told = lasted
+            tell(count, count / lasted)

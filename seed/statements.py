@@ -3,7 +3,9 @@
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from seed.values import split_names
 
 # What a parameter's name must not be looked for in: strings, quoted identifiers, dollar quotes, comments. As for
 # PostgreSQL, what is not ASCII is a letter, a carriage return ends a comment, and a string may go on in the next line.
@@ -25,6 +27,10 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 COMMENT_EDGE = re.compile(r"/\*|\*/")
+
+
+CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
+HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 
 
 class BadStatement(Exception):
@@ -105,3 +111,41 @@ def first_line(sql: str) -> int:
 
 def line_and_column(sql: str, offset: int) -> tuple[int, int]:
     return sql.count("\n", 0, offset) + 1, offset - sql.rfind("\n", 0, offset)
+
+
+def read_header(sql: str) -> tuple[dict[str, Any], list[str]]:
+    """What the comments before the first line of SQL say of a metric, as its fields, and what is wrong with them."""
+    fields: dict[str, Any] = {"claims": {}, "descriptions": {}, "required": frozenset()}
+    warnings: list[str] = []
+    for token, _ in tokens(sql):
+        if not token[0].startswith(("--", "/*")):
+            break
+        if line := HEADER_LINE.match(token[0]):
+            warnings += read_header_line(fields, line[1].lower(), line[2].strip())
+    return fields, warnings
+
+
+def read_header_line(fields: dict[str, Any], key: str, rest: str) -> Iterator[str]:
+    """Take one line into the fields and yield what is wrong with it."""
+    subject, _, value = (part.strip() for part in rest.partition(":"))
+    match key:
+        case "param":
+            name = subject.removesuffix("(required)").strip()
+            fields["descriptions"][name] = value
+            fields["required"] |= {name} if name != subject else set()
+        case "claim":
+            fields["claims"][subject] = value
+        case _ if subject:
+            return
+        case "roles":
+            fields["roles"] = frozenset(split_names(value))
+        case "tables":
+            fields["reads"] = tuple(split_names(value))
+        case "ttl" if not re.fullmatch(r"\d{1,8}", value):
+            yield f"ttl must be a number of seconds, not {value!r}"
+        case "ttl":
+            fields["ttl"] = float(value)
+        case "chart" if value not in CHARTS:
+            yield f"chart must be one of {', '.join(CHARTS)}, not {value!r}"
+        case _:
+            fields[key] = value

@@ -3,9 +3,10 @@
 import functools
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
+from typing import Protocol
 
 import msgspec
 
@@ -18,6 +19,9 @@ DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
 UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
 BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
 BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
+# Behind a time, and so not the blank between a date and a time.
+BLANK_OFFSET = dict.fromkeys(("timestamp", "timestamptz"), r"([Tt ]\d\d\S*) (\d\d(?::?\d\d)?)$")
+BLANK_OFFSET["timetz"] = r"^(\s*\d\d\S*) (\d\d(?::?\d\d)?)$"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
@@ -75,6 +79,40 @@ def parse_scalar(text: str, base: str) -> str | None:
         raise ValueError(f"must be {wanted}") from None
 
 
+def with_plus(text: str, base: str) -> str:
+    """A moment from a URL, in which the plus before its offset may have become a blank."""
+    return re.sub(BLANK_OFFSET[base], r"\1+\2", text.rstrip()) if base in BLANK_OFFSET else text
+
+
+class Type(Protocol):
+    """The built-in type that values look like."""
+
+    @property
+    def base(self) -> str: ...
+    @property
+    def is_array(self) -> bool: ...
+
+
+def parse_items(items: Iterable[str | None], kind: Type) -> str | None:
+    """The text of a value, which is an array's literal or the only item; raises ValueError with what it must be."""
+    values = [item if item is None else parse_scalar(with_plus(item, kind.base), kind.base) for item in items]
+    if not kind.is_array:
+        return values[0]
+    escaped = (value and value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join("NULL" if value is None else f'"{value}"' for value in escaped) + "}"
+
+
+def sent(texts: list[str], kind: Type) -> str | None:
+    """A value from a query string, where an array is its name repeated, or one literal; raises ValueError."""
+    if kind.is_array and texts == [""]:
+        return None
+    if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
+        return parse_items(split_array(texts[0][1:-1]), kind)
+    if len(texts) > 1 and not kind.is_array:
+        raise ValueError("is given more than once")
+    return parse_items(texts, kind)
+
+
 def split_array(text: str) -> Iterator[str | None]:
     """The items of a one-dimensional array literal without its braces; raises ValueError."""
     position, delimiter = 0, "," if text.strip() else ""
@@ -87,3 +125,7 @@ def split_array(text: str) -> Iterator[str | None]:
             yield re.sub(r"\\(.)", r"\1", item[1], flags=re.DOTALL)
         else:
             yield None if item[2].strip().upper() == "NULL" else item[2].strip()
+
+
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

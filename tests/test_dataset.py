@@ -29,7 +29,7 @@ async def database(cluster: str) -> str:
     await conn.execute("CREATE DATABASE dataset_test")
     await conn.close()
     url = cluster.replace("/metrics_test?", "/dataset_test?")
-    await asyncio.to_thread(app.migrate, app.Settings(database_url=url))
+    await asyncio.to_thread(app.migrate, app.Database(app.Settings(database_url=url)))
     return url
 
 

@@ -313,7 +313,7 @@ def test_a_number_has_its_change_and_a_line_that_has_gaps_too(page: Any) -> None
     before = {"columns": named({"day": "date", "alerts": "int8"}), "records": [{"day": day(-1), "alerts": 52}]}
     box = show(page, "number", {"day": "date", "alerts": "int8"}, rows, {"before": before, **JUNE})
     expect(box.locator("b")).to_have_text("39")
-    expect(box.get_by_text("25% less than in the period before (52)")).to_be_visible()
+    expect(box.get_by_text("-25% from 52 before")).to_be_visible()
     assert len(stretches(box)) == 2
 
 

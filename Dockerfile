@@ -17,7 +17,7 @@ COPY migrations/ migrations/
 COPY pages/ pages/
 COPY queries/ queries/
 # What reads SQL, values, prompts and uploads; the rest of seed/ is for laptops.
-COPY seed/mock_model.py seed/model.py seed/records.py seed/statements.py seed/values.py seed/
+COPY seed/fetch.py seed/mock_model.py seed/model.py seed/records.py seed/statements.py seed/values.py seed/
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \

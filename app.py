@@ -37,11 +37,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from http import HTTPMethod, HTTPStatus
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
@@ -66,15 +65,16 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import apply
-from migrations.connections import Login, Session, Target, TransactionPooling, connect, derived_login
+from migrations.connections import GuestSession, Login, Session, Target, TransactionPooling, connect, derived_login
+from pages import mcp
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
-from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
+from seed.fetch import Published, http_client
+from seed.model import ModelFailed
+from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
 from seed.values import parse_items, sent, split_names
 
-if TYPE_CHECKING:
-    import httpx
-
+VERSION = "1.0.0"  # as CHANGELOG.md has it
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
 audit_log = logging.getLogger("metrics_api.audit")
@@ -259,7 +259,7 @@ class MetricSummary(msgspec.Struct, frozen=True):
     title: str
     description: str
     unit: str
-    chart: str
+    chart: Annotated[str, msgspec.Meta(extra_json_schema={"enum": CHARTS})]
     is_editable: bool
     version: int
     live: bool
@@ -392,10 +392,6 @@ class InvalidToken(Exception):
     def __init__(self, reason: str, challenge: str = 'Bearer error="invalid_token"') -> None:
         super().__init__(reason)
         self.challenge = challenge
-
-
-class ModelFailed(Exception):
-    """The SQL model gave no usable answer; the message is for the caller."""
 
 
 class PoolBusy(Exception):
@@ -668,7 +664,6 @@ ALGORITHMS = ("RS256", "ES256")
 EACH_TOKENS_OWN = frozenset({"exp", "iat", "nbf", "jti", "auth_time", "origin_jti", "event_id"})
 LEEWAY = 30
 MAX_REMEMBERED = 4096
-KEYS_REFRESH, KEYS_KEPT = 60, 24 * 3600  # seconds
 
 
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
@@ -684,97 +679,15 @@ def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
     """Where people sign in and out (OpenID Connect Discovery 1.0, 4.2); raises for another issuer's or unsafe ones."""
     document = decode_any(body)
     names = {"authorization_endpoint", "token_endpoint"} | ({"end_session_endpoint"} & document.keys())
+    endpoints = {name: document[name] for name in names}
     # Nothing that would end a directive: one of them goes into the page's policy.
-    plain = re.compile(r"[\w:/.?&=%~+\[\]-]+", re.ASCII)
-    if not all(is_secure(document[name]) and plain.fullmatch(document[name]) for name in names):
-        raise ValueError("an endpoint is no https URL (http on loopback only)")
-    if document["issuer"] != issuer:
-        raise ValueError("it is another issuer's")
-    return {name: document[name] for name in names}
+    safe = (is_secure(url) and re.fullmatch(r"[\w:/.?&=%~+\[\]-]+", url, re.ASCII) for url in endpoints.values())
+    if document["issuer"] != issuer or not all(safe):
+        raise ValueError("it is another issuer's, or an endpoint is no https URL")
+    return endpoints
 
 
-UNCOMPRESSED = {"Accept-Encoding": "identity"}
 T = TypeVar("T")
-
-
-async def http_client(**options: Any) -> httpx.AsyncClient:
-    """Made in a thread, for importing httpx and reading the certificates takes a tenth of a second."""
-    return cast("httpx.AsyncClient", await asyncio.to_thread(lambda: import_module("httpx").AsyncClient(**options)))
-
-
-async def read_answer(response: httpx.Response, limit: int) -> bytes:
-    """The body of a 200; raises ValueError for another status, or for more bytes than limit."""
-    if response.status_code != 200:
-        raise ValueError(f"it answered with status {response.status_code}")
-    # A few hundred bytes may come to gigabytes, and nobody asked for that.
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise ValueError("its answer is compressed")
-    body = b""
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > limit:
-            raise ValueError(f"its answer is larger than {limit} bytes")
-    return body
-
-
-class Published(Generic[T]):
-    """What the issuer publishes, fetched when it is missing and by a clock, kept for a day while that fails.
-
-    At most one fetch is under way, one per 10 s after a success, one per 1, 2, 4, 8, 10 s after failures.
-    """
-
-    def __init__(self, url: str, parse: Callable[[bytes], dict[str, T]]) -> None:
-        self.url, self.parse = url, parse
-        self.forgotten_by: list[Callable[[], None]] = []
-        self.known: dict[str, T] = {}
-        self.body = b""
-        self.failures = 0
-        self.fetched_at = self.next_fetch = float("-inf")
-        self.fetching: asyncio.Task[None] | None = None
-
-    async def soon(self) -> dict[str, T]:
-        """What is known, after a second of a first fetch at most."""
-        if not self.known and (fetching := self.fetch()):
-            await asyncio.wait([fetching], timeout=1)
-        return self.known
-
-    async def keep_fresh(self) -> None:
-        """Fetch what is known again, for ever, so that what the issuer withdraws counts for a minute more at most."""
-        while True:
-            await asyncio.sleep(1)
-            age = time.monotonic() - self.fetched_at
-            if self.known and age > KEYS_KEPT:
-                self.replace({}, b"")
-            elif self.known and age > KEYS_REFRESH:
-                self.fetch()
-
-    def fetch(self) -> asyncio.Task[None] | None:
-        """The last fetch, or a new one when it is over and time for another."""
-        if (self.fetching is None or self.fetching.done()) and time.monotonic() >= self.next_fetch:
-            self.fetching = asyncio.create_task(self.fetch_now(), name=self.url)
-        return self.fetching
-
-    async def fetch_now(self) -> None:
-        try:
-            async with asyncio.timeout(3):
-                async with (
-                    await http_client() as client,
-                    client.stream("GET", self.url, headers=UNCOMPRESSED) as response,
-                ):
-                    body = await read_answer(response, 256 * 1024)
-            self.replace(self.parse(body), body)
-            self.failures, self.fetched_at = 0, time.monotonic()
-            self.next_fetch = self.fetched_at + 10
-        except Exception as exc:  # whatever an endpoint may do and whatever it may send
-            self.failures += 1
-            self.next_fetch = time.monotonic() + min(2 ** (self.failures - 1), 10)
-            warn("what the issuer publishes cannot be fetched", url=self.url, reason=repr(exc))
-
-    def replace(self, known: dict[str, T], body: bytes) -> None:
-        """Whoever was let in by keys that were the issuer's has to be looked at again when they are others."""
-        changed, self.known, self.body = body != self.body, known, body
-        for forget in self.forgotten_by if changed else ():
-            forget()
 
 
 class Verifier:
@@ -1086,47 +999,6 @@ def database_logins(settings: Settings) -> dict[str, Login]:
 
 async def keep_session(conn: asyncpg.Connection) -> None:
     """Run nothing when a connection comes back: reviewed SQL needs nothing, a guest's run ends with what it needs."""
-
-
-MAX_ERROR = 2**19  # bytes, more than any quote from MAX_SQL characters
-
-
-class ShortErrors:
-    """Hands on what the server sends, but cuts long errors: asyncpg takes minutes over one of a hundred megabytes."""
-
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        self.protocol = protocol
-        self.held = bytearray()
-        self.skip = 0  # bytes to come of an error that was cut
-
-    def data_received(self, data: bytes) -> None:
-        """PostgreSQL's messages are a letter, the length of what follows in four bytes, and the rest."""
-        self.held += data[self.skip :]
-        self.skip = max(self.skip - len(data), 0)
-        while len(self.held) >= 5:
-            size = 1 + int.from_bytes(self.held[1:5])
-            kept = MAX_ERROR if self.held[0] == ord("E") and size > MAX_ERROR else size
-            if len(self.held) < kept:
-                break
-            message = bytes(self.held[:kept])
-            if kept < size:
-                # Ends behind the last whole character, and its fields end with a zero byte each.
-                text = message[5:].decode(errors="ignore").encode() + b"\0\0"
-                message = b"E" + (4 + len(text)).to_bytes(4) + text
-            self.skip = max(size - len(self.held), 0)
-            del self.held[:size]
-            self.protocol.data_received(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.protocol, name)
-
-
-class GuestSession(Session):
-    """One for SQL that nobody reviewed, whose errors may be of any length."""
-
-    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, *args: Any) -> None:
-        super().__init__(protocol, transport, *args)
-        transport.set_protocol(cast(Any, ShortErrors(protocol)))
 
 
 GUEST_POOL_SIZE = 2
@@ -1546,16 +1418,13 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
 
 
 async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
-    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be; raises BadStatement."""
-    names = {}
-    for text, _ in statement.parts:
-        if text.lower().startswith('u&"'):
-            raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-        if identifier := re.fullmatch(r'"?(\w+)"?', text):
-            names[identifier[1].lower()] = text
-    asked = f"SELECT name FROM UNNEST($1::text[]) AS name WHERE {schema}.does_more_than_read(name) LIMIT 1"
-    if refused := await conn.fetchval(asked, list(names)):
-        raise BadStatement(f"{names[refused]} does more than read")
+    """Refuse by name what is not for everybody's SQL, for it cannot always be revoked; raises BadStatement."""
+    if any(text.lower().startswith('u&"') for text, _ in statement.parts):
+        raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
+    names = {text.strip('"').replace('""', '"').lower(): text for text, _ in statement.parts if text.strip()}
+    asked = "SELECT name, reason FROM UNNEST($1::text[]) AS name CROSS JOIN {}.why_not_said(name) AS reason"
+    if refused := await conn.fetchrow(f"{asked.format(schema)} WHERE reason IS NOT NULL LIMIT 1", list(names)):
+        raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
@@ -2295,13 +2164,7 @@ def render_for_tool(about: Definition, result: Result) -> bytes:
         count = f"{'more than ' * result.truncated}{result.row_count}"
         note = f"These are the first {MAX_TOOL_ROWS} of {count} rows: ask for a shorter period or for less to see all."
     columns = list(result.columns)
-    return tool_answer(ToolResult(about.id, about.title, about.unit, columns, records, cut or result.truncated, note))
-
-
-def tool_answer(value: Any) -> bytes:
-    body = encode(value)
-    content = [{"type": "text", "text": body.decode()}]
-    return encode({"content": content, "structuredContent": msgspec.Raw(body), "resultType": "complete"})
+    return mcp.result_of(ToolResult(about.id, about.title, about.unit, columns, records, cut or result.truncated, note))
 
 
 # An escape in JSON, without a group when it is half a surrogate pair, which columns of type json can hold.
@@ -2861,28 +2724,7 @@ async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Seq
 
 # ------------------------------------------------------------------------------------------------ model
 
-MAX_MODEL_ANSWER = 2**20
 MAX_VALUES = 1000  # that the mock looks for in a prompt
-
-
-async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
-    """One answer of an OpenAI-compatible server; raises ModelFailed."""
-    import httpx
-
-    url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
-    key = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
-    payload = {**({"model": settings.sql_model} if settings.sql_model else {}), "messages": messages, "temperature": 0}
-    try:
-        async with client.stream("POST", url, json=payload, headers=UNCOMPRESSED | key) as response:
-            body = await read_answer(response, MAX_MODEL_ANSWER)
-    except httpx.HTTPError as exc:
-        raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
-    except ValueError as exc:
-        raise ModelFailed(str(exc)) from exc
-    try:
-        return msgspec.convert(msgspec.json.decode(body)["choices"][0]["message"]["content"], str)
-    except (ValueError, LookupError, TypeError, RecursionError) as exc:
-        raise ModelFailed("its answer is no chat completion with a text") from exc
 
 
 async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metric, list[str]]:
@@ -2916,7 +2758,7 @@ async def converse(database: Database, task: str, prompt: str, about: Definition
     messages = [{"role": "system", "content": task}, {"role": "user", "content": prompt}]
     async with await http_client(timeout=None) as client:
         for _ in range(3):
-            answer = await complete(client, database.settings, messages)
+            answer = await model.complete(client, database.settings, messages)
             sql = model.extract_sql(answer)
             if len(sql) > MAX_SQL:
                 raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
@@ -3259,16 +3101,11 @@ PAGES = StaticFiles(directory=HERE / "pages", check_dir=False)
 def page_headers(tokens_from: str = "") -> dict[str, str]:
     """Lets a page load its own files alone, and ask the service and the one URL that its tokens come from."""
     policy = (
-        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from};"
+        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {tokens_from.partition('?')[0]};"
         " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     own = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-
-
-def fill_page(name: str, place: str, text: str, headers: dict[str, str]) -> Response:
-    filled = (HERE / "pages" / name).read_text().replace(place, text)
-    return Response(filled, headers=headers, media_type="text/html")
 
 
 async def dashboard(request: Request[State]) -> Response:
@@ -3279,15 +3116,15 @@ async def dashboard(request: Request[State]) -> Response:
         endpoints = await verifier.endpoints.soon()
         access |= {"issuer": settings.jwt_issuer, "client_id": settings.browser_client_id, **endpoints}
     block = encode(None if verifier.open else access).replace(b"<", b"\\u003c").decode()
-    return fill_page(
-        "dashboard.html", "{access}", block, page_headers(access.get("token_endpoint", "").partition("?")[0])
-    )
+    text = (HERE / "pages" / "dashboard.html").read_text().replace("{access}", block)
+    return Response(text, headers=page_headers(access.get("token_endpoint", "")), media_type="text/html")
 
 
 async def docs(request: Request[State]) -> Response:
     """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
     root = "../" if request.scope["raw_path"].endswith(b"/") else ""
-    return fill_page("docs.html", "{root}", root, page_headers())
+    text = (HERE / "pages" / "docs.html").read_text().replace("{root}", root)
+    return Response(text, headers=page_headers(), media_type="text/html")
 
 
 async def page(request: Request[State]) -> Response:
@@ -3314,7 +3151,7 @@ async def health_ready(request: Request[State]) -> Response:
     """What requests depend on, part by part."""
     checks = await ready_checks(request.state)
     worst = max((check.status for group in checks.values() for check in group), key=("pass", "warn", "fail").index)
-    body = encode({"status": worst, "checks": checks})
+    body = encode({"status": worst, "version": VERSION, "releaseId": VERSION, "checks": checks})
     return Response(body, 503 if worst == "fail" else 200, media_type="application/health+json")
 
 
@@ -3585,7 +3422,7 @@ class Subscriber:
         """Raises WebSocketException, or WebSocketDisconnect when the client leaves."""
         while (event := await self.websocket.receive())["type"] != "websocket.disconnect":
             try:
-                await self.take(parse_message(event.get("text") or event.get("bytes") or "", MAX_MESSAGE))
+                await self.take(parse_message(event.get("text") or event.get("bytes") or ""))
             except Problem as exc:
                 self.put(exc)
             await asyncio.sleep(0)  # messages that are here already would not let others have their turn
@@ -3663,10 +3500,10 @@ def live_message(news: Answer | Exception, metric_id: str | None, params: dict[s
     return encode(said | {"type": "problem", "status": problem.status, "title": title, "detail": detail})
 
 
-def parse_message(text: str | bytes, limit: int) -> dict[str, Any]:
+def parse_message(text: str | bytes) -> dict[str, Any]:
     """Raises Problem 413, 400 or 422."""
-    if len(text) > limit:
-        raise Problem(413, f"The message is larger than {limit} bytes.")
+    if len(text) > MAX_MESSAGE:
+        raise Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
     try:
         message = decode_any(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -3715,6 +3552,7 @@ def fixed_document(settings: Settings, secured: bool) -> Schema:
     for name, scope in (("READ", settings.jwt_read_scope), ("WRITE", settings.jwt_write_scope)):
         text = text.replace(f'"JWT_{name}_SCOPE"'.encode(), encode(scope))
     fixed: Schema = msgspec.json.decode(text)
+    fixed["info"]["version"] = VERSION
     schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)[1]
     fixed["components"]["schemas"] |= schemas
     # Generators take a field that has a default for one that is always there.
@@ -3770,13 +3608,13 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
     return fixed
 
 
-def kept(state: State, key: tuple[str, ...], make: Callable[[], Schema]) -> bytes:
+def kept(state: State, key: tuple[str, ...], make: Callable[[], bytes]) -> bytes:
     """What shows metrics, made once for each set of them that callers see, until any of them changes."""
     documents = state["documents"]
     if key not in documents:
         if len(documents) >= MAX_DOCUMENTS:
             documents.clear()
-        documents[key] = encode(make())
+        documents[key] = make()
     return documents[key]
 
 
@@ -3791,7 +3629,7 @@ async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
     state = request.state
     metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
-    text = kept(state, ("document", *(metric.id for metric in metrics)), lambda: document(state, metrics))
+    text = kept(state, ("document", *(metric.id for metric in metrics)), lambda: encode(document(state, metrics)))
     etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(header(request.scope, b"if-none-match"), etag.encode()):
@@ -3810,20 +3648,7 @@ async def docs_file(request: Request[State]) -> Response:
 
 # ------------------------------------------------------------------------------------------------ agents
 
-# Of the Model Context Protocol: four that begin with a handshake, and one in which each request says everything anew.
-PROTOCOLS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
-HANDSHAKE, STATELESS = PROTOCOLS[-2:]
-BAD_JSON, BAD_REQUEST, NO_METHOD, BAD_PARAMS = -32700, -32600, -32601, -32602  # JSON-RPC 2.0, 5.1
-HEADERS_DIFFER, UNKNOWN_PROTOCOL = -32020, -32022
 MAX_FOUND = 50  # metrics
-
-
-class RpcError(Exception):
-    """What answers a message instead of a result."""
-
-    def __init__(self, code: int, message: str, **data: Any) -> None:
-        super().__init__(message)
-        self.error = {"code": code, "message": shortened(message), **({"data": data} if data else {})}
 
 
 class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -3858,67 +3683,43 @@ TOOLS: dict[str, tuple[type, type, Callable[[Request[State], Any], Coroutine[Any
 }
 
 
-@functools.cache
-def fixed_answers() -> dict[str, Any]:
-    """pages/mcp.json, with the schemas of what its tools take and give."""
-    text = (HERE / "pages" / "mcp.json").read_bytes()
-    fixed: dict[str, Any] = msgspec.json.decode(text)
-    for tool in fixed["tools"]:
-        takes, gives, *_ = TOOLS[tool["name"]]
-        for name, kind in (("inputSchema", takes), ("outputSchema", gives)):
-            definitions = msgspec.json.schema(kind)["$defs"]
-            tool[name] = definitions.pop(kind.__name__) | {"$defs": definitions}
-    return fixed
-
-
 def metric_tool(metric: Metric) -> Schema:
     """A metric as a tool that a model can choose and call."""
-    about, result, parameters = metric.about, fixed_answers()["result"], parameters_of(metric)
-    types = dict(zip(metric.names, metric.types, strict=True))
+    about, parameters, types = metric.about, parameters_of(metric), dict(zip(metric.names, metric.types, strict=True))
     columns = ", ".join(f"{column.name} {column.type}" for column in metric.columns)
     said = (about.description, f"Unit: {about.unit}." if about.unit else "", f"Columns: {columns}.")
-    fields = {p.name: parameter_schema(types[p.name]) | {"description": p.description or p.type} for p in parameters}
-    taken: Schema = {"type": "object", "properties": fields, "required": [p.name for p in parameters if p.required]}
-    items = record_schema([column.name for column in metric.columns], metric.column_types)
-    records = {"records": {"type": "array", "items": items}}
-    return {
-        "name": metric.id,
-        "title": about.title,
-        "description": " ".join(filter(None, said)),
-        "inputSchema": taken | {"additionalProperties": False},
-        "outputSchema": result | {"properties": result["properties"] | records},
-        "annotations": {"readOnlyHint": True, "openWorldHint": False},
-    }
+    taken = {p.name: parameter_schema(types[p.name]) | {"description": p.description or p.type} for p in parameters}
+    record = record_schema([column.name for column in metric.columns], metric.column_types)
+    required = [parameter.name for parameter in parameters if parameter.required]
+    return mcp.result_tool(metric.id, about.title, " ".join(filter(None, said)), taken, required, record)
 
 
-async def list_tools(request: Request[State], params: dict[str, Any]) -> bytes:
-    state, caller, fixed = request.state, request.scope["caller"], fixed_answers()
+def list_tools(request: Request[State]) -> bytes:
+    state, caller = request.state, request.scope["caller"]
     metrics = [metric for metric in state["catalog"].visible(caller) if metric.id not in TOOLS]
     writes = state["verifier"].open or state["settings"].jwt_write_scope in caller.scopes
+    own = [name for name, tool in TOOLS.items() if writes or not tool[-1]]
 
-    def make() -> Schema:
-        own = [tool for tool in fixed["tools"] if writes or not TOOLS[tool["name"]][-1]]
-        tools = encode([*own, *map(metric_tool, metrics)]).replace(b"#/components/schemas/", b"#/$defs/")
-        return {"tools": msgspec.Raw(tools), **fixed["cacheable"]}
+    def make() -> bytes:
+        return mcp.list_tools([*(mcp.own_tool(name, *TOOLS[name][:2]) for name in own), *map(metric_tool, metrics)])
 
-    return kept(state, ("tools", str(writes), *(metric.id for metric in metrics)), make)
+    return kept(state, ("tools", *own, *(metric.id for metric in metrics)), make)
 
 
 async def call_tool(request: Request[State], params: dict[str, Any]) -> bytes:
     """A result, or an error that says what to send instead; raises RpcError, or Problem 403 for want of a scope."""
     name, arguments = params.get("name"), params.get("arguments") or {}
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise RpcError(BAD_PARAMS, "Send the name of a tool, and arguments, an object.")
+        raise mcp.RpcError(mcp.BAD_PARAMS, "Send the name of a tool, and arguments, an object.")
     if name in TOOLS:
         check_scopes(request.scope, TOOLS[name][-1])
     try:
         return await (call_own if name in TOOLS else call_metric)(request, name, arguments)
-    except (ClientDisconnect, RpcError):
+    except (ClientDisconnect, mcp.RpcError):
         raise
     except Exception as exc:
         answer_error(request.scope, exc)
-        text = shortened(as_problem(exc).detail)
-        return encode({"content": [{"type": "text", "text": text}], "isError": True, "resultType": "complete"})
+        return mcp.failure_of(shortened(as_problem(exc).detail))
 
 
 async def call_own(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
@@ -3927,7 +3728,7 @@ async def call_own(request: Request[State], name: str, arguments: dict[str, Any]
         taken: Any = msgspec.convert(arguments, kind)
     except msgspec.ValidationError as exc:
         raise flawed(exc, "object of arguments") from None
-    return tool_answer(await call(request, taken))
+    return mcp.result_of(await call(request, taken))
 
 
 async def call_metric(request: Request[State], name: str, arguments: dict[str, Any]) -> bytes:
@@ -3938,7 +3739,7 @@ async def call_metric(request: Request[State], name: str, arguments: dict[str, A
     except Problem as exc:
         if exc.status >= 500:
             raise
-        raise RpcError(BAD_PARAMS, f"Unknown tool: {exc.detail}") from None
+        raise mcp.RpcError(mcp.BAD_PARAMS, f"Unknown tool: {exc.detail}") from None
     scope["metric_id"] = metric.id
     given = {key: encode(value).decode() if isinstance(value, bool) else value for key, value in arguments.items()}
     pairs = text_pairs({key: value for key, value in given.items() if value is not None})
@@ -3947,76 +3748,21 @@ async def call_metric(request: Request[State], name: str, arguments: dict[str, A
     return (await results.answer(plan, entry)).body
 
 
-async def shake_hands(request: Request[State], params: dict[str, Any]) -> bytes:
-    asked = params.get("protocolVersion")
-    version = asked if asked in PROTOCOLS and asked != STATELESS else HANDSHAKE
-    return encode(fixed_answers()["server"] | {"protocolVersion": version})
-
-
-async def discover(request: Request[State], params: dict[str, Any]) -> bytes:
-    fixed = fixed_answers()
-    about = {"_meta": {"io.modelcontextprotocol/serverInfo": fixed["server"]["serverInfo"]}}
-    return encode(fixed["server"] | fixed["cacheable"] | about | {"supportedVersions": [STATELESS]})
-
-
-async def ping(request: Request[State], params: dict[str, Any]) -> bytes:
-    return b'{"resultType":"complete"}'
-
-
-METHODS = {
-    "initialize": shake_hands,
-    "server/discover": discover,
-    "ping": ping,
-    "tools/list": list_tools,
-    "tools/call": call_tool,
-}
-
-
-def read_rpc(body: bytes) -> dict[str, Any]:
-    """A JSON-RPC message; raises RpcError."""
-    try:
-        message = parse_message(body, len(body))
-    except Problem as exc:
-        raise RpcError(BAD_JSON if exc.status == 400 else BAD_REQUEST, exc.detail) from None
-    number, method = message.get("id", 0), message.get("method", "" if "result" in message or "error" in message else 0)
-    if message.get("jsonrpc") != "2.0" or not isinstance(method, str):
-        raise RpcError(BAD_REQUEST, 'Send a JSON-RPC message: {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}.')
-    if isinstance(number, bool) or not isinstance(number, str | int | Decimal):
-        raise RpcError(BAD_REQUEST, "The id must be a text or a number.")
-    return message
-
-
-def check_rpc(message: dict[str, Any], version: str, said: tuple[str, str]) -> None:
-    """Whether a request is one that is answered, and what a proxy may have routed by is what it says."""
-    method, params = message["method"], message.setdefault("params", {})
-    if version and version not in PROTOCOLS:
-        words = f"Send an MCP-Protocol-Version of {', '.join(PROTOCOLS)}."
-        raise RpcError(UNKNOWN_PROTOCOL, words, supported=PROTOCOLS, requested=shortened(version))
-    if not isinstance(params, dict):
-        raise RpcError(BAD_PARAMS, "params must be an object.")
-    if version == STATELESS and said != (method, params.get("name", "") if method == "tools/call" else said[1]):
-        raise RpcError(HEADERS_DIFFER, "Mcp-Method and Mcp-Name must be the message's method and its tool's name.")
-    if method not in METHODS:
-        raise RpcError(NO_METHOD, f"There is no method {method}; there are {', '.join(METHODS)}.")
-
-
-async def mcp(request: Request[State]) -> Response:
+async def answer_agent(request: Request[State]) -> Response:
     """One message of the Model Context Protocol: streamable HTTP without sessions, so that any instance answers."""
-    body, number = await read_body(request), None
-    version, *said = (header_text(request.scope, b"mcp-" + name) for name in (b"protocol-version", b"method", b"name"))
+    body, call, scope = await read_body(request), None, request.scope
+    version = header_text(scope, b"mcp-protocol-version")
     try:
-        message = read_rpc(body)
-        if "id" not in message or "method" not in message:
+        call = mcp.read_call(body)
+        if call.id is None:
             return Response(status_code=202)
-        number = message["id"]
-        check_rpc(message, version, (said[0], said[1]))
-        result = await METHODS[message["method"]](request, message["params"])
-    except RpcError as exc:
-        # A client that shook hands takes an error for an answer like any other.
-        answered = number is not None and version in ("", *PROTOCOLS[:-1])
-        status = 200 if answered else 404 if exc.error["code"] == NO_METHOD else 400
-        return json_response({"jsonrpc": "2.0", "id": number, "error": exc.error}, status)
-    return Response(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(number), result), media_type="application/json")
+        mcp.check_call(call, version, {name: header_text(scope, name.encode()) for name in ("mcp-method", "mcp-name")})
+        result = mcp.greet(call, VERSION) or (
+            list_tools(request) if call.method == "tools/list" else await call_tool(request, call.params)
+        )
+    except mcp.RpcError as exc:
+        return Response(*mcp.refuse(call, exc, version), media_type="application/json")
+    return Response(mcp.answer(call, result), media_type="application/json")
 
 
 async def protected_resource(request: Request[State]) -> Response:
@@ -4050,7 +3796,7 @@ ROUTES = [
     Route("/health/live", health_live),
     Route("/health/ready", health_ready),
     Route("/prometheus", prometheus),
-    Route("/mcp", mcp, methods=["POST"]),
+    Route("/mcp", answer_agent, methods=["POST"]),
     Route(PROTECTED_RESOURCE, protected_resource),
     WebSocketRoute("/live", live),
     WebSocketRoute("/live/", live),
@@ -4504,6 +4250,7 @@ def parse_options() -> argparse.Namespace:
     port, count = functools.partial(whole_number, 0, 65_535), functools.partial(whole_number, 1, 64)
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
+    parser.add_argument("--version", action="version", version=f"Metrics API {VERSION}")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=port, default=8000, help="0 for any that is free")
     parser.add_argument("--workers", type=count, default=1, help="processes that serve")

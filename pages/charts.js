@@ -1,20 +1,18 @@
-// Draws what a metric answers as a chart, a number or a table, in any page, without a library:
+// Draws what a metric answers as a chart, a number or a table, in any page:
 //
 //   <link rel="stylesheet" href="https://metrics.example/pages/charts.css">
 //   <div id="cost" style="height: 260px"></div>
 //   <script type="module">
 //     import { draw, parse } from 'https://metrics.example/pages/charts.js'
-//     const period = { from: '2025-06-01', to: '2025-06-30' }
-//     const answer = await fetch(`https://metrics.example/metrics/cost-avoided?start_date=${period.from}&end_date=${period.to}`)
-//     draw(document.getElementById('cost'), { title: 'Cost avoided', chart: 'line', unit: 'USD' }, parse(await answer.text()), period)
+//     const answer = await fetch('https://metrics.example/metrics/cost-avoided?start_date=2025-06-01&end_date=2025-06-30')
+//     const metric = { title: 'Cost avoided', unit: 'USD', chart: 'line' }
+//     draw(document.getElementById('cost'), metric, parse(await answer.text()), { from: '2025-06-01', to: '2025-06-30' })
 //   </script>
 //
-// draw(box, metric, result, options) draws into a box that has a height, again when the box changes its size, and
-// moves what is there when it is called again.
-//   metric   title, unit, and chart: number, line, bar, stacked, hbar or table (also what cannot be drawn otherwise)
-//   result   columns, records and truncated, as the service answers; read it with parse, which keeps all digits
-//   options  from, to: the period that was asked for, ISO 8601, which time axes span
-//            before: the result of the period before, which a number is compared with
+// draw(box, metric, result, options) draws into a box that has a height, again when its size changes; called again it
+// moves what is there. The chart is number, line, bar, stacked, hbar or table; what it cannot draw becomes a table. The
+// result is the service's answer, of which parse keeps all digits. Options: from and to, the period that was asked for
+// (ISO 8601), which time axes span; before, the result of the period before, with which a number is compared.
 
 const { abs, ceil, floor, log10, max, min } = Math
 const { assign } = Object
@@ -59,15 +57,14 @@ function format(value, options, Kind = Intl.NumberFormat) {
 }
 
 // A number that a double would not give back digit for digit (bigint, numeric) becomes a text.
-export const parse = (json) => JSON.parse(json.replace(/"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g,
+export const parse = (json) => JSON.parse(json.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*/g,
 	(token) => (token[0] === '"' || String(+token) === token ? token : `"${token}"`)))
 
 const known = (kind) => new Set(Intl.supportedValuesOf?.(kind))
 const [CURRENCIES, UNITS] = [known('currency'), known('unit')]
 const SIGNS = { '€': 'EUR', '$': 'USD', '£': 'GBP', '¥': 'JPY' }
-const SHORT = { '%': 'percent', percent: 'percent', ms: 'millisecond', s: 'second', sec: 'second', min: 'minute', h: 'hour', kg: 'kilogram',
-	g: 'gram', km: 'kilometer', m: 'meter', cm: 'centimeter', mm: 'millimeter', l: 'liter', '°C': 'celsius', B: 'byte', kB: 'kilobyte',
-	KB: 'kilobyte', MB: 'megabyte', GB: 'gigabyte', TB: 'terabyte' }
+const SHORT = { '%': 'percent', percent: 'percent', ms: 'millisecond', s: 'second', min: 'minute', h: 'hour', kg: 'kilogram', km: 'kilometer',
+	'°C': 'celsius', kB: 'kilobyte', MB: 'megabyte', GB: 'gigabyte', TB: 'terabyte' }
 
 // How the browser's language writes a unit, where it knows it.
 function styleOf(unit) {
@@ -77,6 +74,10 @@ function styleOf(unit) {
 	const long = unit?.replace(/s$/, '')
 	return UNITS.has(long) ? { style: 'unit', unit: long, unitDisplay: 'long' } : {}
 }
+
+// A unit stands at each number where the language has a sign for it, else once beside them.
+const signOf = (unit) => (styleOf(unit).style ? unit : '')
+const captionOf = (unit) => (styleOf(unit).style ? '' : unit || '')
 
 function amount(value, unit, options) {
 	const style = styleOf(unit)
@@ -200,14 +201,14 @@ function fill(series, length) {
 	return { ...series, values, raws }
 }
 
-// --- Which series are drawn: those that can be told apart, and the rest on demand
+// --- Which series are drawn: as many as can be told apart, the largest, and the rest on demand
 
 const MOST = 8
 
-function choose(all, limit) {
-	if (all.length <= limit + 2) return [all, []]
-	const largest = new Set([...all].sort((a, b) => b.size - a.size).slice(0, limit))
-	return [all.filter((each) => largest.has(each)), all.filter((each) => !largest.has(each))]
+function largestFirst(all) {
+	if (all.length <= MOST + 2) return all
+	const largest = new Set([...all].sort((a, b) => b.size - a.size).slice(0, MOST))
+	return [...all.filter((each) => largest.has(each)), ...all.filter((each) => !largest.has(each))]
 }
 
 function sumUp(rest, length) {
@@ -215,21 +216,6 @@ function sumUp(rest, length) {
 	for (const { points, column } of rest) for (const [i, row] of points) values[i] += number(row[column.name])
 	return { name: `${rest.length} more`, colour: 'rest', values, raws: values }
 }
-
-// A series keeps its colour while it is drawn, whatever comes and goes around it.
-function colours(chart, names) {
-	const taken = new Map()
-	for (const name of names) if (chart.colours.has(name) && !taken.has(chart.colours.get(name))) taken.set(chart.colours.get(name), name)
-	for (const name of names) {
-		let n = chart.colours.get(name)
-		if (taken.get(n) === name) continue
-		for (n = 0; taken.has(n);) n++
-		chart.colours.set(name, n)
-		taken.set(n, name)
-	}
-}
-
-const colourOf = (chart, name) => `c${chart.colours.get(name) % MOST} d${floor(chart.colours.get(name) / MOST) % 3}`
 
 function stack(series, length) {
 	const [up, down] = [Array(length).fill(0), Array(length).fill(0)]
@@ -240,20 +226,18 @@ function stack(series, length) {
 	}) }))
 }
 
-function panelsOf(chart) {
-	const { said, metric, result: { columns, records }, hidden, limit } = chart
-	const isStacked = metric.chart === 'stacked'
+function panelsOf({ said, metric, result: { columns, records }, hidden, limit }) {
 	const numbers = columns.filter((column) => said.series.some((each) => each.column === column))
-	const panels = axes(numbers, metric, records, isStacked).map(({ unit, columns: own }) => {
-		const all = said.series.filter(({ column }) => own.includes(column))
-		const [chosen, rest] = choose(all, limit)
-		return { unit, all, chosen, rest }
-	})
-	colours(chart, panels.flatMap(({ chosen }) => chosen.map(({ name }) => name)))
-	return panels.map((panel) => {
-		const drawn = panel.chosen.filter(({ name }) => !hidden.has(name)).map((each) => ({ ...fill(each, said.x.length), colour: colourOf(chart, each.name) }))
-		if (isStacked && panel.rest[0]) drawn.push(sumUp(panel.rest, said.x.length))
-		return { ...panel, series: isStacked ? stack(drawn, said.x.length) : drawn }
+	const isStacked = metric.chart === 'stacked'
+	let colours = 0
+	return axes(numbers, metric, records, isStacked).map(({ unit, columns: own }) => {
+		const all = largestFirst(said.series.filter(({ column }) => own.includes(column)))
+			.map((each, n) => ({ ...each, colour: `c${(colours + n) % MOST} d${floor((colours + n) / MOST) % 3}` }))
+		const [chosen, rest] = all.length > limit + 2 ? [all.slice(0, limit), all.slice(limit)] : [all, []]
+		const series = chosen.filter(({ name }) => !hidden.has(name)).map((each) => fill(each, said.x.length))
+		if (isStacked && rest[0]) series.push(sumUp(rest, said.x.length))
+		colours += min(all.length, MOST)
+		return { unit, chosen, rest, series: isStacked ? stack(series, said.x.length) : series }
 	})
 }
 
@@ -303,13 +287,13 @@ function levelNames(levels, unit) {
 	const [places, digits] = [max(0, -floor(log10(step))), floor(log10(top)) - floor(log10(step)) + 1]
 	const options = top >= 1e4 || top < 1e-4 ? { notation: top < 1 ? 'scientific' : 'compact', maximumSignificantDigits: clamp(1, digits, 15) }
 		: { minimumFractionDigits: places, maximumFractionDigits: places }
-	return levels.map((level) => amount(level, styleOf(unit).style ? unit : '', options))
+	return levels.map((level) => amount(level, signOf(unit), options))
 }
 
-function timeTicks(low, high, count) {
-	const fits = (step) => (high - low) / step <= max(1, count)
-	const step = [1, 5, 15, 60, 180, 360, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4).find(fits)
-	const months = [1, 2, 3, 6, 12, 60, 120].find((n) => fits(n * 42 * DAY)) || 600 // their names are short
+function timeTicks(low, high, width) {
+	const fits = (step, room) => ((high - low) / step) * room <= max(room, width)
+	const step = [1, 5, 15, 60, 180, 360, 720, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4).find((each) => fits(each, each < DAY ? 66 : 54))
+	const months = [1, 2, 3, 6, 12, 60, 120].find((n) => fits(n * 30 * DAY, 44)) || 600
 	const at = (n) => (step ? n * step + 4 * DAY : Date.UTC(1970, n * months)) // the epoch's first Monday
 	const list = []
 	for (let n = floor((low - 4 * DAY) / (step || months * 31 * DAY)); at(n) <= high; n++) if (at(n) >= low) list.push(at(n))
@@ -346,7 +330,7 @@ function acrossTime({ said, options }, isBar, left, right) {
 	const gap = min(gaps(said.x)[0] ?? DAY, (high - low) / 3 || DAY)
 	const pad = isBar ? gap / 2 : 0
 	const at = between(low - pad, high + pad, left, right)
-	const marks = timeTicks(low, high, (right - left) / 64).map(([p, name]) => [at(p), name])
+	const marks = timeTicks(low, high, right - left).map(([p, name]) => [at(p), name])
 	return { at: said.x.map(at), step: isBar ? at(low + gap) - at(low) : 0, marks }
 }
 
@@ -422,7 +406,7 @@ const text = (x, y, kind, content) => ['text', { x, y, class: kind }, content]
 const ends = ({ values, from }) => (from ? values.map((value, i) => from[i] + value) : values)
 
 function scale({ series, unit }, fromZero, height, isNamed) {
-	const caption = styleOf(unit).style ? '' : unit
+	const caption = captionOf(unit)
 	const [top, bottom] = [caption ? 22 : 10, height - (isNamed ? 22 : 8)]
 	const levels = ticks(reach(series.flatMap(ends), fromZero), floor((bottom - top) / 40))
 	const y = between(levels[0], levels.at(-1), bottom, top)
@@ -441,9 +425,11 @@ function plot(chart, sizes) {
 	const svgs = [...chart.box.querySelectorAll('.panels svg')]
 	panels.forEach((panel, n) => patch(svgs[n], drawing(scales[n], places, marks({ ...panel, said }, places, scales[n]))))
 	chart.plan = {
-		count: said.x.length, slot: (i) => i, near: ({ offsetX }) => nearest(places.at, offsetX),
+		count: said.x.length,
+		slot: (i) => i,
+		near: ({ offsetX }) => nearest(places.at, offsetX),
 		mark: (i) => panels.forEach((panel, n) => patch(svgs[n].lastChild, i == null ? [] : spots(panel, places, scales[n], i, isLine || isArea))),
-		edges: (i) => { const { left: edge, top, bottom } = svgs[0].getBoundingClientRect(); return { left: edge + places.at[i], right: edge + places.at[i], top, bottom } },
+		place: (i) => { const { left: edge, top, bottom } = svgs[0].getBoundingClientRect(); return { x: edge + places.at[i], top, bottom } },
 	}
 }
 
@@ -453,7 +439,7 @@ function drawing({ levels, names, caption, y, bottom, isNamed }, { marks, left, 
 	return [
 		['g', {}, levels.map(rule)],
 		['g', {}, shapes],
-		['g', {}, [text(2, 11, 'unit', caption || ''), ...levels.map((level, i) => text(left - 8, y(level) + 4, 'level', names[i])),
+		['g', {}, [text(2, 11, 'unit', caption), ...levels.map((level, i) => text(left - 8, y(level) + 4, 'level', names[i])),
 			...(isNamed ? marks.map(under) : [])]],
 		['g', {}],
 	]
@@ -467,16 +453,15 @@ function spots({ series }, { at, step }, { y, top, bottom }, i, isLine) {
 
 const nearest = (at, p) => at.reduce((best, each, i) => (abs(each - p) < abs(at[best] - p) ? i : best), 0)
 
-function summary({ metric: { title, chart }, said: { label, x }, panels }) {
-	const series = panels.flatMap((panel) => panel.series.map((each) => ({ ...each, unit: panel.unit })))
-	const ranges = series.map(({ name, values, unit }) => `${name} from ${extent(values).map((value) => plain(value, unit)).join(' to ')}`)
-	return sentences([`${title || ''}, ${chart} chart, ${label(0)} to ${label(x.length - 1)}`, ...ranges.slice(0, 12), ranges[12] && `and ${ranges.length - 12} more series`])
+function summary({ metric: { title, chart }, said: { label, x } }, panels) {
+	const ranges = panels.flatMap(({ series, unit }) => series.map(({ name, values }) => `${name} from ${extent(values).map((value) => plain(value, unit)).join(' to ')}`))
+	return sentences([`${title || ''}, ${chart} chart, ${label(0)} to ${label(x.length - 1)}`, ...ranges.slice(0, 12), ranges[12] && `And ${ranges.length - 12} more`])
 }
 
 function panelsView(chart) {
 	return [['div', { class: 'panels' }, chart.panels.map((panel, n) => ['figure', {}, [
 		['ul', { class: 'legend' }, legend(chart, panel)],
-		['svg', { role: 'img', tabindex: n ? null : 0, 'aria-roledescription': 'chart, arrow keys read its points', 'aria-label': summary({ ...chart, panels: [panel] }) }]]])]]
+		['svg', { role: 'img', tabindex: n ? null : 0, 'aria-roledescription': 'chart, arrow keys read its points', 'aria-label': summary(chart, [panel]) }]]])]]
 }
 
 // --- Legends
@@ -484,104 +469,104 @@ function panelsView(chart) {
 const button = (act, colour, label, more) => ['button', { type: 'button', 'data-act': act, 'data-name': null, 'aria-pressed': null, class: colour, ...more },
 	[['i', {}], ['span', { dir: 'auto' }, label]]]
 
-function legend(chart, { all, chosen, rest }) {
-	if (!all[1] && !chart.panels[1]) return []
-	const toggle = ({ name }) => button('toggle', colourOf(chart, name), name, { 'data-name': name, 'aria-pressed': String(!chart.hidden.has(name)) })
-	const more = rest[0] ? [button('more', chart.metric.chart === 'stacked' ? 'rest' : 'plain', `${rest.length} more`)] : []
-	const fewer = chart.limit > MOST && all[MOST + 2] ? [button('fewer', 'plain', 'Fewer')] : []
-	return [...chosen.map(toggle), ...more, ...fewer].map((each) => ['li', {}, [each]])
+function legend({ panels, hidden, metric, limit }, { chosen, rest }) {
+	if (!chosen[1] && !panels[1]) return []
+	const toggles = chosen.map(({ name, colour }) => button('toggle', colour, name, { 'data-name': name, 'aria-pressed': String(!hidden.has(name)) }))
+	const more = rest[0] && button('more', metric.chart === 'stacked' ? 'rest' : 'plain', `${rest.length} more`)
+	const fewer = limit > MOST && chosen[MOST + 2] && button('fewer', 'plain', 'Fewer')
+	return [...toggles, more, fewer].filter(Boolean).map((each) => ['li', {}, [each]])
 }
 
 // --- Horizontal bars: the largest first, unless the names have an order of their own
 
 function rowsView(chart) {
 	const { panels, said, height, open } = chart
-	const total = (i) => panels[0].series.reduce((sum, { values }) => sum + values[i], 0)
 	const order = [...said.x.keys()]
-	if (!said.timed && !said.ordered) order.sort((a, b) => total(b) - total(a))
-	const isStacked = chart.metric.chart === 'stacked'
-	const lanes = isStacked ? 1 : max(1, ...panels.map(({ series }) => series.length))
+	if (!said.timed && !said.ordered) order.sort((a, b) => sumAt(panels[0], b) - sumAt(panels[0], a))
+	const lanes = max(1, ...panels.map(({ series }) => (series[0]?.from ? 1 : series.length)))
 	const legends = panels.flatMap((panel) => legend(chart, panel))
-	const captions = panels.map(({ unit }) => (styleOf(unit).style ? '' : unit)).filter(Boolean).join(', ')
+	const captions = panels.map(({ unit }) => captionOf(unit)).filter(Boolean).join(', ')
 	const fit = (taken) => max(1, floor((height - taken - (legends[0] ? 26 : 0) - (captions ? 16 : 0)) / (10 + 15 * lanes)))
 	const isAll = order.length <= fit(4)
 	chart.order = isAll ? order : order.slice(0, open || fit(34))
-	const columns = `grid-template-columns: fit-content(55%) ${panels.map(() => 'minmax(36px, 1fr) max-content').join(' ')}`
+	const scales = panels.map(({ series }) => reach(series.flatMap(ends), true)).map(([low, high]) => between(low, high, 0, 100))
+	const style = `grid-template-columns: fit-content(55%) ${panels.map(() => 'minmax(36px, 1fr) max-content').join(' ')}`
+	const row = (i, n) => ['li', { 'data-n': n }, [['span', { class: 'label', dir: 'auto' }, said.label(i)], ...panels.flatMap((panel, k) => track(panel, scales[k], i))]]
 	return [
 		['ul', { class: 'legend' }, legends],
 		['p', { class: 'caption' }, captions],
-		['ul', { class: `bars${open ? ' open' : ''}`, tabindex: 0, 'aria-label': summary(chart), style: columns }, chart.order.map((i, n) => rowView(chart, i, n))],
+		['ul', { class: 'bars', tabindex: 0, 'aria-label': summary(chart, panels), style }, chart.order.map(row)],
 		more(order.length - chart.order.length, !isAll && 'Fewer'),
 	]
 }
 
-function rowView({ said, panels, metric }, i, n) {
-	const tracks = panels.flatMap((panel) => {
-		const isStacked = metric.chart === 'stacked'
-		const [low, high] = reach(panel.series.flatMap(ends), true)
-		const at = between(low, high, 0, 100)
-		const piece = ({ colour, from, values }) => {
-			const [p, q] = [at(from?.[i] ?? 0), at((from?.[i] ?? 0) + values[i])]
-			return ['i', { class: colour, style: `left: ${min(p, q)}%; width: ${abs(p - q)}%` }]
-		}
-		const zero = low < 0 ? [['s', { style: `left: ${at(0)}%` }]] : []
-		const lanes = isStacked ? [panel.series.map(piece)] : panel.series.map((each) => [piece(each)])
-		const sums = isStacked ? [panel.series.reduce((sum, { values }) => sum + values[i], 0)] : panel.series.map(({ raws }) => raws[i])
-		return [['span', { class: 'track' }, lanes.map((pieces) => ['span', {}, [...pieces, ...zero]])],
-			['span', { class: 'amounts' }, sums.map((sum) => ['b', {}, plain(sum, styleOf(panel.unit).style ? panel.unit : '')])]]
-	})
-	return ['li', { 'data-n': n }, [['span', { class: 'label', dir: 'auto' }, said.label(i)], ...tracks]]
+const sumAt = ({ series }, i) => series.reduce((sum, { values }) => sum + values[i], 0)
+
+function track({ series, unit }, at, i) {
+	const bar = ({ colour, from, values }) => {
+		const [p, q] = [at(from?.[i] ?? 0), at((from?.[i] ?? 0) + values[i])]
+		return ['i', { class: colour, style: `left: ${min(p, q)}%; width: ${abs(p - q)}%; min-width: ${p === q ? 0 : 1}px` }]
+	}
+	const isStacked = series[0]?.from
+	const lanes = isStacked ? [series.map(bar)] : series.map((each) => [bar(each)])
+	const amounts = isStacked ? [sumAt({ series }, i)] : series.map(({ raws }) => raws[i])
+	const zero = ['s', { style: `left: ${at(0)}%` }]
+	return [['span', { class: 'track' }, lanes.map((pieces) => ['span', {}, at(0) > 0 ? [...pieces, zero] : pieces])],
+		['span', { class: 'amounts' }, amounts.map((value) => ['b', {}, plain(value, signOf(unit))])]]
 }
 
 const more = (rest, fewer) => ['p', { class: 'more' }, rest > 0 || fewer ? [button(rest > 0 ? 'rows' : 'close', 'plain', rest > 0 ? `${exact(rest)} more` : fewer)] : []]
 
 function planRows(chart) {
 	const rows = [...chart.box.querySelectorAll('.bars li')]
-	const edges = (n) => { const { left, top, bottom } = rows[n].getBoundingClientRect(); return { left: left + 26, right: left + 26, top: bottom + 4, bottom: top - 4 } }
 	chart.plan = {
-		count: rows.length, slot: (n) => chart.order[n], edges, near: ({ target }) => +(target.closest('li')?.dataset.n ?? -1),
+		count: rows.length,
+		slot: (n) => chart.order[n],
+		near: ({ target }) => +(target.closest('li')?.dataset.n ?? -1),
 		mark: (n) => rows.forEach((row, i) => row.classList.toggle('on', i === n)),
+		place: (n) => below(rows[n], 20),
 	}
 }
 
 // --- Numbers: in time, the newest row is the figure
 
-function newest({ columns, records }) {
-	const time = columns.find(isTime)?.name
-	return time ? records.reduce((a, b) => (millis(b[time]) > millis(a[time]) ? b : a)) : records[0]
-}
+const newest = ({ records }, time) => (time ? records.reduce((a, b) => (millis(b[time.name]) > millis(a[time.name]) ? b : a)) : records[0])
 
 function numberView(chart) {
 	const { metric, result, options: { before }, height } = chart
-	const numbers = result.columns.filter(isNumber)
-	const [row, old] = [newest(result), before?.records[0] && newest(before)]
-	const figures = result.columns.map((column) => (isNumber(column) ? figure(chart, column, row, unitOf(column, metric, numbers), numbers.length) : null))
-	return [['dl', {}, result.columns.map((column, n) => ['div', {}, [
-		['dt', {}, words(column.name)],
-		['dd', {}, figures[n] || [['span', { dir: 'auto' }, cell(row[column.name], column)]]],
-		['dd', { class: 'change' }, isNumber(column) && old ? change(row[column.name], old[column.name], unitOf(column, metric, numbers)) : []],
-		['dd', { class: 'spark' }, isNumber(column) && height > 110 ? spark(chart, column) : []]]])]]
+	const [time, numbers] = [result.columns.find(isTime), result.columns.filter(isNumber)]
+	const [row, old] = [newest(result, time), before?.records[0] && newest(before, time)]
+	const parts = (column) => {
+		const [value, unit] = [row[column.name], unitOf(column, metric, numbers)]
+		if (!isNumber(column)) return [[['span', { dir: 'auto' }, cell(value, column)]], [], []]
+		return [figure(chart, value, unit, numbers.length), old ? change(value, old[column.name], unit) : [], height > 100 ? spark(chart, column) : []]
+	}
+	const shown = numbers[0] ? result.columns.filter((column) => column !== time) : result.columns
+	const since = time && numbers[0] && row[time.name] ? ` · ${moment(millis(row[time.name]))}` : ''
+	const kinds = ['', 'change', 'spark']
+	return [['dl', {}, shown.map((column) => ['div', {}, [['dt', {}, words(column.name) + (isNumber(column) ? since : '')],
+		...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
 }
 
 // Shrinks until it fits, and is shortened when that is too small to be read.
-function figure({ width, height }, column, row, unit, count) {
-	const own = styleOf(unit).style ? unit : ''
-	const raw = row[column.name]
-	const long = plain(raw, own)
-	const fits = (said) => (width - 12 - (own || !unit ? 0 : measure(unit, 14) + 8)) / measure(said, 1, 620)
-	const said = fits(long) < 16 && isFinite(raw) ? amount(raw, own, { notation: abs(raw) < 1e15 ? 'compact' : 'scientific', maximumSignificantDigits: 4 }) : long
-	const full = exact(raw, unit)
-	const isShort = said !== exact(raw, own)
-	return [['b', { style: `font-size: ${clamp(14, min(fits(said), height * 0.32, height / count / 1.9), 52)}px`, tabindex: isShort ? 0 : null, 'data-full': isShort ? full : null }, said],
-		['small', {}, own ? '' : unit || '']]
+function figure({ width, height }, value, unit, count) {
+	const [sign, caption] = [signOf(unit), captionOf(unit)]
+	const fits = (said) => (width - 12 - (caption ? measure(caption, 14) + 8 : 0)) / measure(said, 1, 620)
+	const [long, full] = [plain(value, sign), exact(value, sign)]
+	const isLong = fits(long) < 16 && isFinite(value)
+	const said = isLong ? amount(value, sign, { notation: abs(value) < 1e15 ? 'compact' : 'scientific', maximumSignificantDigits: 4 }) : long
+	const more = said === full ? {} : { tabindex: 0, 'data-full': exact(value, unit) }
+	const size = clamp(14, min(fits(said), height * 0.32, height / count / 1.9), 52)
+	return [['b', { tabindex: null, 'data-full': null, style: `font-size: ${size}px`, ...more }, said], ['small', {}, caption]]
 }
 
 function change(now, before, unit) {
 	const [a, b] = [number(now), number(before)]
 	if (a == null || b == null) return []
-	const by = unit === '%' ? `${plain(abs(a - b))} points` : b ? amount(abs((a - b) / b), '', { style: 'percent', maximumFractionDigits: 1 }) : plain(abs(a - b))
-	if (a === b) return [['span', {}, 'The same as in the period before']]
-	return [['i', { 'aria-hidden': 'true' }, a > b ? '▲' : '▼'], ['span', {}, ` ${by} ${a > b ? 'more' : 'less'} than in the period before (${plain(b, unit)})`]]
+	const signed = { signDisplay: 'exceptZero', maximumFractionDigits: 1 }
+	const by = unit === '%' ? `${amount(a - b, '', { ...signed, maximumFractionDigits: 3 })} points`
+		: b ? amount((a - b) / abs(b), '', { ...signed, style: 'percent' }) : amount(a, '', signed)
+	return [['span', {}, `${by} from ${plain(b, signOf(unit))} before`]]
 }
 
 function spark({ result, options }, column) {
@@ -632,7 +617,7 @@ export function draw(box, metric, result, options = {}) {
 }
 
 function adopt(box) {
-	charts.set(box, { box, hidden: new Set(), colours: new Map(), limit: MOST, open: 0 })
+	charts.set(box, { box, hidden: new Set(), limit: MOST, open: 0 })
 	box.classList.add('drawn')
 	for (const type in heard) box.addEventListener(type, (event) => heard[type](event, charts.get(box)), type === 'scroll')
 	sizes.observe(box)
@@ -696,13 +681,12 @@ export function unpoint() {
 const precise = (raw, unit) => exact(typeof raw === 'string' ? raw.replace(/(\.\d\d\d*?)0+$/, '$1') : raw, unit)
 
 // Events at one time are told together.
-function entries({ panels, said, metric }, i) {
+function entries({ panels, said }, i) {
 	const together = said.loose ? [...said.x.keys()].filter((other) => said.x[other] === said.x[i]) : [i]
 	return panels.flatMap(({ series, unit }) => {
 		const list = series.flatMap(({ name, colour, raws }) => together.filter((each) => raws[each] !== undefined)
 			.map((each) => ({ name, colour, value: precise(raws[each], unit) })))
-		const sum = series.reduce((total, { values }) => total + values[i], 0)
-		return metric.chart === 'stacked' && series[1] ? [...list, { name: 'Total', colour: 'none', value: plain(sum, unit) }] : list
+		return series[1]?.from ? [...list, { name: 'Total', colour: 'none', value: plain(sumAt({ series }, i), unit) }] : list
 	})
 }
 
@@ -714,18 +698,23 @@ function point(chart, n) {
 	const list = all.length > 24 ? [...all.slice(0, 20), { name: `${all.length - 20} more`, colour: 'none', value: '' }] : all
 	const title = said.label(plan.slot(n))
 	plan.mark(n)
-	tell([['b', { dir: 'auto' }, title], ...list.map(({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', { dir: 'auto' }, name], ['em', {}, value]]])], plan.edges(n))
+	tell([['b', { dir: 'auto' }, title], ...list.map(({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', { dir: 'auto' }, name], ['em', {}, value]]])], plan.place(n))
 	return `${title}: ${list.map(({ name, value }) => `${name} ${value}`).join(', ') || 'no value'}`
 }
 
-function tell(view, { left, right, top, bottom }) {
+function tell(view, { x, top, bottom }) {
 	if (!tip.isConnected) document.body.append(tip)
 	patch(tip, view)
 	tip.hidden = false
 	if (!tip.matches(':popover-open')) tip.showPopover?.()
 	const { offsetWidth: width, offsetHeight: height } = tip
-	const [x, y] = [right + 14 + width > innerWidth ? left - 14 - width : right + 14, top + height > innerHeight ? bottom - height : top]
-	assign(tip.style, { left: `${clamp(8, x, max(8, innerWidth - width - 8))}px`, top: `${clamp(8, y, max(8, innerHeight - height - 8))}px` })
+	const [left, y] = [x + 14 + width > innerWidth ? x - 14 - width : x + 14, top + height > innerHeight ? bottom - height : top]
+	assign(tip.style, { left: `${clamp(8, left, max(8, innerWidth - width - 8))}px`, top: `${clamp(8, y, max(8, innerHeight - height - 8))}px` })
+}
+
+function below(node, indent) {
+	const { left, top, bottom } = node.getBoundingClientRect()
+	return { x: left + indent, top: bottom + 5, bottom: top - 5 }
 }
 
 // A label that is cut or a figure that is rounded, in full.
@@ -734,8 +723,7 @@ function tellAll(node) {
 	if (!node.dataset.full && said.scrollWidth <= said.clientWidth) return
 	unpoint()
 	pointed = {}
-	const { left, top, bottom } = node.getBoundingClientRect()
-	tell([['b', { dir: 'auto' }, node.dataset.full || said.textContent]], { left: left - 14, right: left - 14, top: bottom + 6, bottom: top - 6 })
+	tell([['b', { dir: 'auto' }, node.dataset.full || said.textContent]], below(node, -14))
 }
 
 function over(event, chart) {

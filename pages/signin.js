@@ -1,11 +1,11 @@
 // Who looks at the page: somebody who signed in (OpenID Connect, authorization code with PKCE) or pasted a token.
 // Tokens are in memory alone. After a reload the provider is asked again, for it has a session of its own.
 
-import { hasToken, useToken, whenRefused } from './api.js'
+import { useToken, whenRefused } from './api.js'
 import { words, write } from './charts.js'
+import { $ } from './dom.js'
 
 const fail = (text) => { throw Error(text) }
-const $ = (id) => document.getElementById(id)
 const access = JSON.parse($('access').textContent) // null: everybody is let in
 const { client_id, issuer, authorization_endpoint, token_endpoint, end_session_endpoint } = access ?? {}
 const home = new URL('.', location).href // where the provider sends people back to: it has to know it
@@ -23,8 +23,8 @@ const TEXTS = {
 	plain: 'Signing in needs https: a browser has no cryptography for other pages.',
 }
 
-export const scopes = () => session.scopes ?? []
-export const mayWrite = () => !access || scopes().includes(access.scopes[1])
+// The service decides; this is for what the page offers.
+export const mayWrite = () => !access || access.scopes.every((scope) => session.scopes?.includes(scope))
 export const isAsking = () => $('auth').open || !$('signin').hidden
 export const whenSignedIn = (listener) => { signedIn = listener }
 
@@ -123,7 +123,7 @@ async function fetchTokens(fields) {
 		.catch(() => fail(TEXTS.down))
 	const tokens = await answer.json().catch(() => ({}))
 	if (answer.ok && tokens.access_token) return tokens
-	if (answer.status >= 500) fail(TEXTS.down)
+	if (answer.status >= 500 || answer.status === 429) fail(TEXTS.down)
 	if (tokens.error === 'invalid_grant') fail(TEXTS.late)
 	fail(`The provider gave no token: ${tokens.error_description || words(tokens.error ?? `status ${answer.status}`)}.`)
 }
@@ -150,16 +150,17 @@ function adopt({ access_token, refresh_token = session.refresh, id_token = sessi
 async function renew() {
 	clearTimeout(session.timer)
 	if (!session.refresh) return ask(TEXTS.ended)
-	session.renewing ??= fetchTokens({ grant_type: 'refresh_token', refresh_token: session.refresh })
+	if (session.renewing) return
+	session.renewing = true
 	try {
-		adopt(await session.renewing)
+		adopt(await fetchTokens({ grant_type: 'refresh_token', refresh_token: session.refresh }))
 	} catch ({ message }) {
 		const down = message === TEXTS.down
 		if (down) session.timer = setTimeout(renew, 10000)
 		else session.refresh = null
 		if (!down || Date.now() >= session.until) ask(down ? message : TEXTS.ended)
 	}
-	session.renewing = null
+	session.renewing = false
 }
 
 // --- Signing out
@@ -199,6 +200,6 @@ $('signin').onsubmit = submitted(() => signIn().catch(say))
 $('signout').onclick = signOut
 // A page that comes back as it was left would show what a signed-out person may not see.
 window.onpageshow = ({ persisted }) => { if (persisted) location.reload() }
-whenRefused(() => askAgain(hasToken() ? 'refused' : 'wanted'))
+whenRefused((sent) => askAgain(sent ? 'refused' : 'wanted'))
 show()
 if (client_id) await resume().catch(say)

@@ -136,7 +136,7 @@ function label(tile) {
 	for (const name in texts) write(part(tile, name), texts[name])
 	assign(part(tile, 'h2'), { title })
 	part(tile, '.about').title = metric.description
-	assign(part(tile, 'section'), { ariaLabel: title, ariaBusy: !!tile.busy })
+	assign(part(tile, 'section'), { ariaLabel: title, ariaBusy: !!tile.busy && !fault && !missing.length })
 	assign(cell.dataset, { state: stateOf(tile), chart: kindOf(tile), editable: metric.is_editable, status: problem ? problem.status || 0 : '' })
 	const kinds = kindsOf(tile)
 	for (const kind of ['table', 'chart', 'number']) part(tile, `[data-as=${kind}]`).hidden = !kinds[kind] || kinds[kind] === kindOf(tile)

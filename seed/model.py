@@ -1,14 +1,23 @@
-"""What a SQL model is told of the database and its metrics, and the SQL in what it answers."""
+"""A SQL model: what it is told of the database and its metrics, how it is asked, and the SQL in what it answers."""
+
+from __future__ import annotations
 
 import itertools
 import re
 from bisect import bisect
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import asyncpg
+import msgspec
+
+from seed.fetch import UNCOMPRESSED, read_answer
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_EXAMPLES = 8000  # characters
+MAX_ANSWER = 2**20  # bytes
 # A blank line after a semicolon ends it.
 BARE_SQL = re.compile(
     r"^[ \t]*(?:WITH|SELECT|VALUES|TABLE)\b.*?(?=;\s*?\n\s*?\n|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE
@@ -38,6 +47,21 @@ class Example(Protocol):
     def description(self) -> str: ...
     @property
     def sql(self) -> str: ...
+
+
+class ModelFailed(Exception):
+    """It gave no usable answer; the message is for the caller."""
+
+
+class Settings(Protocol):
+    """Where it is."""
+
+    @property
+    def sql_model_url(self) -> str | None: ...
+    @property
+    def sql_model(self) -> str | None: ...
+    @property
+    def sql_model_key(self) -> str | None: ...
 
 
 async def known_values(conn: asyncpg.Connection, table: str, column: str, most: int) -> list[str]:
@@ -79,6 +103,26 @@ def nearest(prompt: str, examples: Iterable[Example]) -> str:
     texts = [f"-- {example.id}: {example.title}\n{example.sql.strip()}" for example in ranked]
     fitting = bisect(list(itertools.accumulate(map(len, texts))), MAX_EXAMPLES)
     return "\n\n".join(texts[:fitting])
+
+
+async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
+    """One answer of an OpenAI-compatible server; raises ModelFailed."""
+    import httpx
+
+    url = f"{(settings.sql_model_url or '').rstrip('/')}/chat/completions"
+    key = {"Authorization": f"Bearer {settings.sql_model_key}"} if settings.sql_model_key else {}
+    payload = {**({"model": settings.sql_model} if settings.sql_model else {}), "messages": messages, "temperature": 0}
+    try:
+        async with client.stream("POST", url, json=payload, headers=UNCOMPRESSED | key) as response:
+            body = await read_answer(response, MAX_ANSWER)
+    except httpx.HTTPError as exc:
+        raise ModelFailed(f"it cannot be reached ({type(exc).__name__})") from exc
+    except ValueError as exc:
+        raise ModelFailed(str(exc)) from exc
+    try:
+        return msgspec.convert(msgspec.json.decode(body)["choices"][0]["message"]["content"], str)
+    except (ValueError, LookupError, TypeError, RecursionError) as exc:
+        raise ModelFailed("its answer is no chat completion with a text") from exc
 
 
 def extract_sql(answer: str) -> str:

@@ -174,6 +174,10 @@ CREATE OR REPLACE FUNCTION slow() RETURNS int4 IMMUTABLE LANGUAGE plpgsql AS 'BE
 """
 
 
+CHARTS = {"number", "line", "bar", "stacked", "hbar", "table"}
+DRAWN = {f"drawn-{chart}": f"-- chart: {chart}\nSELECT 'a' AS name, 1 AS total" for chart in CHARTS}
+
+
 def write(directory: Path, files: dict[str, str | bytes]) -> None:
     for name, content in files.items():
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -187,6 +191,7 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(directory, {f"{name}.sql": sql for name, sql in REFUSED.items()})
     write(directory, {"headers.sql": HEADERS, **STRAY, **IGNORED})
     write(directory, {"bad-headers.sql": "-- chart: pie\n-- ttl: soon\n-- param nobody: Nothing\nSELECT 1 AS a"})
+    write(directory, {f"{name}.sql": sql for name, sql in DRAWN.items()})
     (directory / "directory.sql").mkdir()
     (directory / "dangling.sql").symlink_to(directory / "nowhere")
     return directory
@@ -231,7 +236,7 @@ def test_a_header_says_what_the_metric_is(listed: dict[str, Any]) -> None:
 def test_what_a_header_leaves_out_has_a_default(listed: dict[str, Any]) -> None:
     assert listed["UPPER_and-lower-9"]["title"] == "Upper and lower 9"
     assert (listed["9"]["description"], listed["9"]["unit"]) == ("", "")
-    assert {metric["chart"] for metric in listed.values()} <= {"number", "line", "bar", "table"}
+    assert {metric["chart"] for metric in listed.values()} <= CHARTS
 
 
 def test_headers_are_read_after_a_bom_and_with_crlf(listed: dict[str, Any]) -> None:
@@ -243,6 +248,14 @@ def test_a_header_may_stand_among_other_comments(listed: dict[str, Any]) -> None
     """None of which may hide what it says of roles."""
     expected = {"title": "One\u2028Two", "unit": "kg", "chart": "bar"}
     assert listed["any-comments"] == listed["any-comments"] | expected
+
+
+def test_a_metric_is_drawn_as_its_file_says_and_the_document_knows_how(
+    http: httpx.Client, listed: dict[str, Any]
+) -> None:
+    assert {listed[f"drawn-{chart}"]["chart"] for chart in CHARTS} == CHARTS
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    assert set(schemas["MetricSummary"]["properties"]["chart"]["enum"]) == CHARTS
 
 
 def test_a_bad_header_is_a_warning_and_the_metric_serves(http: httpx.Client) -> None:
@@ -306,7 +319,7 @@ def test_readiness_warns_of_every_file_that_does_not_serve(http: httpx.Client) -
 
 
 def test_a_file_whose_name_is_no_id_is_no_metric(http: httpx.Client, listed: dict[str, Any]) -> None:
-    assert list(listed) == sorted({*ACCEPTED, "headers", "bad-headers"})
+    assert list(listed) == sorted({*ACCEPTED, *DRAWN, "headers", "bad-headers"})
     assert http.get("/metrics/no%20id").status_code == 422
 
 

@@ -356,6 +356,7 @@ class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     observed_value: Any = None
     observed_unit: str = ""
     output: str = ""
+    component_id: str = ""
 
 
 class InputError(msgspec.Struct, frozen=True):
@@ -3236,13 +3237,13 @@ def privileges_check(state: State) -> Check:
 
 def file_checks(catalog: Catalog) -> list[Check]:
     """One warning for each file or metric with a fault, or a pass."""
-    warnings = [f"{catalog.path(name)}: the file's name is no metric id" for name in catalog.stray_files]
+    warning = functools.partial(Check, "warn", "component")
+    checks = [warning(output=f"{catalog.path(name)}: the file's name is no metric id") for name in catalog.stray_files]
     for metric in catalog.metrics.values():
         name = catalog.place(metric)
-        warnings += [f"{name} does not compile"] if metric.fault else []
-        warnings += [f"{name}: {warning}" for warning in metric.warnings]
-    passed = Check("pass", "component", len(catalog.metrics), "metrics")
-    return [Check("warn", "component", output=warning) for warning in warnings] or [passed]
+        checks += [warning(output=f"{name} does not compile", component_id=metric.id)] if metric.fault else []
+        checks += [warning(output=f"{name}: {text}") for text in metric.warnings]
+    return checks or [Check("pass", "component", len(catalog.metrics), "metrics")]
 
 
 # ------------------------------------------------------------------------------------------------ live updates

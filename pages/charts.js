@@ -545,7 +545,7 @@ function numberView(chart) {
 		return [figure(chart, value, unit, numbers.length), old ? change(value, old[column.name], unit) : [], height > 110 ? spark(chart, column) : []]
 	}
 	const kinds = ['', 'change', 'spark']
-	return [['dl', {}, result.columns.map((column) => ['div', {}, [['dt', {}, words(column.name)], ...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
+	return [['dl', { tabindex: 0 }, result.columns.map((column) => ['div', {}, [['dt', {}, words(column.name)], ...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
 }
 
 // Shrinks until it fits, and is shortened when that is too small to be read.

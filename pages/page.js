@@ -62,7 +62,13 @@ function showAll(fresh) {
 	ask()
 }
 
-whenLooking(() => showAll())
+whenLooking((change) => {
+	const [name, more] = Object.keys(change)
+	if (name === 'tile' && !more) return showOpened()
+	if (name !== 'find') return showAll()
+	findTiles()
+	layOut()
+})
 
 // --- A tile as large as the window
 
@@ -117,9 +123,7 @@ function drop(tile) {
 
 function merge(metrics, faults) {
 	const listed = new Map([...metrics, ...faults.map(asMetric)].map((metric) => [metric.id, metric]))
-	for (const tile of all()) {
-		if (!listed.has(tile.id)) drop(tile)
-	}
+	for (const tile of all()) if (!listed.has(tile.id)) drop(tile)
 	for (const metric of listed.values()) {
 		const tile = tiles.get(metric.id) || add(metric)
 		const fault = faults.find(({ id }) => id === metric.id) || null
@@ -129,17 +133,23 @@ function merge(metrics, faults) {
 	}
 }
 
+function showList(metrics, faults) {
+	merge(metrics, faults)
+	known.begun = true
+	connect()
+	showAll()
+}
+
 async function readList() {
 	const { data } = await api('GET', 'metrics')
 	const text = JSON.stringify(data)
 	write($('banner'))
 	if (text === known.text || isArranging()) return
-	const faults = await broken(data.metrics)
+	const first = !tiles.size
 	known.text = text
-	merge(data.metrics, faults)
-	known.begun = true
-	connect()
-	showAll()
+	if (first) showList(data.metrics, []) // whatever else has to be asked for
+	const faults = await broken(data.metrics)
+	if (!first || faults.length) showList(data.metrics, faults)
 	if (await learnEnums(data.metrics).catch(() => false)) showAll(true)
 }
 
@@ -245,7 +255,7 @@ function clicked({ target }) {
 	if (button) actions[button.dataset.do](tileOf(button), button)
 }
 
-// Escape closes the innermost: a menu, a chart's reading, the full screen.
+// Escape closes a menu, or else the full screen.
 function escaped({ key, defaultPrevented }) {
 	if (key !== 'Escape' || defaultPrevented || document.querySelector('dialog[open]')) return
 	const menu = document.querySelector('.menu[open]')

@@ -40,7 +40,7 @@ from http import HTTPMethod, HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
@@ -74,9 +74,7 @@ from seed.model import ModelFailed
 from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
 from seed.values import parse_items, sent, split_names
 
-if TYPE_CHECKING:
-    pass
-
+VERSION = "1.0.0"  # as CHANGELOG.md has it
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("metrics_api")
 audit_log = logging.getLogger("metrics_api.audit")
@@ -1468,6 +1466,8 @@ class Catalog:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self.settings, self.database = settings, database
+        here, directory = Path.cwd(), settings.queries_dir
+        self.directory = directory.relative_to(here) if directory.is_relative_to(here) else directory
         self.metrics: dict[str, Metric] = {}
         self.watched: frozenset[int] = frozenset()
         self.shapes: dict[int, int | None] = {}  # as last seen, by oid
@@ -1573,23 +1573,25 @@ class Catalog:
 
     def path(self, name: str) -> str:
         """Where an editor finds a file."""
-        path = self.settings.queries_dir / name
-        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+        return os.path.join(self.directory, name)
 
     def place(self, metric: Metric) -> str:
         """What names a metric in warnings: file, line and column of its fault."""
         if metric.about.source != "file":
             return f"metric {metric.id}"
         line = (metric.place or f":{first_line(metric.about.sql)}") if metric.fault else ""
-        return f"{self.path(f'{metric.id}.sql')}{line}"
+        return self.path(f"{metric.id}.sql{line}")
 
-    def tell(self) -> None:
+    def report(self) -> None:
+        """Log once a change what does not compile, and what does again."""
         known, self.broken = self.broken, {name: metric for name, metric in self.metrics.items() if metric.fault}
         for name, metric in self.broken.items():
             if metric != known.get(name):
                 warn("a metric does not compile", metric_id=name, reason=f"{self.place(metric)}: {metric.fault}")
         for name in known.keys() & self.metrics.keys() - self.broken.keys():
             log.info("%s compiles again", self.place(self.metrics[name]), extra={"fields": {"metric_id": name}})
+
+    def tell(self) -> None:
         for tell in self.reloaded_by:
             tell()
 
@@ -3152,7 +3154,7 @@ async def health_ready(request: Request[State]) -> Response:
     """What requests depend on, part by part."""
     checks = await ready_checks(request.state)
     worst = max((check.status for group in checks.values() for check in group), key=("pass", "warn", "fail").index)
-    body = encode({"status": worst, "checks": checks})
+    body = encode({"status": worst, "version": VERSION, "releaseId": VERSION, "checks": checks})
     return Response(body, 503 if worst == "fail" else 200, media_type="application/health+json")
 
 
@@ -3553,6 +3555,7 @@ def fixed_document(settings: Settings, secured: bool) -> Schema:
     for name, scope in (("READ", settings.jwt_read_scope), ("WRITE", settings.jwt_write_scope)):
         text = text.replace(f'"JWT_{name}_SCOPE"'.encode(), encode(scope))
     fixed: Schema = msgspec.json.decode(text)
+    fixed["info"]["version"] = VERSION
     schemas = msgspec.json.schema_components(STRUCTS, ref_template=REF)[1]
     fixed["components"]["schemas"] |= schemas
     # Generators take a field that has a default for one that is always there.
@@ -3757,7 +3760,7 @@ async def answer_agent(request: Request[State]) -> Response:
         if call.id is None:
             return Response(status_code=202)
         mcp.check_call(call, version, {name: header_text(scope, name.encode()) for name in ("mcp-method", "mcp-name")})
-        result = mcp.greet(call) or (
+        result = mcp.greet(call, VERSION) or (
             list_tools(request) if call.method == "tools/list" else await call_tool(request, call.params)
         )
     except mcp.RpcError as exc:
@@ -3915,7 +3918,8 @@ def create_state(settings: Settings, database: Database, stream: LogStream) -> S
         broadcast=Broadcast(catalog, changes, results),
         documents={},
     )
-    catalog.reloaded_by += [state["seen"].forget, state["documents"].clear, lambda: instruments.keep(catalog.metrics)]
+    catalog.reloaded_by += [catalog.report, state["seen"].forget, state["documents"].clear]
+    catalog.reloaded_by.append(lambda: instruments.keep(catalog.metrics))
     state["verifier"].keys.forgotten_by += [state["seen"].forget, state["broadcast"].on_keys]
     add_gauges(state)
     return state
@@ -4249,6 +4253,7 @@ def parse_options() -> argparse.Namespace:
     port, count = functools.partial(whole_number, 0, 65_535), functools.partial(whole_number, 1, 64)
     parser = argparse.ArgumentParser(prog="app.py", description="One SELECT per file in, dashboard JSON out.")
     parser.set_defaults(run=serve)
+    parser.add_argument("--version", action="version", version=f"Metrics API {VERSION}")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=port, default=8000, help="0 for any that is free")
     parser.add_argument("--workers", type=count, default=1, help="processes that serve")

@@ -93,16 +93,16 @@ def fixed() -> dict[str, Any]:
     return answers
 
 
-def greet(call: Call) -> bytes | None:
-    """The answers that are the same for everybody; None for another method."""
-    server = fixed()["server"]
+def greet(call: Call, version: str) -> bytes | None:
+    """The answers of this version of the service that are the same for everybody; None for another method."""
+    info = fixed()["serverInfo"] | {"version": version}
+    server = fixed()["server"] | {"serverInfo": info}
     match call.method:
         case "initialize":
             asked = call.params.get("protocolVersion")
-            version = asked if asked in PROTOCOLS[:-1] else HANDSHAKE
-            return encode(server | {"protocolVersion": version})
+            return encode(server | {"protocolVersion": asked if asked in PROTOCOLS[:-1] else HANDSHAKE})
         case "server/discover":
-            about = {"_meta": {"io.modelcontextprotocol/serverInfo": server["serverInfo"]}}
+            about = {"_meta": {"io.modelcontextprotocol/serverInfo": info}}
             return encode(server | fixed()["cacheable"] | about | {"supportedVersions": [STATELESS]})
         case "ping":
             return b'{"resultType":"complete"}'

@@ -436,7 +436,7 @@ async def exhausted(lab: Lab) -> AsyncIterator[Figure]:
 async def queued(lab: Lab) -> AsyncIterator[Figure]:
     """More requests for a connection than may wait for one: those too many are not kept waiting."""
     service = await lab.serve(POOL_TIMEOUT="10", POOL_SIZE="5")
-    busy = [asyncio.create_task(ask(service, f"/metrics/sleep?seconds=4.{n}")) for n in range(5)]
+    busy = [asyncio.create_task(ask(service, f"/metrics/sleep?seconds=8.{n}")) for n in range(5)]
     async with lab.owner() as conn:
         await sleeping(conn, 5)
     replies = await asyncio.gather(*(ask(service, f"/metrics/echo?t=wait{n}") for n in range(1300)))

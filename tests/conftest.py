@@ -1,39 +1,27 @@
 """One PostgreSQL and one service a session, empty tables for each test; `serve` starts more services with settings."""
 
-import asyncio
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import asyncpg
 import httpx
 import pytest
+from helpers import ROOT as ROOT
+from helpers import Service as Service
+from helpers import eventually as eventually
+from helpers import wait_for_url as wait_for_url
+from helpers import wait_until as wait_until
+from issuer import Issuer
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from seed import embedded  # noqa: E402
+from seed import embedded
 
-
-class Service(NamedTuple):
-    url: str
-    process: subprocess.Popen[str]
-    log: Path
-    queries: Path
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(15)
-
-
-T = TypeVar("T")
 Serve = Callable[..., Service]
 
 
@@ -87,30 +75,16 @@ def start_service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         process.wait()
 
 
-def wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
-    def announced() -> str | None:
-        assert process.poll() is None, log.read_text()
-        found = re.search(r"^Metrics API on (http://\S+)", log.read_text(), re.MULTILINE)
-        return found[1] if found else None
-
-    return wait_until(announced)
-
-
-def wait_until(condition: Callable[[], T | None], seconds: float = 15) -> T:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if result := condition():
-                return result
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
-
-
 @pytest.fixture(scope="session")
 def service(start_service: Serve) -> Service:
     return start_service()
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    issuer = Issuer("rsa", "ec")
+    yield issuer
+    issuer.close()
 
 
 @pytest.fixture
@@ -131,11 +105,3 @@ async def owner(cluster: str, service: Service) -> AsyncIterator[asyncpg.Connect
 async def client(service: Service, owner: asyncpg.Connection) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
         yield client
-
-
-async def eventually(condition: Callable[[], object], seconds: float = 5) -> None:
-    """Wait until an async condition holds."""
-    deadline = time.monotonic() + seconds
-    while not await condition():  # type: ignore[misc]
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        await asyncio.sleep(0.02)

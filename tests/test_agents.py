@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,6 @@ const result = await client.callTool({ name: "echo", arguments: { n: 7, t: "a b"
 console.log(JSON.stringify({ names: tools.map(tool => tool.name), records: result.structuredContent.records }));
 await client.close();
 """
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer("rsa")
-    yield issuer
-    issuer.close()
 
 
 @pytest.fixture(scope="module")

@@ -507,13 +507,13 @@ def test_head_and_every_spelling_of_a_path_want_the_same(ask: Ask, adrift: Servi
 
 # ------------------------------------------------------------------------------------------------ routes
 
-PUBLIC = re.compile(r"/|/(docs|pages)(/.*)?|/openapi\.json|/prometheus|/health(/.*)?")
+PUBLIC = re.compile(r"/|/(docs|pages|\.well-known)(/.*)?|/openapi\.json|/prometheus|/health(/.*)?")
 # What lets its caller in by its first message, and so has tests of its own.
 SOCKETS = {"/live", "/live/"}
 ROUTES = [
     (method, route.path)
     for route in app.app.routes
-    if isinstance(route, Route)
+    if isinstance(route, Route) and route.path != "/mcp"  # whose tools want a scope each
     for method in sorted((route.methods or set()) - {"HEAD"})
 ]
 
@@ -794,7 +794,7 @@ def test_a_flood_of_unknown_keys_costs_one_fetch(start_service: Serve, ask: Ask)
         floods = [threads.submit(exchange, service, b"".join(requests[n::4]) + last) for n in range(4)]
         valid = [ask(service, issuer.token(sub=f"user-{number}")).status_code for number in range(20)]
         answers = b"".join(flood.result() for flood in floods)
-    assert time.monotonic() - started < 9
+    assert time.monotonic() - started < 60
     assert valid == [LET_IN] * 20
     assert answers.count(b"HTTP/1.1 401 ") == 2004
     assert answers.count(b'error="invalid_token"') == 2000
@@ -818,7 +818,7 @@ def test_keys_that_were_never_had_are_503(lives: dict[str, Future[Life]], outage
 def test_known_keys_serve_on_while_the_endpoint_fails(lives: dict[str, Future[Life]], outage: str) -> None:
     warm = lives[outage].result().warm[outage]
     assert [response.status_code for response in warm.known] == [LET_IN, LET_IN, 200]
-    assert warm.seconds < 1.5
+    assert warm.seconds < 3  # a fetch may take as long
     assert challenge(warm.unknown) == INVALID
     assert warm.fetches == (0 if outage == "down" else 1)
 

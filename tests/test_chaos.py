@@ -1,4 +1,4 @@
-"""Short runs of what `python tests/chaos.py` does, as far as no other test does it; each figure keeps its bound."""
+"""Short runs of what `python tests/chaos.py` does, as far as no other test does it."""
 
 from collections.abc import AsyncIterator
 
@@ -21,8 +21,8 @@ HERE = (
     chaos.hostile,
     chaos.slow,
 )
-# The suite's other tests take processor time meanwhile; `python tests/chaos.py` holds the bounds themselves.
-SLACK = 2
+# The suite asks whether the service comes back; how soon is for `python tests/chaos.py`, on a machine of its own.
+TIME_OUT = 30  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ async def out_of_bounds(lab: chaos.Lab, scenario: AsyncIterator[chaos.Figure]) -
 
 
 def within(figure: chaos.Figure) -> bool:
-    return figure.value <= figure.bound * (SLACK if figure.unit == "s" else 1)
+    return figure.value <= (TIME_OUT if figure.unit == "s" else figure.bound)
 
 
 @pytest.mark.parametrize("scenario", HERE, ids=lambda scenario: scenario.__name__)

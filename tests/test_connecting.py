@@ -121,7 +121,14 @@ def place() -> Iterator[Place]:
         for path in (home, home / "server.key"):
             shutil.chown(path, user)
     port, pooler, dropping = free_port(), free_port(), free_port()
-    initdb = [PROGRAMS / "initdb", "-D", home / "data", "--no-sync", "--auth=trust", "--username=owner"]
+    initdb: list[str | Path] = [
+        PROGRAMS / "initdb",
+        "-D",
+        home / "data",
+        "--no-sync",
+        "--auth=trust",
+        "--username=owner",
+    ]
     subprocess.run(initdb, user=user, check=True, stdout=subprocess.DEVNULL)
     (home / "data" / "pg_hba.conf").write_text(HBA)
     (home / "users").write_text("".join(f'"{name}" ""\n' for name in ("owner", "metrics_reader", "metrics_guest")))
@@ -136,7 +143,7 @@ def place() -> Iterator[Place]:
         servers.enter_context(running(server, user, port))
         with psycopg.connect(f"host={home} port={port} user=owner dbname=postgres", autocommit=True) as conn:
             for name in ("records", "secured", "plain", "certified"):
-                conn.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+                conn.execute(f"CREATE DATABASE {name}")
             conn.execute("ALTER ROLE owner PASSWORD 'p@ss:w/rd'")
         servers.enter_context(running([PGBOUNCER, home / "stock.ini"], user, pooler))
         servers.enter_context(running([PGBOUNCER, home / "dropping.ini"], user, dropping))

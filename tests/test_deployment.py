@@ -584,6 +584,8 @@ def pull_requests_are_tested(workflows: dict[str, Any]) -> None:
     commands = [step["run"] for job in workflows["test"]["jobs"].values() for step in job["steps"] if "run" in step]
     command = "python3 -m venv .venv && . .venv/bin/activate && pip install -r tests/requirements.txt && pytest"
     assert command in commands
+    for other in ("README.md", ".ci/run"):
+        assert command in (ROOT / other).read_text().splitlines()
     assert any("cfn-lint template.yaml" in text for text in commands)
     assert any(text.startswith("docker build") for text in commands)
 
@@ -717,6 +719,31 @@ def test_the_deploying_role_is_for_this_repository_alone() -> None:
     open_to_all = [s["Action"] for s in statements if s["Resource"] == "*"]
     assert open_to_all == ["ecr:GetAuthorizationToken", "cloudformation:GetTemplateSummary"]
     assert properties(bootstrap, "Repository")["ImageTagMutability"] == "IMMUTABLE"
+
+
+# ------------------------------------------------------------------------------------------------------- compose
+
+
+def test_compose_starts_the_image_beside_a_database_and_a_cache() -> None:
+    """As far as can be read off it: settings and services that exist, and nothing published but on loopback."""
+    services = read_yaml(ROOT / "compose.yaml")["services"]
+    service = services["app"]
+    assert service["depends_on"].keys() == services.keys() - {"app"}
+    assert all("healthcheck" in services[name] for name in service["depends_on"])
+    environment = service["environment"]
+    assert environment.keys() <= {field.name.upper() for field in msgspec.structs.fields(app.Settings)} | LIBPQ
+    assert environment["DATABASE_URL"].startswith("postgresql://metrics@db:5432/")
+    assert environment["CACHE_URL"].startswith("redis://cache:")
+    assert environment["PGPASSWORD"] == services["db"]["environment"]["POSTGRES_PASSWORD"]
+    assert {name: service.get("ports") for name, service in services.items()} == {
+        "app": ["127.0.0.1:8000:8000"],
+        "db": None,
+        "cache": None,
+    }
+    assert (service["build"], service["read_only"], service["cap_drop"]) == (".", True, ["ALL"])
+    for source, target in (volume.split(":")[:2] for volume in service["volumes"]):
+        assert (ROOT / source).is_dir()
+        assert target == f"/srv/{source.removeprefix('./')}"
 
 
 # ------------------------------------------------------------------------------------------------------- linters

@@ -1,9 +1,11 @@
 """SQL files: headers, :name, what is refused and how that is said, and files that come and go."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -303,13 +305,17 @@ def checks(http: httpx.Client) -> list[dict[str, Any]]:
     return [check for group in response.json()["checks"].values() for check in group if "output" in check]
 
 
+def warned(http: httpx.Client) -> str:
+    return "\n".join(check["output"] for check in checks(http))
+
+
 def test_readiness_warns_of_every_file_that_does_not_serve(http: httpx.Client) -> None:
     response = http.get("/health/ready")
     assert (response.status_code, response.json()["status"]) == (200, "warn")
-    warned = "\n".join(check["output"] for check in checks(http))
-    missing = [name for name in (*STRAY, *(f"{name}.sql" for name in REFUSED)) if f"queries/{name}" not in warned]
+    told = warned(http)
+    missing = [name for name in (*STRAY, *(f"{name}.sql" for name in REFUSED)) if f"/{name}" not in told]
     assert missing == [".sql"] or missing == []
-    assert not [name for name in (*ACCEPTED, *IGNORED) if f"queries/{name}.sql does" in warned]
+    assert not [name for name in (*ACCEPTED, *IGNORED) if f"/{name}.sql:" in told]
 
 
 def test_a_file_whose_name_is_no_id_is_no_metric(http: httpx.Client, listed: dict[str, Any]) -> None:
@@ -328,18 +334,17 @@ def test_check_names_file_and_line_of_each_that_does_not_compile(
     done = command(cluster, queries, "check", STATEMENT_TIMEOUT="0.5")
     assert (done.returncode, done.stderr) == (1, "")
     for line in (
-        'queries/no-column.sql:1:8: error: column "secret_column" does not exist',
-        "queries/forbidden.sql:1: error: permission denied for table queries",
-        "queries/duplicate-columns.sql:3: error: two columns are named 'a'",
-        "queries/untyped.sql:2:21: error: could not determine data type of parameter :x; write :x::text or the like",
+        f'{queries}/no-column.sql:1:8: error: column "secret_column" does not exist',
+        f"{queries}/forbidden.sql:1: error: permission denied for table queries",
+        f"{queries}/duplicate-columns.sql:3: error: two columns are named 'a'",
+        f"{queries}/untyped.sql:2:21: error: could not determine data type of parameter :x; write :x::text or the like",
     ):
         assert line in done.stdout
-    refused = {
-        line.partition(".sql")[0].removeprefix("queries/") for line in done.stdout.splitlines() if "error:" in line
-    }
+    refused = {Path(line.partition(".sql")[0]).name for line in done.stdout.splitlines() if "error:" in line}
     assert refused == {*REFUSED, "directory", "dangling"}
     assert (
-        "queries/headers.sql\n  parameters: region text, since date\n  columns: region text, since date" in done.stdout
+        f"{queries}/headers.sql\n  parameters: region text, since date\n  columns: region text, since date"
+        in done.stdout
     )
 
 
@@ -388,6 +393,25 @@ def test_files_that_are_added_edited_or_removed_are_noticed_within_two_seconds(
     file.unlink()
     within_two_seconds(http, "/metrics/fresh", 404)
     assert "fresh" not in http.get("/metrics").text
+
+
+def test_a_file_that_stops_compiling_is_a_line_of_the_log_and_another_when_it_does_again(
+    living: tuple[httpx.Client, Service],
+) -> None:
+    """Once a change, with file, line and reason, as an editor can open it."""
+    http, service = living
+    file = service.queries / "wrong.sql"
+    for sql, status in (("SELECT 1 AS a", 200), ("SELECT 1 AS a,\n nothing", 500), ("SELECT 2 AS a", 200)):
+        file.write_text(sql)
+        within_two_seconds(http, "/metrics/wrong", status)
+        wait_until(lambda status=status: ("wrong.sql" in warned(http)) == (status == 500), 2)  # type: ignore[misc]
+        time.sleep(1.5)  # in which it is looked at again
+    file.unlink()
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if str(file) in line]
+    assert [(line["level"], line["message"], line.get("reason")) for line in lines] == [
+        ("warning", "a metric does not compile", f'{file}:2:2: column "nothing" does not exist'),
+        ("info", f"{file} compiles again", None),
+    ]
 
 
 def test_a_file_that_waits_for_a_lock_holds_up_no_other(

@@ -116,13 +116,6 @@ def whole_way(request: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer("rsa")
-    yield issuer
-    issuer.close()
-
-
-@pytest.fixture(scope="module")
 def guarded(start_service: Serve, issuer: Issuer) -> Service:
     service = start_service(JWT_ISSUER=issuer.url, JWKS_URL=issuer.url)
     (service.queries / "payroll.sql").write_text("-- roles: finance\nSELECT 1 AS n")

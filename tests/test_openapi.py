@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,6 @@ CREATE DOMAIN test_humour AS test_mood;
 CREATE DOMAIN test_day AS date;
 CREATE DOMAIN test_holiday AS test_day;
 """
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer("rsa")
-    yield issuer
-    issuer.close()
 
 
 @pytest.fixture(scope="module")

@@ -410,4 +410,4 @@ def test_a_month_without_a_year_is_the_latest_that_has_begun() -> None:
 def test_a_long_prompt_is_read_in_no_time(prompt: str) -> None:
     start = time.perf_counter()
     mock_sql(prompt, "own", TYPES, CATEGORIES * 200)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import httpx
@@ -170,6 +171,41 @@ def test_where_the_data_are_instead_is_a_line_of_the_log(start_service: Serve, t
     lines = [json.loads(line) for line in service.log.read_text().partition("{")[2].splitlines()[1:]]
     (told,) = [line["message"] for line in lines if line["message"].startswith("Data: /var/lib/metrics-api/")]
     shutil.rmtree(Path(told.split()[1].rstrip(",")).parent)
+
+
+NAMES = {
+    "CACHE_TLL": "CACHE_TTL",
+    "JWT_ISUER": "JWT_ISSUER",
+    "cache_ttl": "CACHE_TTL",
+    "DATABSE_URL": "DATABASE_URL",
+    "LOGLEVEL": "LOG_LEVEL",
+    "SQL_MODEL_ULR": "SQL_MODEL_URL",
+}
+OTHERS = "PATH HOME HOSTNAME DATABASE DATA PGDATABASE TEST_DATABASE_URL CACHE_DIR XDG_DATA_DIRS JWT_SECRET LOG"
+
+
+def test_a_variable_that_looks_like_a_misspelt_one_is_named_and_no_other() -> None:
+    """Nor is one when that which it resembles is set, too."""
+    environ = dict.fromkeys([*NAMES, *OTHERS.split(), "MAX_ROWS_", "MAX_ROWS"], "1")
+    told = "\n".join(app.misspelt(environ))
+    assert [
+        name for name, meant in NAMES.items() if f"{name} is not a variable of the service; is {meant} " not in told
+    ] == []
+    assert told.count("\n") == len(NAMES) - 1
+    assert "CACHE_TTL" in run("migrate", CACHE_TLL="5").stderr
+
+
+def test_the_start_says_how_to_open_the_embedded_database_which_may_start_empty(start_service: Serve) -> None:
+    data = Path(tempfile.mkdtemp(prefix="metrics-api-test-"))
+    data.chmod(0o755)  # as root, the database's user must reach it
+    service = start_service(DATABASE_URL="", DATA_DIR=str(data), DEMO_DATA="off", CACHE_TLL="5")
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
+    (command,) = [line["message"].partition(": ")[2] for line in lines if "psql" in line["message"]]
+    asked = f"{command} --no-psqlrc -At -c 'SELECT CURRENT_USER, COUNT(*) FROM metrics'"
+    assert subprocess.check_output(["sh", "-c", asked], text=True) == "postgres|0\n"
+    assert any("is CACHE_TTL meant" in line["message"] for line in lines)
+    service.stop()
+    shutil.rmtree(data)
 
 
 def test_another_server_serves_the_same_application(cluster: str, tmp_path: Path) -> None:

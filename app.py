@@ -72,7 +72,7 @@ from pages.schemas import Schema, client_names, parameter_schema, record_schema,
 from seed import model, records
 from seed.fetch import Published, http_client
 from seed.model import ModelFailed
-from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
+from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
 from seed.values import parse_items, sent, split_names
 
 VERSION = "1.0.0"  # as CHANGELOG.md has it
@@ -253,7 +253,6 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
-CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 
 
 class MetricSummary(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """The dashboard in a real browser, by what a person sees, against a service of its own with the demonstration data.
 
-SCREENSHOT=1 pytest -n 0 tests/test_dashboard.py     makes the README's pictures anew
+SCREENSHOT=1 pytest -n 0 tests/test_dashboard.py     makes the pictures in docs/ anew
 """
 
 import json
@@ -747,5 +747,5 @@ def pictures(service: Service, browser: Any) -> None:
         expect(page.locator("#state")).to_have_attribute("data-state", "live")
         settle(page)
         page.wait_for_load_state("networkidle")
-        page.screenshot(path=ROOT / "tests" / f"{name}.png")
+        page.screenshot(path=ROOT / "docs" / f"{name}.png")
         context.close()

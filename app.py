@@ -53,6 +53,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
@@ -363,6 +364,7 @@ class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     observed_value: Any = None
     observed_unit: str = ""
     output: str = ""
+    component_id: str = ""
 
 
 class InputError(msgspec.Struct, frozen=True):
@@ -3244,13 +3246,13 @@ def privileges_check(state: State) -> Check:
 
 def file_checks(catalog: Catalog) -> list[Check]:
     """One warning for each file or metric with a fault, or a pass."""
-    warnings = [f"{catalog.path(name)}: the file's name is no metric id" for name in catalog.stray_files]
+    warning = functools.partial(Check, "warn", "component")
+    checks = [warning(output=f"{catalog.path(name)}: the file's name is no metric id") for name in catalog.stray_files]
     for metric in catalog.metrics.values():
         name = catalog.place(metric)
-        warnings += [f"{name} does not compile"] if metric.fault else []
-        warnings += [f"{name}: {warning}" for warning in metric.warnings]
-    passed = Check("pass", "component", len(catalog.metrics), "metrics")
-    return [Check("warn", "component", output=warning) for warning in warnings] or [passed]
+        checks += [warning(output=f"{name} does not compile", component_id=metric.id)] if metric.fault else []
+        checks += [warning(output=f"{name}: {text}") for text in metric.warnings]
+    return checks or [Check("pass", "component", len(catalog.metrics), "metrics")]
 
 
 # ------------------------------------------------------------------------------------------------ live updates
@@ -3800,7 +3802,7 @@ ROUTES = [
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
     Route("/", dashboard),
-    Route("/pages/{name}", page),
+    Route("/pages/{name}", page, middleware=[Middleware(GZipMiddleware)]),
     Route("/docs", docs),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),

@@ -71,7 +71,7 @@ from pages.schemas import Schema, client_names, parameter_schema, record_schema,
 from seed import model, records
 from seed.fetch import Published, http_client
 from seed.model import ModelFailed
-from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
+from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
 from seed.values import parse_items, sent, split_names
 
 VERSION = "1.0.0"  # as CHANGELOG.md has it
@@ -252,7 +252,6 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
-CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 
 
 class MetricSummary(msgspec.Struct, frozen=True):
@@ -1419,16 +1418,13 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
 
 
 async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
-    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be; raises BadStatement."""
-    names = {}
-    for text, _ in statement.parts:
-        if text.lower().startswith('u&"'):
-            raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-        if identifier := re.fullmatch(r'"?(\w+)"?', text):
-            names[identifier[1].lower()] = text
-    asked = f"SELECT name FROM UNNEST($1::text[]) AS name WHERE {schema}.does_more_than_read(name) LIMIT 1"
-    if refused := await conn.fetchval(asked, list(names)):
-        raise BadStatement(f"{names[refused]} does more than read")
+    """Refuse by name what is not for everybody's SQL, for it cannot always be revoked; raises BadStatement."""
+    if any(text.lower().startswith('u&"') for text, _ in statement.parts):
+        raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
+    names = {text.strip('"').replace('""', '"').lower(): text for text, _ in statement.parts if text.strip()}
+    asked = "SELECT name, reason FROM UNNEST($1::text[]) AS name CROSS JOIN {}.why_not_said(name) AS reason"
+    if refused := await conn.fetchrow(f"{asked.format(schema)} WHERE reason IS NOT NULL LIMIT 1", list(names)):
+        raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000.

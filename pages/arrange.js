@@ -40,7 +40,7 @@ function unplaced(placed) {
 	const { columns } = screen
 	const ids = (...charts) => all().filter((tile) => isShown(tile) && !stored(tile) && charts.includes(tile.metric.chart)).map(({ id }) => id)
 	const most = floor(columns / narrowest())
-	const numbers = rows(ids('number'), { columns, most: min(6, floor(columns / narrowest('number'))), y: 0, h: 5 })
+	const numbers = rows(ids('number'), { columns, most: min(4, floor(columns / narrowest('number'))), y: 0, h: 6 })
 	const y = bottom([...placed, ...numbers])
 	const charts = rows(ids('line', 'bar', 'stacked', 'hbar'), { columns, most: min(3, most), y, h: 9 })
 	return { numbers, rest: [...charts, ...rows(ids('table'), { columns, most: min(2, most), y: bottom([...charts, { y, h: 0 }]), h: 10 })] }

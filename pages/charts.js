@@ -505,7 +505,7 @@ const sumAt = ({ series }, i) => series.reduce((sum, { values }) => sum + values
 function track({ series, unit }, at, i) {
 	const bar = ({ colour, from, values }) => {
 		const [p, q] = [at(from?.[i] ?? 0), at((from?.[i] ?? 0) + values[i])]
-		return ['i', { class: colour, style: `left: ${min(p, q)}%; width: ${abs(p - q)}%` }]
+		return ['i', { class: colour, style: `left: ${min(p, q)}%; width: ${abs(p - q)}%; min-width: ${p === q ? 0 : 1}px` }]
 	}
 	const isStacked = series[0]?.from
 	const lanes = isStacked ? [series.map(bar)] : series.map((each) => [bar(each)])
@@ -530,22 +530,22 @@ function planRows(chart) {
 
 // --- Numbers: in time, the newest row is the figure
 
-function newest({ columns, records }) {
-	const time = columns.find(isTime)?.name
-	return time ? records.reduce((a, b) => (millis(b[time]) > millis(a[time]) ? b : a)) : records[0]
-}
+const newest = ({ records }, time) => (time ? records.reduce((a, b) => (millis(b[time.name]) > millis(a[time.name]) ? b : a)) : records[0])
 
 function numberView(chart) {
 	const { metric, result, options: { before }, height } = chart
-	const numbers = result.columns.filter(isNumber)
-	const [row, old] = [newest(result), before?.records[0] && newest(before)]
+	const [time, numbers] = [result.columns.find(isTime), result.columns.filter(isNumber)]
+	const [row, old] = [newest(result, time), before?.records[0] && newest(before, time)]
 	const parts = (column) => {
 		const [value, unit] = [row[column.name], unitOf(column, metric, numbers)]
 		if (!isNumber(column)) return [[['span', { dir: 'auto' }, cell(value, column)]], [], []]
-		return [figure(chart, value, unit, numbers.length), old ? change(value, old[column.name], unit) : [], height > 110 ? spark(chart, column) : []]
+		return [figure(chart, value, unit, numbers.length), old ? change(value, old[column.name], unit) : [], height > 100 ? spark(chart, column) : []]
 	}
+	const shown = numbers[0] ? result.columns.filter((column) => column !== time) : result.columns
+	const since = time && numbers[0] && row[time.name] ? ` · ${moment(millis(row[time.name]))}` : ''
 	const kinds = ['', 'change', 'spark']
-	return [['dl', {}, result.columns.map((column) => ['div', {}, [['dt', {}, words(column.name)], ...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
+	return [['dl', {}, shown.map((column) => ['div', {}, [['dt', {}, words(column.name) + (isNumber(column) ? since : '')],
+		...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
 }
 
 // Shrinks until it fits, and is shortened when that is too small to be read.
@@ -563,9 +563,10 @@ function figure({ width, height }, value, unit, count) {
 function change(now, before, unit) {
 	const [a, b] = [number(now), number(before)]
 	if (a == null || b == null) return []
-	const by = unit === '%' ? `${plain(abs(a - b))} points` : b ? amount(abs((a - b) / b), '', { style: 'percent', maximumFractionDigits: 1 }) : plain(abs(a - b))
-	if (a === b) return [['span', {}, 'The same as in the period before']]
-	return [['i', { 'aria-hidden': 'true' }, a > b ? '▲' : '▼'], ['span', {}, ` ${by} ${a > b ? 'more' : 'less'} than in the period before (${plain(b, unit)})`]]
+	const signed = { signDisplay: 'exceptZero', maximumFractionDigits: 1 }
+	const by = unit === '%' ? `${amount(a - b, '', { ...signed, maximumFractionDigits: 3 })} points`
+		: b ? amount((a - b) / abs(b), '', { ...signed, style: 'percent' }) : amount(a, '', signed)
+	return [['span', {}, `${by} from ${plain(b, signOf(unit))} before`]]
 }
 
 function spark({ result, options }, column) {

@@ -22,12 +22,9 @@ const option = (value, text = value) => make('option', { value, textContent: tex
 let learnt = '' // the types that the document has been asked for
 const labels = new Map()
 
-function readLabels({ paths, components }) {
+function readLabels({ paths }) {
 	for (const [path, { get }] of Object.entries(paths)) {
-		for (const { name, schema, $ref } of get?.parameters || []) {
-			const found = schema?.$ref || $ref ? components.schemas[(schema?.$ref || $ref).split('/').at(-1)] : schema
-			if (found?.enum) labels.set(`${path.slice('/metrics/'.length)}.${name}`, found.enum)
-		}
+		for (const { name, schema } of get?.parameters || []) if (schema?.enum) labels.set(`${path.slice('/metrics/'.length)}.${name}`, schema.enum)
 	}
 }
 

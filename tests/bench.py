@@ -259,6 +259,19 @@ async def token(bench: Bench) -> list[Figure]:
     return [Figure("token", ours - theirs, 5, "µs", f"{ours:.1f} µs beside {theirs:.1f}")]
 
 
+async def agents(bench: Bench) -> list[Figure]:
+    """A known result for a tool of an agent's beside the same for a GET, under a server that knows no requests."""
+    settings, bearer = await bench.issuer()
+    ask = get("/metrics/rows?rows=50&n=0", authorization=bearer)
+    call = {"name": "rows", "arguments": {"rows": 50, "n": 0}}
+    body = JSON.encode({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
+    tool = get("/mcp", authorization=bearer, content_type="application/json", content_length=str(len(body)))
+    server = await bench.serve("-m uvicorn app:app", ask, settings)
+    sides = partial(cost, server, tool.replace(b"GET", b"POST", 1) + body), partial(cost, server, ask)
+    ours, theirs = await bench.medians(9, *sides)
+    return [beside("tool / hit", ours, theirs, 3), Figure("agents, memory", server.memory(), 110, "MiB", "resident")]
+
+
 async def memory(bench: Bench) -> list[Figure]:
     """Growth beyond the bound of the cache, when no request is like another."""
     server = await bench.open(CACHE_MAX_BYTES=str(16 * 2**20))
@@ -644,7 +657,8 @@ async def wall(bench: Bench) -> list[Figure]:
 # ---- command
 
 FIGURES = {
-    figure.__name__: figure for figure in (hit, miss, replicas, start, bulk, token, memory, live, stall, wall, growth)
+    figure.__name__: figure
+    for figure in (hit, miss, replicas, start, bulk, token, agents, memory, live, stall, wall, growth)
 }
 
 

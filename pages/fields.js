@@ -8,6 +8,7 @@ const KINDS = {
 	int2: ['number', '1'], int4: ['number', '1'], int8: ['number', '1'],
 	numeric: ['number', 'any'], float4: ['number', 'any'], float8: ['number', 'any'],
 }
+const TEXT = /^(text|varchar|bpchar)$/
 const PLAIN = new Set([...Object.keys(KINDS), 'bool', 'text', 'varchar', 'bpchar', 'uuid', 'interval', 'json', 'jsonb', 'timetz'])
 
 const make = (tag, attributes, ...children) => {
@@ -19,7 +20,6 @@ const option = (value, text = value) => make('option', { value, textContent: tex
 
 // --- What can be chosen: an enum's labels, of which only the document knows, and values that results have shown
 
-let learnt = '' // the types that the document has been asked for
 const labels = new Map()
 
 function readLabels({ paths }) {
@@ -28,33 +28,33 @@ function readLabels({ paths }) {
 	}
 }
 
-// Resolves when the labels of these metrics' enums are known.
+const isStrange = ({ type }) => !PLAIN.has(type) && !type.endsWith('[]')
+
+// Resolves when the labels of these metrics' enums are known, to whether any are new.
 export async function learnEnums(metrics) {
-	const strange = metrics.flatMap(({ parameters }) => parameters.map(({ type }) => type)).filter((type) => !PLAIN.has(type) && !type.endsWith('[]'))
-	const key = strange.join()
-	if (!key || learnt === key) return false
-	learnt = key
-	readLabels((await api('GET', 'openapi.json')).data)
-	return true
+	const strange = metrics.flatMap(({ id, parameters }) => parameters.filter(isStrange).map(({ name }) => `${id}.${name}`))
+	const fresh = strange.filter((key) => !labels.has(key))
+	for (const key of fresh) labels.set(key, null) // asked for once
+	if (fresh.length) readLabels((await api('GET', 'openapi.json')).data)
+	return fresh.length > 0
 }
 
-const known = new Map()
-const LONGEST = 40
-const MOST = 60
+const known = new Map() // by column
+const LONGEST = 40 // characters
+const MOST = 60 // values of one result, beyond which they are no choice
+const KEPT = 200 // values of a column, the newest
 
 export function learnValues({ columns, records }) {
-	for (const { name, type } of columns) {
-		if (!/^(text|varchar|bpchar)$/.test(type)) continue
+	for (const { name } of columns.filter(({ type }) => TEXT.test(type))) {
 		const values = new Set(records.map((record) => record[name]).filter((value) => value && value.length <= LONGEST))
-		if (values.size > MOST) continue
-		known.set(name, new Set([...(known.get(name) || []), ...values]))
+		if (values.size <= MOST) known.set(name, [...new Set([...values, ...(known.get(name) || [])])].slice(0, KEPT))
 	}
 }
 
 const alike = (column, name) => column === name || column.endsWith(`_${name}`) || name.endsWith(`_${column}`)
 
 function suggestions(name) {
-	const found = [...known].filter(([column]) => alike(column, name)).flatMap(([, values]) => [...values])
+	const found = [...known].filter(([column]) => alike(column, name)).flatMap(([, values]) => values)
 	return [...new Set(found)].sort()
 }
 
@@ -89,7 +89,7 @@ export function field(metricId, parameter, value, changed) {
 	input.value = value || ''
 	input.required = required
 	input.onchange = () => input.reportValidity() && changed(input.value.trim())
-	const free = input.type === 'text' && /^(text|varchar|bpchar)$/.test(type)
+	const free = input.type === 'text' && TEXT.test(type)
 	return make('label', { className: 'field', title: description }, make('span', { textContent: words(name) }), input, ...(free ? [suggest(input, name)] : []))
 }
 

@@ -39,7 +39,7 @@ function findTiles() {
 	let found = 0
 	for (const tile of all()) {
 		const text = summaryOf(tile).toLowerCase()
-		tile.cell.hidden = !wanted.every((word) => text.includes(word))
+		tile.cell.hidden = tile.id !== view.tile && !wanted.every((word) => text.includes(word))
 		found += !tile.cell.hidden
 	}
 	$('finding').hidden = all().length <= MANY && !view.find

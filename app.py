@@ -54,6 +54,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
@@ -355,6 +356,7 @@ class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     observed_value: Any = None
     observed_unit: str = ""
     output: str = ""
+    component_id: str = ""
 
 
 class InputError(msgspec.Struct, frozen=True):
@@ -1418,16 +1420,13 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
 
 
 async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
-    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be; raises BadStatement."""
-    names = {}
-    for text, _ in statement.parts:
-        if text.lower().startswith('u&"'):
-            raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-        if identifier := re.fullmatch(r'"?(\w+)"?', text):
-            names[identifier[1].lower()] = text
-    asked = f"SELECT name FROM UNNEST($1::text[]) AS name WHERE {schema}.does_more_than_read(name) LIMIT 1"
-    if refused := await conn.fetchval(asked, list(names)):
-        raise BadStatement(f"{names[refused]} does more than read")
+    """Refuse by name what is not for everybody's SQL, for it cannot always be revoked; raises BadStatement."""
+    if any(text.lower().startswith('u&"') for text, _ in statement.parts):
+        raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
+    names = {text.strip('"').replace('""', '"').lower(): text for text, _ in statement.parts if text.strip()}
+    asked = "SELECT name, reason FROM UNNEST($1::text[]) AS name CROSS JOIN {}.why_not_said(name) AS reason"
+    if refused := await conn.fetchrow(f"{asked.format(schema)} WHERE reason IS NOT NULL LIMIT 1", list(names)):
+        raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
@@ -3235,13 +3234,13 @@ def privileges_check(state: State) -> Check:
 
 def file_checks(catalog: Catalog) -> list[Check]:
     """One warning for each file or metric with a fault, or a pass."""
-    warnings = [f"{catalog.path(name)}: the file's name is no metric id" for name in catalog.stray_files]
+    warning = functools.partial(Check, "warn", "component")
+    checks = [warning(output=f"{catalog.path(name)}: the file's name is no metric id") for name in catalog.stray_files]
     for metric in catalog.metrics.values():
         name = catalog.place(metric)
-        warnings += [f"{name} does not compile"] if metric.fault else []
-        warnings += [f"{name}: {warning}" for warning in metric.warnings]
-    passed = Check("pass", "component", len(catalog.metrics), "metrics")
-    return [Check("warn", "component", output=warning) for warning in warnings] or [passed]
+        checks += [warning(output=f"{name} does not compile", component_id=metric.id)] if metric.fault else []
+        checks += [warning(output=f"{name}: {text}") for text in metric.warnings]
+    return checks or [Check("pass", "component", len(catalog.metrics), "metrics")]
 
 
 # ------------------------------------------------------------------------------------------------ live updates
@@ -3791,7 +3790,7 @@ ROUTES = [
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
     Route("/", dashboard),
-    Route("/pages/{name}", page),
+    Route("/pages/{name}", page, middleware=[Middleware(GZipMiddleware)]),
     Route("/docs", docs),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),

@@ -180,6 +180,7 @@ class Target:
         self.user, self.password = options["user"], options["password"]
         self.random = options["load_balance_hosts"] == "random"
         self.pooled: bool | None = None
+        self.looking: asyncio.Task[None] | None = None
         self.places = list(found)
         wanted = options["target_session_attrs"]
         self.arguments: dict[str, Any] = {
@@ -266,6 +267,15 @@ def look_anew(login: Login) -> None:
         raise ConnectionError(str(exc).strip()) from exc
 
 
+async def looked(login: Login) -> None:
+    """Look once for all who ask meanwhile, lest a host that says nothing takes every thread; raises as look_anew()."""
+    target = login.target
+    if target.looking is None or target.looking.done():
+        target.looking = asyncio.create_task(asyncio.to_thread(look_anew, login), name=f"look at {target.variable}")
+        target.looking.add_done_callback(lambda task: task.cancelled() or task.exception())
+    await asyncio.shield(target.looking)
+
+
 class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
     """One whose end the server may have seen to: asyncpg closes expired sessions in tasks that nobody awaits."""
 
@@ -329,7 +339,7 @@ async def connect(
     """
     target = login.target
     if target.pooled is None:
-        await asyncio.to_thread(look_anew, login)
+        await looked(login)
     given = target.arguments["server_settings"]
     named = {"user": login.user or target.user, "password": login.password or target.password or None}
     options = {"connection_class": Session, **target.arguments, **named, **options}

@@ -53,7 +53,7 @@ function fit(item) {
 	const w = clamp(narrowest(chart), item.w, columns)
 	const hasFields = !part(tile, '.fields').hidden
 	const h = max(chart === 'number' ? 4 + 2 * hasFields : 7 + hasFields, item.h)
-	return { ...item, w, x: clamp(0, item.x, columns - w), h: small ? min(h, 11) : h, static: !!item.static && !small }
+	return { ...item, w, x: clamp(0, item.x, columns - w), h: small ? min(h, chart === 'number' ? 5 : 11) : h, static: !!item.static && !small }
 }
 
 function wishes() {

@@ -566,7 +566,7 @@ function numberView(chart) {
 	const shown = numbers[0] ? result.columns.filter((column) => column !== time) : result.columns
 	const since = time && numbers[0] && row[time.name] ? ` · ${moment(millis(row[time.name]))}` : ''
 	const kinds = ['', 'change', 'spark']
-	return [['dl', {}, shown.map((column) => ['div', {}, [['dt', {}, words(column.name) + (isNumber(column) ? since : '')],
+	return [['dl', { tabindex: 0 }, shown.map((column) => ['div', {}, [['dt', {}, words(column.name) + (isNumber(column) ? since : '')],
 		...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
 }
 

@@ -48,7 +48,7 @@ function refuse(problem) {
 
 function forget() {
 	proposal = null
-	$('keeping').hidden = true
+	$('proposal').hidden = true
 	write($('refused'))
 	write($('where'))
 	for (const id of ['prompt', 'query']) $(id).removeAttribute('aria-invalid')
@@ -97,7 +97,7 @@ function propose(data) {
 	const { query, columns, records, notes, parameters, truncated } = data
 	const first = truncated || records.length >= 100
 	const names = parameters.filter((each) => !isOfPeriod(each)).map(({ name }) => words(name)).join(', ')
-	$('keeping').hidden = false
+	$('proposal').hidden = false
 	$('notes').replaceChildren(...notes.map((note) => Object.assign(document.createElement('li'), { textContent: note })))
 	write($('facts'), sentences([!records.length && 'It answers no rows', first && `The first ${records.length} rows`, takesPeriod(data) ? 'It follows the period' : 'It has a period of its own', names && `It asks for ${names}`]))
 	write($('sql'), query)
@@ -106,7 +106,7 @@ function propose(data) {
 	const chart = guessChart(columns)
 	$('sample').hidden = !records.length
 	if (records.length) draw($('sample'), { title: 'Preview', unit: '', chart }, { columns, records, truncated: false })
-	$('keeping').scrollIntoView({ block: 'nearest' })
+	$('proposal').scrollIntoView({ block: 'nearest' })
 	if ($('title').value) $('keep').focus()
 	else $('title').focus()
 }

@@ -62,7 +62,13 @@ function showAll(fresh) {
 	ask()
 }
 
-whenLooking(() => showAll())
+whenLooking((change) => {
+	const [name, more] = Object.keys(change)
+	if (name === 'tile' && !more) return showOpened()
+	if (name !== 'find') return showAll()
+	findTiles()
+	layOut()
+})
 
 // --- A tile as large as the window
 
@@ -92,14 +98,12 @@ async function faultOf(id) {
 	return data?.fault ? data : null
 }
 
-const BROKEN = /^(?:queries\/(.+)\.sql|metric (.+)) does not compile$/
-
+// Ids of what does not compile; the list has none of them.
 async function readHealth() {
 	const answer = await fetch('health/ready', { cache: 'no-store' }).catch(() => null)
 	const { checks = {} } = (await answer?.json().catch(() => null)) || {}
-	const outputs = (checks['metrics:files'] || []).map(({ output }) => BROKEN.exec(output || ''))
 	$('mock').hidden = checks['model:kind']?.[0].observedValue !== 'built-in mock'
-	return outputs.filter(Boolean).map(([, file, id]) => file || id)
+	return (checks['metrics:files'] || []).map(({ componentId }) => componentId).filter(Boolean)
 }
 
 async function broken(listed) {
@@ -119,9 +123,7 @@ function drop(tile) {
 
 function merge(metrics, faults) {
 	const listed = new Map([...metrics, ...faults.map(asMetric)].map((metric) => [metric.id, metric]))
-	for (const tile of all()) {
-		if (!listed.has(tile.id)) drop(tile)
-	}
+	for (const tile of all()) if (!listed.has(tile.id)) drop(tile)
 	for (const metric of listed.values()) {
 		const tile = tiles.get(metric.id) || add(metric)
 		const fault = faults.find(({ id }) => id === metric.id) || null
@@ -131,17 +133,23 @@ function merge(metrics, faults) {
 	}
 }
 
+function showList(metrics, faults) {
+	merge(metrics, faults)
+	known.begun = true
+	connect()
+	showAll()
+}
+
 async function readList() {
 	const { data } = await api('GET', 'metrics')
 	const text = JSON.stringify(data)
 	write($('banner'))
 	if (text === known.text || isArranging()) return
-	const faults = await broken(data.metrics)
+	const first = !tiles.size
 	known.text = text
-	merge(data.metrics, faults)
-	known.begun = true
-	connect()
-	showAll()
+	if (first) showList(data.metrics, []) // whatever else has to be asked for
+	const faults = await broken(data.metrics)
+	if (!first || faults.length) showList(data.metrics, faults)
 	if (await learnEnums(data.metrics).catch(() => false)) showAll(true)
 }
 
@@ -247,7 +255,7 @@ function clicked({ target }) {
 	if (button) actions[button.dataset.do](tileOf(button), button)
 }
 
-// Escape closes the innermost: a menu, a chart's reading, the full screen.
+// Escape closes a menu, or else the full screen.
 function escaped({ key, defaultPrevented }) {
 	if (key !== 'Escape' || defaultPrevented || document.querySelector('dialog[open]')) return
 	const menu = document.querySelector('.menu[open]')

@@ -242,14 +242,17 @@ def test_the_page_is_small_and_its_policy_strict(service: Service) -> None:
     assert not re.search(r"<style|\sstyle=|\son\w+=", text)
     scripts = [name for name in re.findall(r'"(pages/[\w.]+)"', text) if name.endswith(".js")]
     assert {ROOT / name for name in scripts} == {*(ROOT / "pages").glob("*.js")} - {ROOT / "pages" / "docs.js"}
+    sent = 0
     for name in scripts:
-        request = urllib.request.Request(f"{service.url}/{name}")
+        request = urllib.request.Request(f"{service.url}/{name}", headers={"Accept-Encoding": "gzip"})
         with urllib.request.urlopen(request, timeout=10) as response:
+            sent += len(response.read())
             assert response.headers["Cache-Control"] == "no-cache"
             assert response.headers["Content-Security-Policy"] == policy
             request.add_header("If-None-Match", response.headers["ETag"])
         with pytest.raises(urllib.error.HTTPError, match="304"):
             urllib.request.urlopen(request, timeout=10)
+    assert sent < 45_000
 
 
 @pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE])

@@ -1,4 +1,4 @@
-"""The template, the image and the workflows keep what README.md says of them.
+"""The template, the image and the workflows keep what docs/deploying.md says of them.
 
 What can be read off a file is a promise: a function that asserts it, with mutations of the file that it must notice.
 """

@@ -37,16 +37,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from http import HTTPMethod, HTTPStatus
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
-import jwt
 import msgspec
-import psycopg
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.applications import Starlette
@@ -65,8 +64,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.supervisors import Multiprocess
 
-from migrations import apply
-from migrations.connections import GuestSession, Login, Session, Target, TransactionPooling, connect, derived_login
+from migrations.connections import (
+    GuestSession,
+    Login,
+    MigrationFailed,
+    Session,
+    Target,
+    TransactionPooling,
+    connect,
+    derived_login,
+)
 from pages import mcp
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
@@ -74,6 +81,9 @@ from seed.fetch import Published, http_client
 from seed.model import ModelFailed
 from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
 from seed.values import parse_items, sent, split_names
+
+if TYPE_CHECKING:
+    import jwt
 
 VERSION = "1.0.0"  # as CHANGELOG.md has it
 HERE = Path(__file__).resolve().parent
@@ -196,10 +206,8 @@ def is_secure(url: str | None) -> bool:
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
-        # The embedded one is behind a socket, whatever PGHOST and its like say.
-        url = getattr(settings, name) or ("host=/ port=5432" if name == "database_url" else None)
         try:
-            _ = url and Target(name.upper(), url)
+            _ = (url := getattr(settings, name)) and Target(name.upper(), url)
         except ValueError as exc:
             yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
@@ -670,6 +678,8 @@ MAX_REMEMBERED = 4096
 
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     """The usable signing keys of a JWK set (RFC 7517) by kid; raises when there is none."""
+    import jwt  # A tenth of a second of a start that only those with an issuer spend.
+
     signing = [key for key in jwt.PyJWKSet.from_json(body.decode()) if key.public_key_use in (None, "sig")]
     keys = {key.key_id: key for key in signing if key.key_id and key.algorithm_name in ALGORITHMS}
     if not keys:
@@ -722,6 +732,8 @@ class Verifier:
         return caller
 
     async def verify(self, token: bytes) -> Caller:
+        import jwt
+
         if len(token) > 8 * 1024:
             raise InvalidToken("it is longer than 8 KB")
         try:
@@ -3820,8 +3832,11 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
     from seed import embedded
 
     try:
-        server = await embedded.start(settings.data_dir)
-    except embedded.EmbeddedError as exc:
+        # What migrates takes about as long to be loaded as the database to start.
+        loading = asyncio.to_thread(import_module, "migrations.apply")
+        server, _ = await asyncio.gather(embedded.start(settings.data_dir), loading)
+        Target("DATABASE_URL", server.dsn)  # for which PGOPTIONS and its like count, too
+    except (embedded.EmbeddedError, ValueError) as exc:
         raise CommandError(str(exc)) from exc
     log.info("To open the embedded database: %s", server.psql)
     if server.relocated:
@@ -3860,6 +3875,8 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
 
 def migrate(database: Database) -> list[str]:
     """Returns what could not be done, such as a login that cannot log in."""
+    from migrations import apply
+
     hardened, logins = database.settings.harden_database == "on", database.logins
     return apply.migrate(logins["owner"], set(logins.values()), hardened=hardened)
 
@@ -4280,7 +4297,7 @@ def main() -> int:
             serve(settings, options)
             return 0
         return asyncio.run(run_command(settings, options))
-    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
+    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, MigrationFailed) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

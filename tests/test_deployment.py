@@ -849,7 +849,7 @@ def test_the_image_holds_the_service_and_nothing_else(tmp_path: Path) -> None:
         if "__pycache__" not in file
     }
     files = {"app.py", "seed/mock_model.py"}
-    files |= {f"seed/{name}.py" for name in ("model", "records", "statements", "values")}
+    files |= {f"seed/{name}.py" for name in ("fetch", "model", "records", "statements", "values")}
     assert files_below(lay_out(tmp_path)) == files | data
 
 

@@ -9,7 +9,7 @@ const KINDS = {
 	numeric: ['number', 'any'], float4: ['number', 'any'], float8: ['number', 'any'],
 }
 const TEXT = /^(text|varchar|bpchar)$/
-const PLAIN = new Set([...Object.keys(KINDS), 'bool', 'text', 'varchar', 'bpchar', 'uuid', 'interval', 'json', 'jsonb', 'timetz'])
+const PLAIN = /^(bool|text|varchar|bpchar|uuid|interval|jsonb?|timetz)$/
 
 const make = (tag, attributes, ...children) => {
 	const node = Object.assign(document.createElement(tag), attributes)
@@ -24,16 +24,17 @@ const labels = new Map()
 
 function readLabels({ paths }) {
 	for (const [path, { get }] of Object.entries(paths)) {
-		for (const { name, schema } of get?.parameters || []) if (schema?.enum) labels.set(`${path.slice('/metrics/'.length)}.${name}`, schema.enum)
+		const enums = (get?.parameters || []).filter(({ schema }) => schema?.enum)
+		for (const { name, schema } of enums) labels.set(`${path.slice('/metrics/'.length)}.${name}`, schema.enum)
 	}
 }
 
-const isStrange = ({ type }) => !PLAIN.has(type) && !type.endsWith('[]')
+const isStrange = ({ type }) => !(type in KINDS) && !PLAIN.test(type) && !type.endsWith('[]')
 
 // Resolves when the labels of these metrics' enums are known, to whether any are new.
 export async function learnEnums(metrics) {
-	const strange = metrics.flatMap(({ id, parameters }) => parameters.filter(isStrange).map(({ name }) => `${id}.${name}`))
-	const fresh = strange.filter((key) => !labels.has(key))
+	const keysOf = ({ id, parameters }) => parameters.filter(isStrange).map(({ name }) => `${id}.${name}`)
+	const fresh = metrics.flatMap(keysOf).filter((key) => !labels.has(key))
 	for (const key of fresh) labels.set(key, null) // asked for once
 	if (fresh.length) readLabels((await api('GET', 'openapi.json')).data)
 	return fresh.length > 0
@@ -61,7 +62,8 @@ function suggestions(name) {
 // --- The field
 
 function choice(values) {
-	return make('select', { autocomplete: 'off' }, option('', '–'), ...values.map(([value, text]) => option(value, text)))
+	const options = values.map(([value, text]) => option(value, text))
+	return make('select', { autocomplete: 'off' }, option('', '–'), ...options)
 }
 
 function control(metricId, { name, type, description }) {
@@ -69,14 +71,14 @@ function control(metricId, { name, type, description }) {
 	if (enumerated) return choice(enumerated.map((label) => [label, label]))
 	if (type === 'bool') return choice([['true', 'yes'], ['false', 'no']])
 	const [kind, step] = KINDS[type] || ['text']
-	const hint = type.endsWith('[]') ? 'a, b, …' : /default (.+)$/.exec(description)?.[1]
-	return make('input', { type: kind, autocomplete: 'off', ...(step && { step }), ...(hint && kind !== 'date' && { placeholder: hint }) })
+	const placeholder = type.endsWith('[]') ? 'a, b, …' : /default (.+)$/.exec(description)?.[1] || ''
+	return make('input', { type: kind, step: step || '', placeholder, autocomplete: 'off' })
 }
 
-let lists = 0
+let count = 0
 
 function suggest(input, name) {
-	const list = make('datalist', { id: `known-${++lists}` })
+	const list = make('datalist', { id: `known-${++count}` })
 	input.setAttribute('list', list.id)
 	input.addEventListener('focus', () => list.replaceChildren(...suggestions(name).map((value) => option(value))))
 	return list
@@ -89,8 +91,9 @@ export function field(metricId, parameter, value, changed) {
 	input.value = value || ''
 	input.required = required
 	input.onchange = () => input.reportValidity() && changed(input.value.trim())
-	const free = input.type === 'text' && TEXT.test(type)
-	return make('label', { className: 'field', title: description }, make('span', { textContent: words(name) }), input, ...(free ? [suggest(input, name)] : []))
+	const lists = input.type === 'text' && TEXT.test(type) ? [suggest(input, name)] : []
+	const says = make('span', { textContent: words(name) })
+	return make('label', { className: 'field', title: description }, says, input, ...lists)
 }
 
 const quoted = (text) => `"${text.trim().replace(/["\\]/g, '\\$&')}"`

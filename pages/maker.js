@@ -1,7 +1,7 @@
 // A new tile from words or SQL, and a tile's definition to read or change; nothing is stored before it has been seen.
 
 import { api, inFull, pathOf } from './api.js'
-import { draw, sentences, words, write } from './charts.js'
+import { draw, patch, sentences, words, write } from './charts.js'
 import { $ } from './dom.js'
 import { isOfPeriod, takesPeriod } from './period.js'
 import { guessChart, titleOf } from './tiles.js'
@@ -89,7 +89,9 @@ export async function showDefinition(tile, mayWrite) {
 	const { data } = await api('GET', `${pathOf(tile.id)}/definition`)
 	const writable = mayWrite && data.is_editable
 	edited = data
-	open({ heading: titleOf(tile), how: 'query', query: data.query, prompt: data.prompt || '', title: data.title, origin: ORIGINS[data.source](data), writable })
+	const { query, prompt, title, source: kind } = data
+	const origin = ORIGINS[kind](data)
+	open({ heading: titleOf(tile), how: 'query', query, prompt: prompt || '', title, origin, writable })
 }
 
 function propose(data) {
@@ -98,8 +100,10 @@ function propose(data) {
 	const first = truncated || records.length >= 100
 	const names = parameters.filter((each) => !isOfPeriod(each)).map(({ name }) => words(name)).join(', ')
 	$('proposal').hidden = false
-	$('notes').replaceChildren(...notes.map((note) => Object.assign(document.createElement('li'), { textContent: note })))
-	write($('facts'), sentences([!records.length && 'It answers no rows', first && `The first ${records.length} rows`, takesPeriod(data) ? 'It follows the period' : 'It has a period of its own', names && `It asks for ${names}`]))
+	patch($('notes'), notes.map((note) => ['li', {}, note]))
+	const follows = takesPeriod(data) ? 'It follows the period' : 'It has a period of its own'
+	const rows = records.length ? first && `The first ${records.length} rows` : 'It answers no rows'
+	write($('facts'), sentences([rows, follows, names && `It asks for ${names}`]))
 	write($('sql'), query)
 	$('written').hidden = chosen() === 'query'
 	$('title').value ||= chosen() === 'prompt' ? $('prompt').value.trim().slice(0, 120) : ''
@@ -111,7 +115,8 @@ function propose(data) {
 	else $('title').focus()
 }
 
-const request = () => (chosen() === 'prompt' ? { query_generation_prompt: $('prompt').value.trim() } : { query: $('query').value })
+const request = () =>
+	(chosen() === 'prompt' ? { query_generation_prompt: $('prompt').value.trim() } : { query: $('query').value })
 
 export async function preview() {
 	forget()

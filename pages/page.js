@@ -8,7 +8,9 @@ import { learnEnums } from './fields.js'
 import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed, whenLost } from './live.js'
 import { close, editSql, keep, makeTile, preview, showDefinition, whenKept } from './maker.js'
 import { askAgain, isAsking, mayWrite, whenSignedIn } from './signin.js'
-import { add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf } from './tiles.js'
+import {
+	add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf,
+} from './tiles.js'
 import { look, readUrl, view, whenLooking } from './view.js'
 
 const EVERY = { list: 15, poll: 30 } // seconds
@@ -32,19 +34,23 @@ function showPeriod() {
 	$('to').min = $('custom').hidden ? '' : view.from
 }
 
-const choosePeriod = () => $('to').reportValidity() && look({ period: $('period').value, from: $('from').value, to: $('to').value })
+function choosePeriod() {
+	const [period, from, to] = ['period', 'from', 'to'].map((id) => $(id).value)
+	if ($('to').reportValidity()) look({ period, from, to })
+}
 
 function findTiles() {
 	const wanted = view.find.toLowerCase().split(/\s+/).filter(Boolean)
 	let found = 0
 	for (const tile of all()) {
 		const text = summaryOf(tile).toLowerCase()
-		tile.cell.hidden = !wanted.every((word) => text.includes(word))
+		tile.cell.hidden = tile.id !== view.tile && !wanted.every((word) => text.includes(word))
 		found += !tile.cell.hidden
 	}
 	$('finding').hidden = all().length <= MANY && !view.find
 	$('none').hidden = found > 0 || !known.begun
-	write($('none'), all().length ? `No tile’s title or description has “${view.find}”.` : 'No metrics yet. Make a tile, or put an SQL file into the queries directory.')
+	const nothing = 'No metrics yet. Make a tile, or put an SQL file into the queries directory.'
+	write($('none'), all().length ? `No tile’s title or description has “${view.find}”.` : nothing)
 }
 
 function showAll(fresh) {
@@ -114,7 +120,8 @@ async function broken(listed) {
 }
 
 // As it was when it was last seen.
-const asMetric = (definition) => ({ unit: '', chart: 'bar', layouts: [], ...tiles.get(definition.id)?.metric, ...definition })
+const asMetric = (definition) =>
+	({ unit: '', chart: 'bar', layouts: [], ...tiles.get(definition.id)?.metric, ...definition })
 
 function drop(tile) {
 	unsubscribe(tile)
@@ -241,7 +248,8 @@ const actions = {
 	},
 	async rename(tile) {
 		$('name').value = titleOf(tile)
-		if (await confirmed($('renaming'), tile)) change('PATCH', pathOf(tile.id), { title: $('name').value, version: tile.metric.version })
+		if (!await confirmed($('renaming'), tile)) return
+		change('PATCH', pathOf(tile.id), { title: $('name').value, version: tile.metric.version })
 	},
 	async delete(tile) {
 		if (!await confirmed($('deleting'), tile)) return

@@ -32,8 +32,8 @@ function widen(item, others, columns) {
 // To the top of the tile below that is farthest away; those that are nearer make room.
 function deepen(item, others, end) {
 	const under = others.filter((other) => beside(item, other) && other.y >= item.y + item.h)
-	const tops = Array.from({ length: item.w }, (_, n) => min(...under.filter(({ x, w }) => x <= item.x + n && item.x + n < x + w).map(({ y }) => y)))
-	const known = tops.filter(isFinite)
+	const topAt = (column) => min(...under.filter(({ x, w }) => x <= column && column < x + w).map(({ y }) => y))
+	const known = Array.from({ length: item.w }, (_, n) => topAt(item.x + n)).filter(isFinite)
 	const edge = known[0] === undefined ? end : max(...known)
 	const grown = edge - item.y - item.h
 	if (known[0] !== undefined || grown <= DEEPEST) item.h += grown

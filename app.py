@@ -3832,8 +3832,9 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
     from seed import embedded
 
     try:
-        # What migrates takes about as long to be loaded as the database to start.
-        loading = asyncio.to_thread(import_module, "migrations.apply")
+        # What will be wanted takes about as long to be loaded as the database to start.
+        wanted = ("migrations.apply", *(() if settings.data_dir.exists() else ("yoyo", "seed.dataset")))
+        loading = asyncio.to_thread(lambda: [import_module(name) for name in wanted])
         server, _ = await asyncio.gather(embedded.start(settings.data_dir), loading)
         Target("DATABASE_URL", server.dsn)  # for which PGOPTIONS and its like count, too
     except (embedded.EmbeddedError, ValueError) as exc:

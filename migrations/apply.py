@@ -50,13 +50,16 @@ def read() -> Any:
 
 def apply_pending(conn: psycopg.Connection, url: str) -> None:
     """Raises PermissionError, or psycopg.Error when a migration fails."""
-    import yoyo
+    from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+    from yoyo.connections import parse_uri
 
     # yoyo takes one host, and of the URL proper it decodes the login alone.
     place = {"host": conn.info.host, "hostaddr": conn.info.hostaddr, "port": conn.info.port}
     options = conninfo_to_dict(url) | place
-    backend = yoyo.get_backend(f"postgresql+psycopg:///?{urlencode(options)}")
+    # By its class: by its name it is looked for among all packages, for as long as the migrations take.
+    backend = PostgresqlPsycopgBackend(parse_uri(f"postgresql+psycopg:///?{urlencode(options)}"), "_yoyo_migration")
     try:
+        backend.init_database()
         backend.break_lock()
         backend.apply_migrations(backend.to_apply(read()))
     except psycopg.errors.UndefinedTable as exc:  # yoyo says nothing when it cannot make its own

@@ -258,7 +258,7 @@ def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> Non
 
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
+        page = browser.new_page(reduced_motion="reduce")
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))
         page.goto(f"{secured.url}/docs")

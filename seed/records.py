@@ -588,10 +588,21 @@ ORDER BY date, metric_id
 ON CONFLICT DO NOTHING
 """
 INSERT_STAGED = INSERT.format("staged_records")
-INSERT_GIVEN = INSERT.format(
-    "UNNEST($1::text[], $2::uuid[], $3::timestamptz[], $4::text[], $5::text[], $6::int[], $7::text[], $8::text[])"
-    f" AS given ({', '.join(STAGED)})"
-)
+INSERT_GIVEN = INSERT.format(f"""UNNEST(
+  $1::text[],
+  $2::text[]::uuid[],
+  $3::text[]::timestamptz[],
+  $4::text[],
+  $5::text[],
+  $6::text[]::int[],
+  $7::text[],
+  $8::text[]
+) AS given ({", ".join(STAGED)})""")
+
+
+def as_texts(rows: Sequence[Row]) -> list[list[str | None]]:
+    """The columns for INSERT_GIVEN: arrays of other types the driver looks up in each session, which takes a while."""
+    return [[None if row[i] is None else str(row[i]) for row in rows] for i in range(len(STAGED))]
 
 
 async def stage(conn: asyncpg.Connection, rows: AsyncIterator[Row]) -> int:

@@ -2721,8 +2721,7 @@ async def read_records(request: Request[State], kind: str, series: str) -> Async
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
     """How many were not there yet, in a transaction that is as short as can be."""
     async with connections.changing(conn, "metrics"):
-        done = await conn.execute(statement, *columns)
-    return int(done.rpartition(" ")[2])
+        return cast(int, await conn.fetchval(statement, *columns))
 
 
 # ------------------------------------------------------------------------------------------------ model

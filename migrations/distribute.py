@@ -19,7 +19,6 @@ STEPS = {
     "layout_items": "SELECT create_reference_table('layout_items')",
     "metrics": "SELECT create_distributed_table('metrics', 'id')",
 }
-DISTRIBUTED = "SELECT FROM pg_dist_partition WHERE logicalrelid = %s::regclass"
 OWNED_BY_OTHERS = """\
 SELECT string_agg(relname, ', ')
 FROM pg_class
@@ -93,7 +92,7 @@ def shut_out(login: Login) -> Iterator[tuple[str, str]]:
 
 
 def place(conn: psycopg.Connection, table: str, step: str) -> str:
-    if conn.execute(DISTRIBUTED, [table]).fetchone() is not None:
+    if conn.execute("SELECT is_distributed(%s::regclass)", [table]).fetchone() == (True,):
         return "is distributed already"
     with conn.transaction():
         # Citus distributes no table that has triggers; the service's own writes are told of without.

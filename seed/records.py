@@ -570,22 +570,28 @@ CREATE TEMPORARY TABLE staged_records (
 )
 """
 UNSTAGE = "DROP TABLE IF EXISTS pg_temp.staged_records"
-# Numbers come as texts, which the driver sends several times as fast as it does Decimals. In order, so that two who
-# write the same records wait for each other one way; by date, so that a period stays together on the disk.
+# How many were not there yet; what the command itself says it inserted counts on Citus what was there, too. Numbers come
+# as texts, which the driver sends several times as fast as it does Decimals. In order, so that two who write the same
+# records wait for each other one way; by date, so that a period stays together on the disk.
 INSERT = """\
-INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
-SELECT
-  id,
-  COALESCE(metric_id, GEN_RANDOM_UUID()),
-  COALESCE(date, NOW()),
-  obsolescence_val::numeric,
-  obsolescence::numeric,
-  parts_flagged,
-  alert_type,
-  alert_category
-FROM {}
-ORDER BY date, metric_id
-ON CONFLICT DO NOTHING
+WITH inserted AS (
+  INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)
+  SELECT
+    id,
+    COALESCE(metric_id, GEN_RANDOM_UUID()),
+    COALESCE(date, NOW()),
+    obsolescence_val::numeric,
+    obsolescence::numeric,
+    parts_flagged,
+    alert_type,
+    alert_category
+  FROM {}
+  ORDER BY date, metric_id
+  ON CONFLICT DO NOTHING
+  RETURNING 1
+)
+SELECT COUNT(*)
+FROM inserted
 """
 INSERT_STAGED = INSERT.format("staged_records")
 INSERT_GIVEN = INSERT.format(f"""UNNEST(

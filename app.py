@@ -1049,6 +1049,8 @@ class Loan:
             self.ending.cancel()
         if meant := connections.meaning(exc):
             raise meant from exc
+        if isinstance(exc, asyncpg.QueryCanceledError) and not await self.database.answers():
+            raise ConnectionError("a server says nothing") from exc
         if isinstance(exc, DATABASE_DOWN):
             # What ended this session has likely ended the server's others.
             for other in self.database.pools.values():
@@ -1129,21 +1131,18 @@ class Database:
             self.stand_in_until[name] = time.monotonic() + STAND_IN
             await self.pools[name].expire_connections()
 
-    async def answers(self, seconds: float) -> bool:
-        """Whether the server takes another connection, or refuses it, within so many seconds."""
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                (await connect(self.logins["owner"], patience=seconds, server_settings={})).terminate()
-        except (asyncpg.PostgresError, *DATABASE_DOWN):
-            return not limit.expired()
-        return True
-
     async def latency(self, name: str) -> float | None:
         """Seconds that a login's database takes to answer, None for more than one; asked once a second at most."""
         if name not in self.latencies:
             asking = self.latencies[name] = asyncio.create_task(self.measure(name), name=f"latency of {name}")
             asking.add_done_callback(lambda _: asking.get_loop().call_later(1, self.latencies.pop, name))
         return await asyncio.shield(self.latencies[name])
+
+    async def answers(self) -> bool:
+        """Whether all servers that hold records say anything soon."""
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(self.latency("reader"), ANSWERS_WITHIN) is not None
+        return False
 
     async def measure(self, name: str) -> float | None:
         """On a connection of its own, for a busy pool is no fault."""
@@ -1288,6 +1287,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
     """
     statement = parse_statement(definition.sql)
     async with conn.transaction(readonly=True):
+        # Else the driver's questions about types take Citus a second each.
+        await conn.execute("SET LOCAL citus.override_table_visibility = off")
         try:
             if definition.source != "file":
                 await check_names(conn, statement, schema)
@@ -1419,7 +1420,7 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
             return await describe(conn, definition, database.settings, schema)
     except DATABASE_DOWN as exc:
         # It is parsed several times, each within the limit or heeding none.
-        if time.monotonic() - started > database.settings.statement_timeout and await database.answers(ANSWERS_WITHIN):
+        if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
             raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
         raise
 

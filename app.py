@@ -37,16 +37,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from http import HTTPMethod, HTTPStatus
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import getrandbits
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
-import jwt
 import msgspec
-import psycopg
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.applications import Starlette
@@ -54,6 +53,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route, WebSocketRoute
@@ -64,15 +64,27 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.supervisors import Multiprocess
 
-from migrations import apply, connections, distribute
-from migrations.connections import GuestSession, Login, Session, Target, TransactionPooling, connect, derived_login
+from migrations import connections
+from migrations.connections import (
+    GuestSession,
+    Login,
+    MigrationFailed,
+    Session,
+    Target,
+    TransactionPooling,
+    connect,
+    derived_login,
+)
 from pages import mcp
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
 from seed.fetch import Published, http_client
 from seed.model import ModelFailed
-from seed.statements import BadStatement, Statement, first_line, parse_statement, read_header
+from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
 from seed.values import parse_items, sent, split_names
+
+if TYPE_CHECKING:
+    import jwt
 
 VERSION = "1.0.0"  # as CHANGELOG.md has it
 HERE = Path(__file__).resolve().parent
@@ -195,10 +207,8 @@ def is_secure(url: str | None) -> bool:
 def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
-        # The embedded one is behind a socket, whatever PGHOST and its like say.
-        url = getattr(settings, name) or ("host=/ port=5432" if name == "database_url" else None)
         try:
-            _ = url and Target(name.upper(), url)
+            _ = (url := getattr(settings, name)) and Target(name.upper(), url)
         except ValueError as exc:
             yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
@@ -252,7 +262,6 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 Layouts = Annotated[list[Layout], msgspec.Meta(max_length=20)]
-CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 
 
 class MetricSummary(msgspec.Struct, frozen=True):
@@ -356,6 +365,7 @@ class Check(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     observed_value: Any = None
     observed_unit: str = ""
     output: str = ""
+    component_id: str = ""
 
 
 class InputError(msgspec.Struct, frozen=True):
@@ -669,6 +679,8 @@ MAX_REMEMBERED = 4096
 
 def parse_keys(body: bytes) -> dict[str, jwt.PyJWK]:
     """The usable signing keys of a JWK set (RFC 7517) by kid; raises when there is none."""
+    import jwt  # A tenth of a second of a start that only those with an issuer spend.
+
     signing = [key for key in jwt.PyJWKSet.from_json(body.decode()) if key.public_key_use in (None, "sig")]
     keys = {key.key_id: key for key in signing if key.key_id and key.algorithm_name in ALGORITHMS}
     if not keys:
@@ -721,6 +733,8 @@ class Verifier:
         return caller
 
     async def verify(self, token: bytes) -> Caller:
+        import jwt
+
         if len(token) > 8 * 1024:
             raise InvalidToken("it is longer than 8 KB")
         try:
@@ -1426,16 +1440,13 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
 
 
 async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
-    """Refuse by name what HARDEN_DATABASE revokes, for elsewhere it cannot be; raises BadStatement."""
-    names = {}
-    for text, _ in statement.parts:
-        if text.lower().startswith('u&"'):
-            raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-        if identifier := re.fullmatch(r'"?(\w+)"?', text):
-            names[identifier[1].lower()] = text
-    asked = f"SELECT name FROM UNNEST($1::text[]) AS name WHERE {schema}.does_more_than_read(name) LIMIT 1"
-    if refused := await conn.fetchval(asked, list(names)):
-        raise BadStatement(f"{names[refused]} does more than read")
+    """Refuse by name what is not for everybody's SQL, for it cannot always be revoked; raises BadStatement."""
+    if any(text.lower().startswith('u&"') for text, _ in statement.parts):
+        raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
+    names = {text.strip('"').replace('""', '"').lower(): text for text, _ in statement.parts if text.strip()}
+    asked = "SELECT name, reason FROM UNNEST($1::text[]) AS name CROSS JOIN {}.why_not_said(name) AS reason"
+    if refused := await conn.fetchrow(f"{asked.format(schema)} WHERE reason IS NOT NULL LIMIT 1", list(names)):
+        raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
@@ -3235,13 +3246,13 @@ def privileges_check(state: State) -> Check:
 
 def file_checks(catalog: Catalog) -> list[Check]:
     """One warning for each file or metric with a fault, or a pass."""
-    warnings = [f"{catalog.path(name)}: the file's name is no metric id" for name in catalog.stray_files]
+    warning = functools.partial(Check, "warn", "component")
+    checks = [warning(output=f"{catalog.path(name)}: the file's name is no metric id") for name in catalog.stray_files]
     for metric in catalog.metrics.values():
         name = catalog.place(metric)
-        warnings += [f"{name} does not compile"] if metric.fault else []
-        warnings += [f"{name}: {warning}" for warning in metric.warnings]
-    passed = Check("pass", "component", len(catalog.metrics), "metrics")
-    return [Check("warn", "component", output=warning) for warning in warnings] or [passed]
+        checks += [warning(output=f"{name} does not compile", component_id=metric.id)] if metric.fault else []
+        checks += [warning(output=f"{name}: {text}") for text in metric.warnings]
+    return checks or [Check("pass", "component", len(catalog.metrics), "metrics")]
 
 
 # ------------------------------------------------------------------------------------------------ live updates
@@ -3791,7 +3802,7 @@ ROUTES = [
     Route("/metrics/{id}/layouts", put_layouts, methods=["PUT"]),
     Route("/metrics/{id}/metric-records", create_records, methods=["POST"]),
     Route("/", dashboard),
-    Route("/pages/{name}", page),
+    Route("/pages/{name}", page, middleware=[Middleware(GZipMiddleware)]),
     Route("/docs", docs),
     Route("/docs/{name}", docs_file),
     Route("/openapi.json", openapi),
@@ -3821,8 +3832,11 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
     from seed import embedded
 
     try:
-        server = await embedded.start(settings.data_dir)
-    except embedded.EmbeddedError as exc:
+        # What migrates takes about as long to be loaded as the database to start.
+        loading = asyncio.to_thread(import_module, "migrations.apply")
+        server, _ = await asyncio.gather(embedded.start(settings.data_dir), loading)
+        Target("DATABASE_URL", server.dsn)  # for which PGOPTIONS and its like count, too
+    except (embedded.EmbeddedError, ValueError) as exc:
         raise CommandError(str(exc)) from exc
     log.info("To open the embedded database: %s", server.psql)
     if server.relocated:
@@ -3859,6 +3873,8 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
 
 def migrate(database: Database) -> list[str]:
     """Returns what could not be done, such as a login that cannot log in."""
+    from migrations import apply
+
     hardened, logins = database.settings.harden_database == "on", database.logins
     return apply.migrate(logins["owner"], set(logins.values()), hardened=hardened)
 
@@ -4241,6 +4257,8 @@ async def watch_command(database: Database, options: argparse.Namespace) -> int:
 
 
 async def distribute_command(database: Database, options: argparse.Namespace) -> int:
+    from migrations import distribute
+
     owner, *others = (database.logins[name] for name in ("owner", "reader", "guest"))
     for line in (distribute.show_passwords if options.passwords else distribute.distribute)(owner, others):
         say(line)
@@ -4288,7 +4306,7 @@ def main() -> int:
             serve(settings, options)
             return 0
         return asyncio.run(run_command(settings, options))
-    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, psycopg.Error) as exc:
+    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, MigrationFailed) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -211,6 +211,30 @@ AS $$
         '|(query|table|schema|database|cursor)_to_xml.*)$')
 $$;
 
+-- Why SQL that nobody reviewed may not say a name, which may be a function's: what lets a SELECT do more than read, and
+-- whatever is not PostgreSQL's own and has the rights of its owner, or is written in a language that knows no bounds,
+-- unless the caller was granted it by name. Everybody may call what nobody took from PUBLIC.
+CREATE FUNCTION why_not_said(name text) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE
+    WHEN does_more_than_read(name) THEN 'does more than read'
+    ELSE (
+        SELECT format(
+            'has other rights than this SQL; GRANT EXECUTE ON FUNCTION %s TO %I lets it be called',
+            p.oid::regprocedure,
+            current_user
+        )
+        FROM pg_proc AS p
+        JOIN pg_language AS l ON l.oid = p.prolang
+        WHERE lower(p.proname) = why_not_said.name
+        AND p.oid >= 16384
+        AND (p.prosecdef OR NOT l.lanpltrusted)
+        AND has_function_privilege(p.oid, 'EXECUTE')
+        AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = current_user::regrole)
+        LIMIT 1
+    )
+END;
+
 -- Those of PostgreSQL's own that everybody may still call, but for the one that drivers need.
 CREATE FUNCTION unrevoked_functions()
 RETURNS TABLE (name text, signature text)
@@ -242,5 +266,6 @@ GRANT EXECUTE ON FUNCTION
     is_distributed(oid),
     describe_statement(oid[], oid[]),
     readable_columns(),
-    does_more_than_read(text)
+    does_more_than_read(text),
+    why_not_said(text)
 TO PUBLIC;

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from migrations.connections import Login, TransactionPooling, look, look_anew
+from migrations.connections import Login, MigrationFailed, TransactionPooling, look, look_anew
 
 # An arbitrary number that no other application uses as an advisory lock.
 MIGRATION_LOCK = 7_102_025
@@ -71,8 +71,18 @@ def migrate(owner: Login, others: Collection[Login], *, hardened: bool) -> list[
 
     yoyo's own lock is a row that outlives whoever is killed with it; a session's advisory lock does not. Its blocking
     form deadlocks with CREATE INDEX CONCURRENTLY. Raises ConnectionError, PermissionError for an owner who may create
-    nothing, or psycopg.Error when a migration fails.
+    nothing, or MigrationFailed.
     """
+    try:
+        faults = migrate_alone(owner, [login for login in others if login.user], hardened)
+    except psycopg.Error as exc:
+        raise MigrationFailed(str(exc).strip()) from exc
+    look_at_others(others)
+    return faults
+
+
+def migrate_alone(owner: Login, derived: Collection[Login], hardened: bool) -> list[str]:
+    """Raises as migrate() does, and psycopg.Error."""
     with connect_owner(owner) as conn:
         look(owner, conn)
         while conn.execute("SELECT PG_TRY_ADVISORY_LOCK(%s)", [MIGRATION_LOCK]).fetchone() != (True,):
@@ -81,14 +91,11 @@ def migrate(owner: Login, others: Collection[Login], *, hardened: bool) -> list[
             apply_pending(conn, owner.target.url)
         if hardened:
             harden(conn)
-        derived = [login for login in others if login.user]
         paths = [f"{login.user} {path}" for (path,) in conn.execute(SEARCH_PATH) for login in derived]
         for setting in (*LOGIN_SETTINGS, *paths):
             with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject):
                 conn.execute(f"ALTER ROLE {setting}")
-        faults = [fault for login in derived if (fault := open_login(conn, login._replace(target=owner.target)))]
-    look_at_others(others)
-    return faults
+        return [fault for login in derived if (fault := open_login(conn, login._replace(target=owner.target)))]
 
 
 def connect_owner(owner: Login) -> psycopg.Connection:

@@ -12,13 +12,13 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import quote, urlencode
 
 import asyncpg
-import psycopg
-from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+if TYPE_CHECKING:
+    import psycopg
 
 ANY = ".*"
 UNCHECKED = "asks for a check of the server that only libpq makes"
@@ -60,6 +60,11 @@ def read(url: str) -> dict[str, str]:
 
     Raises ValueError, which never repeats the string.
     """
+    # Those who start the embedded database load it meanwhile.
+    import psycopg
+    from psycopg import pq
+    from psycopg.conninfo import make_conninfo
+
     try:
         conn = pq.PGconn.connect_start(os.fsencode(make_conninfo(url, **CONTRADICTION)))
     except psycopg.ProgrammingError:
@@ -73,6 +78,8 @@ def read(url: str) -> dict[str, str]:
 
 def check(options: dict[str, str]) -> None:
     """Raises ValueError for what cannot be kept to."""
+    from psycopg import pq
+
     variables = {option.keyword.decode(): option.envvar for option in pq.Conninfo.get_defaults()}
     for name, value in options.items():
         taken, reason = PARAMETERS.get(name, (ANY, ""))
@@ -180,6 +187,7 @@ class Target:
         self.user, self.password = options["user"], options["password"]
         self.random = options["load_balance_hosts"] == "random"
         self.pooled: bool | None = None
+        self.looking: asyncio.Task[None] | None = None
         self.places = list(found)
         wanted = options["target_session_attrs"]
         self.arguments: dict[str, Any] = {
@@ -192,6 +200,8 @@ class Target:
 
     def names_login(self, user: str) -> bool:
         """Whether it says itself as whom to connect, other than as a user whose password is derived."""
+        from psycopg.conninfo import conninfo_to_dict
+
         named = conninfo_to_dict(self.url)
         if named.keys() & {"password", "service"} or named.get("user", user) != user:
             return True
@@ -207,6 +217,8 @@ class Login(NamedTuple):
 
     def open(self) -> psycopg.Connection:
         """A connection of libpq's own; raises psycopg.OperationalError."""
+        import psycopg
+
         return psycopg.connect(
             self.target.url, user=self.user, password=self.password, autocommit=True, connect_timeout=5
         )
@@ -221,6 +233,10 @@ def derived_login(owner: Target, named: Target | None, hosts: Target, user: str)
         return Login(named)
     password = hmac.new(owner.password.encode(), user.encode(), "sha256").hexdigest() if owner.password else None
     return Login(named or hosts, user, password)
+
+
+class MigrationFailed(Exception):
+    """What libpq or the database says against a migration."""
 
 
 class TransactionPooling(ConnectionError):
@@ -259,11 +275,22 @@ def shares_sessions(login: Login, conn: psycopg.Connection) -> bool:
 
 def look_anew(login: Login) -> None:
     """Raises TransactionPooling, or ConnectionError when nothing answers."""
+    import psycopg
+
     try:
         with login.open() as conn:
             look(login, conn)
     except psycopg.OperationalError as exc:
         raise ConnectionError(str(exc).strip()) from exc
+
+
+async def looked(login: Login) -> None:
+    """Look once for all who ask meanwhile, lest a host that says nothing takes every thread; raises as look_anew()."""
+    target = login.target
+    if target.looking is None or target.looking.done():
+        target.looking = asyncio.create_task(asyncio.to_thread(look_anew, login), name=f"look at {target.variable}")
+        target.looking.add_done_callback(lambda task: task.cancelled() or task.exception())
+    await asyncio.shield(target.looking)
 
 
 # What a statement raises that names a login or a database in vain.
@@ -366,7 +393,7 @@ async def connect(
     """
     target = login.target
     if target.pooled is None:
-        await asyncio.to_thread(look_anew, login)
+        await looked(login)
     given = target.arguments["server_settings"]
     named = {"user": login.user or target.user, "password": login.password or target.password or None}
     options = {"connection_class": Session, **target.arguments, **named, **options}

@@ -25,7 +25,8 @@ async function answerTo(method, path, headers, body) {
 // The data and their ETag; the data are undefined when they are what the ETag says. Throws a problem (RFC 9457).
 export async function api(method, path, body, etag) {
 	// By itself a no-store fetch says no-cache, and every load would run every query.
-	const headers = { 'Cache-Control': 'max-stale', 'Content-Type': `application/${method === 'PATCH' ? 'merge-patch+' : ''}json` }
+	const type = method === 'PATCH' ? 'merge-patch+json' : 'json'
+	const headers = { 'Cache-Control': 'max-stale', 'Content-Type': `application/${type}` }
 	if (etag) headers['If-None-Match'] = etag
 	const answer = await answerTo(method, path, headers, body && JSON.stringify(body))
 	const text = await answer.text()
@@ -56,5 +57,7 @@ export function explain({ status, detail, errors = [] }) {
 }
 
 // The same for who writes: what the service says in full.
-export const inFull = ({ status, title, detail, errors = [] }) =>
-	(status ? sentences([detail || title, ...errors.map((error) => error.detail).filter((text) => !detail?.includes(text))]) : VIEWERS[0])
+export function inFull({ status, title, detail = title, errors = [] }) {
+	if (!status) return VIEWERS[0]
+	return sentences([detail, ...errors.map((error) => error.detail).filter((text) => !detail.includes(text))])
+}

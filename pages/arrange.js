@@ -17,16 +17,17 @@ let steps = null // while arranging, the places before each change
 let drag = null
 
 const placeOf = ({ id }) => places.find((item) => item.id === id)
-const stored = ({ metric }) => metric.layouts.find(({ breakpoint }) => breakpoint === (screen.small ? 'lg' : screen.name))
+const stored = ({ metric }) => metric.layouts.find((item) => item.breakpoint === (screen.small ? 'lg' : screen.name))
 const isShown = ({ cell }) => !cell.hidden
-export const isArranging = () => !!steps
+export const isArranging = () => !!steps || grid.ariaBusy === 'true'
 
 // --- Where everything goes
 
 // Where all of md is at x = 0, it was one column; react-grid-layout's own has ten.
 function measure() {
 	const md = all().flatMap(({ metric }) => metric.layouts.filter(({ breakpoint }) => breakpoint === 'md'))
-	const [name, columns] = innerWidth < 640 ? ['sm', 1] : innerWidth < 1000 && md[0] ? ['md', md.some(({ x }) => x) ? 10 : 1] : ['lg', 12]
+	const name = innerWidth < 640 ? 'sm' : innerWidth < 1000 && md[0] ? 'md' : 'lg'
+	const columns = { sm: 1, md: md.some(({ x }) => x) ? 10 : 1, lg: 12 }[name]
 	assign(screen, { name, columns, small: name === 'sm' })
 }
 
@@ -38,12 +39,15 @@ function narrowest(chart) {
 // Numbers first and tables last, for tiles that nobody has placed.
 function unplaced(placed) {
 	const { columns } = screen
-	const ids = (...charts) => all().filter((tile) => isShown(tile) && !stored(tile) && charts.includes(tile.metric.chart)).map(({ id }) => id)
-	const most = floor(columns / narrowest())
-	const numbers = rows(ids('number'), { columns, most: min(6, floor(columns / narrowest('number'))), y: 0, h: 5 })
-	const y = bottom([...placed, ...numbers])
-	const charts = rows(ids('line', 'bar', 'stacked', 'hbar'), { columns, most: min(3, most), y, h: 9 })
-	return { numbers, rest: [...charts, ...rows(ids('table'), { columns, most: min(2, most), y: bottom([...charts, { y, h: 0 }]), h: 10 })] }
+	const free = all().filter((tile) => isShown(tile) && !stored(tile))
+	const ids = (test) => free.filter(({ metric }) => test(metric.chart)).map(({ id }) => id)
+	const most = (wanted, chart) => min(wanted, floor(columns / narrowest(chart)))
+	const numbers = rows(ids((chart) => chart === 'number'), { columns, most: most(4, 'number'), y: 0, h: 6 })
+	const y = bottom(placed)
+	const charts = rows(ids((chart) => !['number', 'table'].includes(chart)), { columns, most: most(3), y, h: 9 })
+	const below = bottom([...charts, { y, h: 0 }])
+	const tables = rows(ids((chart) => chart === 'table'), { columns, most: most(2), y: below, h: 10 })
+	return { numbers, rest: [...charts, ...tables] }
 }
 
 function fit(item) {
@@ -53,14 +57,15 @@ function fit(item) {
 	const w = clamp(narrowest(chart), item.w, columns)
 	const hasFields = !part(tile, '.fields').hidden
 	const h = max(chart === 'number' ? 4 + 2 * hasFields : 7 + hasFields, item.h)
-	return { ...item, w, x: clamp(0, item.x, columns - w), h: small ? min(h, 11) : h, static: !!item.static && !small }
+	const most = !small ? Infinity : chart === 'number' ? 5 : 11
+	return { ...item, w, x: clamp(0, item.x, columns - w), h: min(h, most), static: !!item.static && !small }
 }
 
 function wishes() {
 	const placed = all().filter((tile) => isShown(tile) && stored(tile)).map((tile) => ({ ...stored(tile), id: tile.id }))
 	const { numbers, rest } = unplaced(placed)
-	const top = bottom(numbers)
-	return sorted([...numbers, ...[...placed].map((item) => ({ ...item, y: item.y + top })), ...rest.map((item) => ({ ...item, y: item.y + top }))]).map(fit)
+	const lower = (item) => ({ ...item, y: item.y + bottom(numbers) })
+	return sorted([...numbers, ...[...placed, ...rest].map(lower)]).map(fit)
 }
 
 function putAt({ style }, { x, y, w, h }) {
@@ -120,20 +125,25 @@ export function cancel() {
 	$('arrange').focus()
 }
 
-function store({ id, x, y, w, h }) {
+function keep({ id, x, y, w, h }) {
 	const { metric } = tiles.get(id)
 	const rest = metric.layouts.filter((item) => item.breakpoint !== screen.name)
 	metric.layouts = [...rest, { breakpoint: screen.name, x, y, w, h, static: false }]
-	return api('PUT', `${pathOf(id)}/layouts`, metric.layouts)
+	return () => api('PUT', `${pathOf(id)}/layouts`, metric.layouts)
 }
 
+// One after the other: all at once would want more connections than the service has.
 export async function done() {
 	const differs = (item) => ['x', 'y', 'w', 'h'].some((side) => stored(tiles.get(item.id))?.[side] !== item[side])
-	const moved = steps.length ? places.filter((item) => !item.static && differs(item)) : []
-	const stores = moved.map(store)
+	const stores = (steps.length ? places : []).filter((item) => !item.static && differs(item)).map(keep)
+	grid.ariaBusy = 'true'
 	cancel()
-	const failed = (await Promise.allSettled(stores)).find(({ reason }) => reason)
-	if (failed) notice('Some places were not stored', explain(failed.reason))
+	try {
+		for (const store of stores) await store()
+	} catch (problem) {
+		notice('Some places were not stored', explain(problem))
+	}
+	grid.ariaBusy = 'false'
 }
 
 function step(before) {
@@ -147,8 +157,8 @@ function step(before) {
 function nudge(from, item, { x = 0, y = 0, w = 0, h = 0 }, held) {
 	const { columns } = screen
 	const wide = clamp(min(2, columns), item.w + w, columns - item.x)
-	const wanted = { ...item, w: wide, h: max(3, item.h + h), x: clamp(0, item.x + x, columns - wide), y: max(0, item.y + y) }
-	lay(arrange(from, wanted), held)
+	const place = { x: clamp(0, item.x + x, columns - wide), y: max(0, item.y + y) }
+	lay(arrange(from, { ...item, ...place, w: wide, h: max(3, item.h + h) }), held)
 	return placeOf(item)
 }
 
@@ -205,6 +215,7 @@ function pressed(event) {
 	moveKeys(event, tile)
 }
 
-assign(grid, { onpointerdown: grab, onpointermove: pull, onpointerup: () => release(true), onpointercancel: () => release() })
+assign(grid, { onpointerdown: grab, onpointermove: pull })
+assign(grid, { onpointerup: () => release(true), onpointercancel: () => release() })
 document.addEventListener('keydown', pressed)
 window.addEventListener('resize', layOut)

@@ -63,8 +63,8 @@ export const parse = (json) => JSON.parse(json.replace(/"[^"\\]*(?:\\.[^"\\]*)*"
 const known = (kind) => new Set(Intl.supportedValuesOf?.(kind))
 const [CURRENCIES, UNITS] = [known('currency'), known('unit')]
 const SIGNS = { '€': 'EUR', '$': 'USD', '£': 'GBP', '¥': 'JPY' }
-const SHORT = { '%': 'percent', percent: 'percent', ms: 'millisecond', s: 'second', min: 'minute', h: 'hour', kg: 'kilogram', km: 'kilometer',
-	'°C': 'celsius', kB: 'kilobyte', MB: 'megabyte', GB: 'gigabyte', TB: 'terabyte' }
+const SHORT = { '%': 'percent', percent: 'percent', ms: 'millisecond', s: 'second', min: 'minute', h: 'hour', '°C': 'celsius',
+	kg: 'kilogram', km: 'kilometer', kB: 'kilobyte', MB: 'megabyte', GB: 'gigabyte', TB: 'terabyte' }
 
 // How the browser's language writes a unit, where it knows it.
 function styleOf(unit) {
@@ -106,7 +106,7 @@ function plain(value, unit) {
 // --- Dates. The service's sessions are in UTC, and so is the page.
 
 const DAY = 864e5
-const millis = (text) => Date.parse(/T[^Z+]*$/.test(text) ? `${text}Z` : text)
+const millis = (text) => Date.parse(/T[\d:.]*$/.test(text) ? `${text}Z` : text)
 const date = (at, options) => format(at, { timeZone: 'UTC', ...options }, Intl.DateTimeFormat)
 const moment = (at) => date(at, { dateStyle: 'medium', ...(at % DAY && { timeStyle: at % 6e4 ? 'medium' : 'short' }) })
 
@@ -203,7 +203,8 @@ function fill(series, length) {
 
 // --- Which series are drawn: as many as can be told apart, the largest, and the rest on demand
 
-const MOST = 8
+const MOST = 8 // series
+const ROWS = 200 // at a time
 
 function largestFirst(all) {
 	if (all.length <= MOST + 2) return all
@@ -292,7 +293,8 @@ function levelNames(levels, unit) {
 
 function timeTicks(low, high, width) {
 	const fits = (step, room) => ((high - low) / step) * room <= max(room, width)
-	const step = [1, 5, 15, 60, 180, 360, 720, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4).find((each) => fits(each, each < DAY ? 66 : 54))
+	const steps = [1, 5, 15, 60, 180, 360, 720, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4)
+	const step = steps.find((each) => fits(each, each < DAY ? 66 : 54))
 	const months = [1, 2, 3, 6, 12, 60, 120].find((n) => fits(n * 30 * DAY, 44)) || 600
 	const at = (n) => (step ? n * step + 4 * DAY : Date.UTC(1970, n * months)) // the epoch's first Monday
 	const list = []
@@ -381,14 +383,16 @@ function lines({ said, series }, { at }, { y, base }) {
 // One rectangle after the other, as one path.
 const block = (x, y, width, height) => `M${x.toFixed(1)},${y.toFixed(1)}h${width.toFixed(1)}v${height.toFixed(1)}h${(-width).toFixed(1)}Z`
 
+const sides = ({ from, values }, i, at) => [at(from?.[i] ?? 0), at((from?.[i] ?? 0) + values[i])].sort((a, b) => a - b)
+
 function bars({ series }, { at, step }, { y }) {
 	const whole = clamp(1, step * 0.78, 64)
-	const isStacked = series[0]?.from
-	const width = isStacked ? whole : whole / series.length
-	return series.map(({ values, from, colour }, n) => ['path', { class: `column ${colour}`, d: values.map((value, i) => {
-		const [p, q] = [y(from?.[i] ?? 0), y((from?.[i] ?? 0) + value)]
-		return value == null ? '' : block(at[i] - whole / 2 + (isStacked ? 0 : n * width), min(p, q), max(1, width - 1), max(abs(p - q), value ? 1 : 0))
-	}).join('') }])
+	const width = series[0]?.from ? whole : whole / series.length
+	const bar = (each, n) => (value, i) => {
+		const [top, bottom] = sides(each, i, y)
+		return value == null ? '' : block(at[i] - whole / 2 + (each.from ? 0 : n * width), top, max(1, width - 1), max(bottom - top, value ? 1 : 0))
+	}
+	return series.map((each, n) => ['path', { class: `column ${each.colour}`, d: each.values.map(bar(each, n)).join('') }])
 }
 
 function areas({ said, series }, { at }, { y }) {
@@ -424,12 +428,16 @@ function plot(chart, sizes) {
 	const marks = isArea ? areas : isLine ? lines : bars
 	const svgs = [...chart.box.querySelectorAll('.panels svg')]
 	panels.forEach((panel, n) => patch(svgs[n], drawing(scales[n], places, marks({ ...panel, said }, places, scales[n]))))
+	const near = isLine || isArea ? spots : lit
 	chart.plan = {
 		count: said.x.length,
 		slot: (i) => i,
 		near: ({ offsetX }) => nearest(places.at, offsetX),
-		mark: (i) => panels.forEach((panel, n) => patch(svgs[n].lastChild, i == null ? [] : spots(panel, places, scales[n], i, isLine || isArea))),
-		place: (i) => { const { left: edge, top, bottom } = svgs[0].getBoundingClientRect(); return { x: edge + places.at[i], top, bottom } },
+		mark: (i) => panels.forEach((panel, n) => patch(svgs[n].lastChild, i == null ? [] : near(i, places, scales[n], panel))),
+		place(i) {
+			const { left: edge, top, bottom } = svgs[0].getBoundingClientRect()
+			return { x: edge + places.at[i], top, bottom }
+		},
 	}
 }
 
@@ -445,36 +453,45 @@ function drawing({ levels, names, caption, y, bottom, isNamed }, { marks, left, 
 	]
 }
 
-function spots({ series }, { at, step }, { y, top, bottom }, i, isLine) {
-	const dots = isLine ? series.filter(({ values }) => values[i] != null) : []
-	return [['rect', { class: 'lit', x: at[i] - step / 2, y: top, width: max(1, step), height: bottom - top }],
-		...dots.map((each) => ['circle', { class: `spot ${each.colour}`, cx: at[i], cy: y(ends(each)[i]), r: 4.5 }])]
+function lit(i, { at, step }, { top, bottom }) {
+	return [['rect', { class: 'lit', x: at[i] - step / 2, y: top, width: max(1, step), height: bottom - top }]]
+}
+
+function spots(i, places, scale, { series }) {
+	const dots = series.filter(({ values }) => values[i] != null)
+	return [...lit(i, places, scale), ...dots.map((each) => ['circle', { class: `spot ${each.colour}`, cx: places.at[i], cy: scale.y(ends(each)[i]), r: 4.5 }])]
 }
 
 const nearest = (at, p) => at.reduce((best, each, i) => (abs(each - p) < abs(at[best] - p) ? i : best), 0)
 
 function summary({ metric: { title, chart }, said: { label, x } }, panels) {
-	const ranges = panels.flatMap(({ series, unit }) => series.map(({ name, values }) => `${name} from ${extent(values).map((value) => plain(value, unit)).join(' to ')}`))
-	return sentences([`${title || ''}, ${chart} chart, ${label(0)} to ${label(x.length - 1)}`, ...ranges.slice(0, 12), ranges[12] && `And ${ranges.length - 12} more`])
+	const range = (unit) => ({ name, values }) => `${name} from ${extent(values).map((value) => plain(value, unit)).join(' to ')}`
+	const ranges = panels.flatMap(({ series, unit }) => series.map(range(unit)))
+	const rest = ranges[12] && `And ${ranges.length - 12} more`
+	return sentences([`${title || ''}, ${chart} chart, ${label(0)} to ${label(x.length - 1)}`, ...ranges.slice(0, 12), rest])
 }
 
 function panelsView(chart) {
-	return [['div', { class: 'panels' }, chart.panels.map((panel, n) => ['figure', {}, [
+	const figure = (panel, n) => ['figure', {}, [
 		['ul', { class: 'legend' }, legend(chart, panel)],
-		['svg', { role: 'img', tabindex: n ? null : 0, 'aria-roledescription': 'chart, arrow keys read its points', 'aria-label': summary(chart, [panel]) }]]])]]
+		['svg', { role: 'img', tabindex: n ? null : 0, 'aria-roledescription': 'chart, arrow keys read its points', 'aria-label': summary(chart, [panel]) }],
+	]]
+	return [['div', { class: 'panels' }, chart.panels.map(figure)]]
 }
 
 // --- Legends
 
-const button = (act, colour, label, more) => ['button', { type: 'button', 'data-act': act, 'data-name': null, 'aria-pressed': null, class: colour, ...more },
-	[['i', {}], ['span', { dir: 'auto' }, label]]]
+function button(act, colour, label, more) {
+	const attributes = { type: 'button', 'data-act': act, 'data-name': null, 'aria-pressed': null, class: colour, ...more }
+	return ['button', attributes, [['i', {}], ['span', { dir: 'auto' }, label]]]
+}
 
 function legend({ panels, hidden, metric, limit }, { chosen, rest }) {
 	if (!chosen[1] && !panels[1]) return []
-	const toggles = chosen.map(({ name, colour }) => button('toggle', colour, name, { 'data-name': name, 'aria-pressed': String(!hidden.has(name)) }))
+	const toggle = ({ name, colour }) => button('toggle', colour, name, { 'data-name': name, 'aria-pressed': String(!hidden.has(name)) })
 	const more = rest[0] && button('more', metric.chart === 'stacked' ? 'rest' : 'plain', `${rest.length} more`)
 	const fewer = limit > MOST && chosen[MOST + 2] && button('fewer', 'plain', 'Fewer')
-	return [...toggles, more, fewer].filter(Boolean).map((each) => ['li', {}, [each]])
+	return [...chosen.map(toggle), more, fewer].filter(Boolean).map((each) => ['li', {}, [each]])
 }
 
 // --- Horizontal bars: the largest first, unless the names have an order of their own
@@ -491,7 +508,8 @@ function rowsView(chart) {
 	chart.order = isAll ? order : order.slice(0, open || fit(34))
 	const scales = panels.map(({ series }) => reach(series.flatMap(ends), true)).map(([low, high]) => between(low, high, 0, 100))
 	const style = `grid-template-columns: fit-content(55%) ${panels.map(() => 'minmax(36px, 1fr) max-content').join(' ')}`
-	const row = (i, n) => ['li', { 'data-n': n }, [['span', { class: 'label', dir: 'auto' }, said.label(i)], ...panels.flatMap((panel, k) => track(panel, scales[k], i))]]
+	const tracks = (i) => panels.flatMap((panel, n) => track(panel, scales[n], i))
+	const row = (i, n) => ['li', { 'data-n': n }, [['span', { class: 'label', dir: 'auto' }, said.label(i)], ...tracks(i)]]
 	return [
 		['ul', { class: 'legend' }, legends],
 		['p', { class: 'caption' }, captions],
@@ -503,9 +521,9 @@ function rowsView(chart) {
 const sumAt = ({ series }, i) => series.reduce((sum, { values }) => sum + values[i], 0)
 
 function track({ series, unit }, at, i) {
-	const bar = ({ colour, from, values }) => {
-		const [p, q] = [at(from?.[i] ?? 0), at((from?.[i] ?? 0) + values[i])]
-		return ['i', { class: colour, style: `left: ${min(p, q)}%; width: ${abs(p - q)}%` }]
+	const bar = (each) => {
+		const [left, right] = sides(each, i, at)
+		return ['i', { class: each.colour, style: `left: ${left}%; width: ${right - left}%; min-width: ${right > left ? 1 : 0}px` }]
 	}
 	const isStacked = series[0]?.from
 	const lanes = isStacked ? [series.map(bar)] : series.map((each) => [bar(each)])
@@ -515,7 +533,10 @@ function track({ series, unit }, at, i) {
 		['span', { class: 'amounts' }, amounts.map((value) => ['b', {}, plain(value, signOf(unit))])]]
 }
 
-const more = (rest, fewer) => ['p', { class: 'more' }, rest > 0 || fewer ? [button(rest > 0 ? 'rows' : 'close', 'plain', rest > 0 ? `${exact(rest)} more` : fewer)] : []]
+function more(rest, fewer) {
+	const [act, label] = rest > 0 ? ['rows', `${exact(rest)} more`] : ['close', fewer]
+	return ['p', {}, label ? [button(act, 'plain', label)] : []]
+}
 
 function planRows(chart) {
 	const rows = [...chart.box.querySelectorAll('.bars li')]
@@ -530,22 +551,23 @@ function planRows(chart) {
 
 // --- Numbers: in time, the newest row is the figure
 
-function newest({ columns, records }) {
-	const time = columns.find(isTime)?.name
-	return time ? records.reduce((a, b) => (millis(b[time]) > millis(a[time]) ? b : a)) : records[0]
-}
+const newest = ({ records }, time) => (time ? records.reduce((a, b) => (millis(b[time.name]) > millis(a[time.name]) ? b : a)) : records[0])
 
 function numberView(chart) {
 	const { metric, result, options: { before }, height } = chart
-	const numbers = result.columns.filter(isNumber)
-	const [row, old] = [newest(result), before?.records[0] && newest(before)]
+	const [time, numbers] = [result.columns.find(isTime), result.columns.filter(isNumber)]
+	const [row, old] = [newest(result, time), before?.records[0] && newest(before, time)]
 	const parts = (column) => {
 		const [value, unit] = [row[column.name], unitOf(column, metric, numbers)]
 		if (!isNumber(column)) return [[['span', { dir: 'auto' }, cell(value, column)]], [], []]
-		return [figure(chart, value, unit, numbers.length), old ? change(value, old[column.name], unit) : [], height > 110 ? spark(chart, column) : []]
+		const line = height > 100 ? spark(chart, column) : []
+		return [figure(chart, value, unit, numbers.length), old ? change(value, old[column.name], unit) : [], line]
 	}
+	const shown = numbers[0] ? result.columns.filter((column) => column !== time) : result.columns
+	const since = time && numbers[0] && row[time.name] ? ` · ${moment(millis(row[time.name]))}` : ''
 	const kinds = ['', 'change', 'spark']
-	return [['dl', {}, result.columns.map((column) => ['div', {}, [['dt', {}, words(column.name)], ...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
+	return [['dl', { tabindex: 0 }, shown.map((column) => ['div', {}, [['dt', {}, words(column.name) + (isNumber(column) ? since : '')],
+		...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
 }
 
 // Shrinks until it fits, and is shortened when that is too small to be read.
@@ -563,9 +585,10 @@ function figure({ width, height }, value, unit, count) {
 function change(now, before, unit) {
 	const [a, b] = [number(now), number(before)]
 	if (a == null || b == null) return []
-	const by = unit === '%' ? `${plain(abs(a - b))} points` : b ? amount(abs((a - b) / b), '', { style: 'percent', maximumFractionDigits: 1 }) : plain(abs(a - b))
-	if (a === b) return [['span', {}, 'The same as in the period before']]
-	return [['i', { 'aria-hidden': 'true' }, a > b ? '▲' : '▼'], ['span', {}, ` ${by} ${a > b ? 'more' : 'less'} than in the period before (${plain(b, unit)})`]]
+	const signed = { signDisplay: 'exceptZero', maximumFractionDigits: 1 }
+	const by = unit === '%' ? `${amount(a - b, '', { ...signed, maximumFractionDigits: 3 })} points`
+		: b ? amount((a - b) / abs(b), '', { ...signed, style: 'percent' }) : amount(a, '', signed)
+	return [['span', {}, `${by} from ${plain(b, signOf(unit))} before`]]
 }
 
 function spark({ result, options }, column) {
@@ -579,8 +602,6 @@ function spark({ result, options }, column) {
 }
 
 // --- Tables: the first rows, and more as one scrolls
-
-const ROWS = 200
 
 function tableView({ result: { columns, records }, open }) {
 	const shown = records.slice(0, open || ROWS)
@@ -597,7 +618,7 @@ function tableView({ result: { columns, records }, open }) {
 
 function scrolled({ target: { scrollHeight, scrollTop, clientHeight } }, chart) {
 	const isNear = scrollHeight - scrollTop - clientHeight < 300
-	if (isNear && chart.kind === 'table' && chart.result.records.length > chart.open) redraw(chart, { open: max(chart.open, ROWS) + ROWS })
+	if (isNear && chart.box.querySelector('[data-act=rows]') && (chart.open || chart.kind === 'table')) redraw(chart, acts.rows(chart) && {})
 }
 
 // --- Drawing into a box
@@ -632,7 +653,7 @@ function render() {
 	const batch = [...dirty].filter(({ width, height, metric }) => width && height && metric)
 	dirty.clear()
 	batch.forEach(outline)
-	const measured = batch.map(({ box, kind }) => kind === 'panels' && [...box.querySelectorAll('.panels svg')].map((svg) => svg.getBoundingClientRect()))
+	const measured = batch.map(({ box }) => [...box.querySelectorAll('.panels svg')].map((svg) => svg.getBoundingClientRect()))
 	batch.forEach((chart, i) => finish(chart, measured[i]))
 }
 
@@ -643,7 +664,8 @@ function outline(chart) {
 	if (kind !== chart.kind) box.replaceChildren()
 	const notes = [!records[0] && 'No rows', truncated && `The first ${exact(records.length)} rows, there are more`,
 		chart.said?.dropped && `${exact(chart.said.dropped)} rows without a time are not drawn`]
-	patch(box, [...(records[0] ? views[chart.kind](chart) : []), ['p', { class: 'note' }, sentences(notes)], ['p', { class: 'unseen', 'aria-live': 'polite' }]])
+	const view = records[0] ? views[chart.kind](chart) : []
+	patch(box, [...view, ['p', { class: 'note' }, sentences(notes)], ['p', { class: 'unseen', 'aria-live': 'polite' }]])
 }
 
 function prepare(chart) {
@@ -694,10 +716,11 @@ function point(chart, n) {
 	pointed = assign(chart, { point: n })
 	const { plan, said } = chart
 	const all = entries(chart, plan.slot(n))
-	const list = all.length > 24 ? [...all.slice(0, 20), { name: `${all.length - 20} more`, colour: 'none', value: '' }] : all
+	const list = all[24] ? [...all.slice(0, 20), { name: `${all.length - 20} more`, colour: 'none', value: '' }] : all
 	const title = said.label(plan.slot(n))
+	const line = ({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', { dir: 'auto' }, name], ['em', {}, value]]]
 	plan.mark(n)
-	tell([['b', { dir: 'auto' }, title], ...list.map(({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', { dir: 'auto' }, name], ['em', {}, value]]])], plan.place(n))
+	tell([['b', { dir: 'auto' }, title], ...list.map(line)], plan.place(n))
 	return `${title}: ${list.map(({ name, value }) => `${name} ${value}`).join(', ') || 'no value'}`
 }
 
@@ -707,8 +730,10 @@ function tell(view, { x, top, bottom }) {
 	tip.hidden = false
 	if (!tip.matches(':popover-open')) tip.showPopover?.()
 	const { offsetWidth: width, offsetHeight: height } = tip
-	const [left, y] = [x + 14 + width > innerWidth ? x - 14 - width : x + 14, top + height > innerHeight ? bottom - height : top]
-	assign(tip.style, { left: `${clamp(8, left, max(8, innerWidth - width - 8))}px`, top: `${clamp(8, y, max(8, innerHeight - height - 8))}px` })
+	const left = x + 14 + width > innerWidth ? x - 14 - width : x + 14
+	const y = top + height > innerHeight ? bottom - height : top
+	const inside = (at, size, room) => `${max(8, min(at, room - size - 8))}px`
+	assign(tip.style, { left: inside(left, width, innerWidth), top: inside(y, height, innerHeight) })
 }
 
 function below(node, indent) {
@@ -753,7 +778,7 @@ const acts = {
 	toggle: ({ hidden }, name) => hidden.delete(name) || hidden.add(name),
 	more: (chart) => { chart.limit += 40 },
 	fewer: (chart) => { chart.limit = MOST },
-	rows: (chart) => { chart.open = Infinity },
+	rows: (chart) => { chart.open = (chart.open || ROWS) + ROWS },
 	close: (chart) => { chart.open = 0 },
 }
 
@@ -762,8 +787,16 @@ function clicked({ target }, chart) {
 	if (act) redraw(chart, acts[act](chart, name) && {})
 }
 
-const heard = { pointermove: over, pointerdown: over, pointerleave: ({ pointerType }) => pointerType === 'touch' || unpoint(),
-	keydown: keyed, click: clicked, scroll: scrolled, focusin: focused, focusout: ({ relatedTarget }, { box }) => box.contains(relatedTarget) || unpoint() }
+const heard = {
+	pointermove: over,
+	pointerdown: over,
+	pointerleave: ({ pointerType }) => pointerType === 'touch' || unpoint(),
+	keydown: keyed,
+	focusin: focused,
+	focusout: ({ relatedTarget }, { box }) => box.contains(relatedTarget) || unpoint(),
+	click: clicked,
+	scroll: scrolled,
+}
 addEventListener('keydown', ({ key }) => key === 'Escape' && unpoint(), true)
 addEventListener('scroll', () => pointed?.plan && point(pointed, pointed.point), { capture: true, passive: true })
 addEventListener('pointerdown', ({ target }) => pointed?.box?.contains(target) || unpoint(), true)

@@ -8,7 +8,8 @@ const KINDS = {
 	int2: ['number', '1'], int4: ['number', '1'], int8: ['number', '1'],
 	numeric: ['number', 'any'], float4: ['number', 'any'], float8: ['number', 'any'],
 }
-const PLAIN = new Set([...Object.keys(KINDS), 'bool', 'text', 'varchar', 'bpchar', 'uuid', 'interval', 'json', 'jsonb', 'timetz'])
+const TEXT = /^(text|varchar|bpchar)$/
+const PLAIN = /^(bool|text|varchar|bpchar|uuid|interval|jsonb?|timetz)$/
 
 const make = (tag, attributes, ...children) => {
 	const node = Object.assign(document.createElement(tag), attributes)
@@ -19,52 +20,50 @@ const option = (value, text = value) => make('option', { value, textContent: tex
 
 // --- What can be chosen: an enum's labels, of which only the document knows, and values that results have shown
 
-let learnt = '' // the types that the document has been asked for
 const labels = new Map()
 
-function readLabels({ paths, components }) {
+function readLabels({ paths }) {
 	for (const [path, { get }] of Object.entries(paths)) {
-		for (const { name, schema, $ref } of get?.parameters || []) {
-			const found = schema?.$ref || $ref ? components.schemas[(schema?.$ref || $ref).split('/').at(-1)] : schema
-			if (found?.enum) labels.set(`${path.slice('/metrics/'.length)}.${name}`, found.enum)
-		}
+		const enums = (get?.parameters || []).filter(({ schema }) => schema?.enum)
+		for (const { name, schema } of enums) labels.set(`${path.slice('/metrics/'.length)}.${name}`, schema.enum)
 	}
 }
 
-// Resolves when the labels of these metrics' enums are known.
+const isStrange = ({ type }) => !(type in KINDS) && !PLAIN.test(type) && !type.endsWith('[]')
+
+// Resolves when the labels of these metrics' enums are known, to whether any are new.
 export async function learnEnums(metrics) {
-	const strange = metrics.flatMap(({ parameters }) => parameters.map(({ type }) => type)).filter((type) => !PLAIN.has(type) && !type.endsWith('[]'))
-	const key = strange.join()
-	if (!key || learnt === key) return false
-	learnt = key
-	readLabels((await api('GET', 'openapi.json')).data)
-	return true
+	const keysOf = ({ id, parameters }) => parameters.filter(isStrange).map(({ name }) => `${id}.${name}`)
+	const fresh = metrics.flatMap(keysOf).filter((key) => !labels.has(key))
+	for (const key of fresh) labels.set(key, null) // asked for once
+	if (fresh.length) readLabels((await api('GET', 'openapi.json')).data)
+	return fresh.length > 0
 }
 
-const known = new Map()
-const LONGEST = 40
-const MOST = 60
+const known = new Map() // by column
+const LONGEST = 40 // characters
+const MOST = 60 // values of one result, beyond which they are no choice
+const KEPT = 200 // values of a column, the newest
 
 export function learnValues({ columns, records }) {
-	for (const { name, type } of columns) {
-		if (!/^(text|varchar|bpchar)$/.test(type)) continue
+	for (const { name } of columns.filter(({ type }) => TEXT.test(type))) {
 		const values = new Set(records.map((record) => record[name]).filter((value) => value && value.length <= LONGEST))
-		if (values.size > MOST) continue
-		known.set(name, new Set([...(known.get(name) || []), ...values]))
+		if (values.size <= MOST) known.set(name, [...new Set([...values, ...(known.get(name) || [])])].slice(0, KEPT))
 	}
 }
 
 const alike = (column, name) => column === name || column.endsWith(`_${name}`) || name.endsWith(`_${column}`)
 
 function suggestions(name) {
-	const found = [...known].filter(([column]) => alike(column, name)).flatMap(([, values]) => [...values])
+	const found = [...known].filter(([column]) => alike(column, name)).flatMap(([, values]) => values)
 	return [...new Set(found)].sort()
 }
 
 // --- The field
 
 function choice(values) {
-	return make('select', { autocomplete: 'off' }, option('', '–'), ...values.map(([value, text]) => option(value, text)))
+	const options = values.map(([value, text]) => option(value, text))
+	return make('select', { autocomplete: 'off' }, option('', '–'), ...options)
 }
 
 function control(metricId, { name, type, description }) {
@@ -72,14 +71,14 @@ function control(metricId, { name, type, description }) {
 	if (enumerated) return choice(enumerated.map((label) => [label, label]))
 	if (type === 'bool') return choice([['true', 'yes'], ['false', 'no']])
 	const [kind, step] = KINDS[type] || ['text']
-	const hint = type.endsWith('[]') ? 'a, b, …' : /default (.+)$/.exec(description)?.[1]
-	return make('input', { type: kind, autocomplete: 'off', ...(step && { step }), ...(hint && kind !== 'date' && { placeholder: hint }) })
+	const placeholder = type.endsWith('[]') ? 'a, b, …' : /default (.+)$/.exec(description)?.[1] || ''
+	return make('input', { type: kind, step: step || '', placeholder, autocomplete: 'off' })
 }
 
-let lists = 0
+let count = 0
 
 function suggest(input, name) {
-	const list = make('datalist', { id: `known-${++lists}` })
+	const list = make('datalist', { id: `known-${++count}` })
 	input.setAttribute('list', list.id)
 	input.addEventListener('focus', () => list.replaceChildren(...suggestions(name).map((value) => option(value))))
 	return list
@@ -92,8 +91,9 @@ export function field(metricId, parameter, value, changed) {
 	input.value = value || ''
 	input.required = required
 	input.onchange = () => input.reportValidity() && changed(input.value.trim())
-	const free = input.type === 'text' && /^(text|varchar|bpchar)$/.test(type)
-	return make('label', { className: 'field', title: description }, make('span', { textContent: words(name) }), input, ...(free ? [suggest(input, name)] : []))
+	const lists = input.type === 'text' && TEXT.test(type) ? [suggest(input, name)] : []
+	const says = make('span', { textContent: words(name) })
+	return make('label', { className: 'field', title: description }, says, input, ...lists)
 }
 
 const quoted = (text) => `"${text.trim().replace(/["\\]/g, '\\$&')}"`

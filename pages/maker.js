@@ -1,7 +1,7 @@
 // A new tile from words or SQL, and a tile's definition to read or change; nothing is stored before it has been seen.
 
 import { api, inFull, pathOf } from './api.js'
-import { draw, sentences, words, write } from './charts.js'
+import { draw, patch, sentences, words, write } from './charts.js'
 import { $ } from './dom.js'
 import { isOfPeriod, takesPeriod } from './period.js'
 import { guessChart, titleOf } from './tiles.js'
@@ -48,7 +48,7 @@ function refuse(problem) {
 
 function forget() {
 	proposal = null
-	$('keeping').hidden = true
+	$('proposal').hidden = true
 	write($('refused'))
 	write($('where'))
 	for (const id of ['prompt', 'query']) $(id).removeAttribute('aria-invalid')
@@ -89,7 +89,9 @@ export async function showDefinition(tile, mayWrite) {
 	const { data } = await api('GET', `${pathOf(tile.id)}/definition`)
 	const writable = mayWrite && data.is_editable
 	edited = data
-	open({ heading: titleOf(tile), how: 'query', query: data.query, prompt: data.prompt || '', title: data.title, origin: ORIGINS[data.source](data), writable })
+	const { query, prompt, title, source: kind } = data
+	const origin = ORIGINS[kind](data)
+	open({ heading: titleOf(tile), how: 'query', query, prompt: prompt || '', title, origin, writable })
 }
 
 function propose(data) {
@@ -97,21 +99,24 @@ function propose(data) {
 	const { query, columns, records, notes, parameters, truncated } = data
 	const first = truncated || records.length >= 100
 	const names = parameters.filter((each) => !isOfPeriod(each)).map(({ name }) => words(name)).join(', ')
-	$('keeping').hidden = false
-	$('notes').replaceChildren(...notes.map((note) => Object.assign(document.createElement('li'), { textContent: note })))
-	write($('facts'), sentences([!records.length && 'It answers no rows', first && `The first ${records.length} rows`, takesPeriod(data) ? 'It follows the period' : 'It has a period of its own', names && `It asks for ${names}`]))
+	$('proposal').hidden = false
+	patch($('notes'), notes.map((note) => ['li', {}, note]))
+	const follows = takesPeriod(data) ? 'It follows the period' : 'It has a period of its own'
+	const rows = records.length ? first && `The first ${records.length} rows` : 'It answers no rows'
+	write($('facts'), sentences([rows, follows, names && `It asks for ${names}`]))
 	write($('sql'), query)
 	$('written').hidden = chosen() === 'query'
 	$('title').value ||= chosen() === 'prompt' ? $('prompt').value.trim().slice(0, 120) : ''
 	const chart = guessChart(columns)
 	$('sample').hidden = !records.length
 	if (records.length) draw($('sample'), { title: 'Preview', unit: '', chart }, { columns, records, truncated: false })
-	$('keeping').scrollIntoView({ block: 'nearest' })
+	$('proposal').scrollIntoView({ block: 'nearest' })
 	if ($('title').value) $('keep').focus()
 	else $('title').focus()
 }
 
-const request = () => (chosen() === 'prompt' ? { query_generation_prompt: $('prompt').value.trim() } : { query: $('query').value })
+const request = () =>
+	(chosen() === 'prompt' ? { query_generation_prompt: $('prompt').value.trim() } : { query: $('query').value })
 
 export async function preview() {
 	forget()

@@ -8,7 +8,9 @@ import { learnEnums } from './fields.js'
 import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed, whenLost } from './live.js'
 import { close, editSql, keep, makeTile, preview, showDefinition, whenKept } from './maker.js'
 import { askAgain, isAsking, mayWrite, whenSignedIn } from './signin.js'
-import { add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf } from './tiles.js'
+import {
+	add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf,
+} from './tiles.js'
 import { look, readUrl, view, whenLooking } from './view.js'
 
 const EVERY = { list: 15, poll: 30 } // seconds
@@ -32,19 +34,23 @@ function showPeriod() {
 	$('to').min = $('custom').hidden ? '' : view.from
 }
 
-const choosePeriod = () => $('to').reportValidity() && look({ period: $('period').value, from: $('from').value, to: $('to').value })
+function choosePeriod() {
+	const [period, from, to] = ['period', 'from', 'to'].map((id) => $(id).value)
+	if ($('to').reportValidity()) look({ period, from, to })
+}
 
 function findTiles() {
 	const wanted = view.find.toLowerCase().split(/\s+/).filter(Boolean)
 	let found = 0
 	for (const tile of all()) {
 		const text = summaryOf(tile).toLowerCase()
-		tile.cell.hidden = !wanted.every((word) => text.includes(word))
+		tile.cell.hidden = tile.id !== view.tile && !wanted.every((word) => text.includes(word))
 		found += !tile.cell.hidden
 	}
 	$('finding').hidden = all().length <= MANY && !view.find
 	$('none').hidden = found > 0 || !known.begun
-	write($('none'), all().length ? `No tile’s title or description has “${view.find}”.` : 'No metrics yet. Make a tile, or put an SQL file into the queries directory.')
+	const nothing = 'No metrics yet. Make a tile, or put an SQL file into the queries directory.'
+	write($('none'), all().length ? `No tile’s title or description has “${view.find}”.` : nothing)
 }
 
 function showAll(fresh) {
@@ -62,7 +68,13 @@ function showAll(fresh) {
 	ask()
 }
 
-whenLooking(() => showAll())
+whenLooking((change) => {
+	const [name, more] = Object.keys(change)
+	if (name === 'tile' && !more) return showOpened()
+	if (name !== 'find') return showAll()
+	findTiles()
+	layOut()
+})
 
 // --- A tile as large as the window
 
@@ -92,14 +104,12 @@ async function faultOf(id) {
 	return data?.fault ? data : null
 }
 
-const BROKEN = /^(?:queries\/(.+)\.sql|metric (.+)) does not compile$/
-
+// Ids of what does not compile; the list has none of them.
 async function readHealth() {
 	const answer = await fetch('health/ready', { cache: 'no-store' }).catch(() => null)
 	const { checks = {} } = (await answer?.json().catch(() => null)) || {}
-	const outputs = (checks['metrics:files'] || []).map(({ output }) => BROKEN.exec(output || ''))
 	$('mock').hidden = checks['model:kind']?.[0].observedValue !== 'built-in mock'
-	return outputs.filter(Boolean).map(([, file, id]) => file || id)
+	return (checks['metrics:files'] || []).map(({ componentId }) => componentId).filter(Boolean)
 }
 
 async function broken(listed) {
@@ -110,7 +120,8 @@ async function broken(listed) {
 }
 
 // As it was when it was last seen.
-const asMetric = (definition) => ({ unit: '', chart: 'bar', layouts: [], ...tiles.get(definition.id)?.metric, ...definition })
+const asMetric = (definition) =>
+	({ unit: '', chart: 'bar', layouts: [], ...tiles.get(definition.id)?.metric, ...definition })
 
 function drop(tile) {
 	unsubscribe(tile)
@@ -119,9 +130,7 @@ function drop(tile) {
 
 function merge(metrics, faults) {
 	const listed = new Map([...metrics, ...faults.map(asMetric)].map((metric) => [metric.id, metric]))
-	for (const tile of all()) {
-		if (!listed.has(tile.id)) drop(tile)
-	}
+	for (const tile of all()) if (!listed.has(tile.id)) drop(tile)
 	for (const metric of listed.values()) {
 		const tile = tiles.get(metric.id) || add(metric)
 		const fault = faults.find(({ id }) => id === metric.id) || null
@@ -131,17 +140,23 @@ function merge(metrics, faults) {
 	}
 }
 
+function showList(metrics, faults) {
+	merge(metrics, faults)
+	known.begun = true
+	connect()
+	showAll()
+}
+
 async function readList() {
 	const { data } = await api('GET', 'metrics')
 	const text = JSON.stringify(data)
 	write($('banner'))
 	if (text === known.text || isArranging()) return
-	const faults = await broken(data.metrics)
+	const first = !tiles.size
 	known.text = text
-	merge(data.metrics, faults)
-	known.begun = true
-	connect()
-	showAll()
+	if (first) showList(data.metrics, []) // whatever else has to be asked for
+	const faults = await broken(data.metrics)
+	if (!first || faults.length) showList(data.metrics, faults)
 	if (await learnEnums(data.metrics).catch(() => false)) showAll(true)
 }
 
@@ -233,7 +248,8 @@ const actions = {
 	},
 	async rename(tile) {
 		$('name').value = titleOf(tile)
-		if (await confirmed($('renaming'), tile)) change('PATCH', pathOf(tile.id), { title: $('name').value, version: tile.metric.version })
+		if (!await confirmed($('renaming'), tile)) return
+		change('PATCH', pathOf(tile.id), { title: $('name').value, version: tile.metric.version })
 	},
 	async delete(tile) {
 		if (!await confirmed($('deleting'), tile)) return
@@ -247,7 +263,7 @@ function clicked({ target }) {
 	if (button) actions[button.dataset.do](tileOf(button), button)
 }
 
-// Escape closes the innermost: a menu, a chart's reading, the full screen.
+// Escape closes a menu, or else the full screen.
 function escaped({ key, defaultPrevented }) {
 	if (key !== 'Escape' || defaultPrevented || document.querySelector('dialog[open]')) return
 	const menu = document.querySelector('.menu[open]')

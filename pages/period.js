@@ -1,11 +1,12 @@
-// The period that is chosen, and how each metric is asked for it. The service's sessions are in UTC, and so is the page.
+// The period that is chosen, and how each metric is asked for it.
+// The service's sessions are in UTC, and so is the page.
 
 const MINUTE = 6e4
 const DAY = 864e5
 const midnight = (at) => at - at % DAY
 const NAMES = ['start_date', 'end_date', 'day_range']
 
-// From and to in milliseconds, both included, and whether that is days or moments; nothing where each metric has its own.
+// From and to in milliseconds, both included, and whether that is exact or whole days; null: each metric's own.
 export function spanOf({ period, from, to }, now = Date.now()) {
 	const today = midnight(now)
 	const days = (first, last = today) => ({ from: first, to: last + DAY - 1 })

@@ -2,6 +2,7 @@
 // An item is {id, x, y, w, h, static}, as react-grid-layout has it.
 
 const { ceil, max, min, round } = Math
+const DEEPEST = 8 // rows that a tile grows by below which nothing is
 
 const beside = (a, b) => a.id !== b.id && a.x < b.x + b.w && b.x < a.x + a.w // share a column
 const level = (a, b) => a.id !== b.id && a.y < b.y + b.h && b.y < a.y + a.h // share a row
@@ -21,27 +22,42 @@ export function compact(items) {
 	return done
 }
 
-const grow = {
-	right(item, others, { columns }) {
-		item.w = min(columns, ...others.filter((other) => level(item, other) && other.x >= item.x + item.w).map(({ x }) => x)) - item.x
-	},
-	left(item, others) {
-		const edge = max(0, ...others.filter((other) => level(item, other) && other.x < item.x).map(({ x, w }) => x + w))
-		Object.assign(item, { x: edge, w: item.x + item.w - edge })
-	},
-	down(item, others, { end, deepest }) {
-		const below = others.filter((other) => beside(item, other) && other.y >= item.y + item.h)
-		const edge = below[0] ? min(...below.map(({ y }) => y)) : end - item.y - item.h <= deepest ? end : item.y + item.h
-		item.h = edge - item.y
-	},
+function widen(item, others, columns) {
+	const row = others.filter((other) => level(item, other))
+	const left = max(0, ...row.filter(({ x }) => x < item.x).map(({ x, w }) => x + w))
+	const right = min(columns, ...row.filter(({ x }) => x > item.x).map(({ x }) => x))
+	Object.assign(item, { x: left, w: right - left })
+}
+
+// To the top of the tile below that is farthest away; those that are nearer make room.
+function deepen(item, others, end) {
+	const under = others.filter((other) => beside(item, other) && other.y >= item.y + item.h)
+	const topAt = (column) => min(...under.filter(({ x, w }) => x <= column && column < x + w).map(({ y }) => y))
+	const known = Array.from({ length: item.w }, (_, n) => topAt(item.x + n)).filter(isFinite)
+	const edge = known[0] === undefined ? end : max(...known)
+	const grown = edge - item.y - item.h
+	if (known[0] !== undefined || grown <= DEEPEST) item.h += grown
+}
+
+function push(items) {
+	const done = []
+	for (const item of sorted(items)) {
+		item.y = max(item.y, bottom(done.filter((other) => beside(item, other))))
+		done.push(item)
+	}
 }
 
 // Tiles grow into what no other takes; those at the bottom by a few rows only.
-export function fill(items, columns, deepest = 8) {
+export function fill(items, columns) {
 	const done = items.map((item) => ({ ...item }))
-	const edges = { columns, deepest, end: bottom(done) }
-	for (const towards of [grow.right, grow.left, grow.down, grow.right]) {
-		for (const item of sorted(done)) if (!item.static) towards(item, done, edges)
+	for (const item of sorted(done)) widen(item, done, columns)
+	for (let pass = 0; pass < done.length; pass++) {
+		const before = JSON.stringify(done)
+		for (const item of sorted(done)) {
+			deepen(item, done, bottom(done))
+			push(done)
+		}
+		if (before === JSON.stringify(done)) break
 	}
 	return done
 }

@@ -123,7 +123,7 @@ async function fetchTokens(fields) {
 		.catch(() => fail(TEXTS.down))
 	const tokens = await answer.json().catch(() => ({}))
 	if (answer.ok && tokens.access_token) return tokens
-	if (answer.status >= 500) fail(TEXTS.down)
+	if (answer.status >= 500 || answer.status === 429) fail(TEXTS.down)
 	if (tokens.error === 'invalid_grant') fail(TEXTS.late)
 	fail(`The provider gave no token: ${tokens.error_description || words(tokens.error ?? `status ${answer.status}`)}.`)
 }

@@ -72,22 +72,25 @@ export function shareParameters() {
 	return [...shared.values()]
 }
 
-export const keyOf = (tile, parameter) => (shared.has(same(parameter)) ? parameter.name : `${tile.id}.${parameter.name}`)
+export const keyOf = ({ id }, parameter) => (shared.has(same(parameter)) ? '' : `${id}.`) + parameter.name
 export const setValue = (key) => (value) => look({ values: { ...view.values, [key]: value } })
 
 // Made anew only when the parameters are others, or typing would lose its place.
 export function fieldsInto(box, list, fresh) {
 	const key = JSON.stringify(list)
-	if (box.made !== key || fresh) box.replaceChildren(...list.map(([id, name, parameter]) => field(id, parameter, view.values[name], setValue(name))))
-	else for (const [i, [, name]] of list.entries()) {
-		const input = box.children[i].querySelector('input, select')
-		if (input !== document.activeElement) input.value = view.values[name] || ''
+	if (box.made !== key || fresh) {
+		box.replaceChildren(...list.map(([id, name, parameter]) => field(id, parameter, view.values[name], setValue(name))))
 	}
 	assign(box, { made: key, hidden: !list.length })
+	list.forEach(([, name], i) => {
+		const input = box.children[i].querySelector('input, select')
+		if (input !== document.activeElement) input.value = view.values[name] || ''
+	})
 }
 
 export function showFields(tile, fresh) {
-	const own = tile.metric.parameters.filter((parameter) => !isOfPeriod(parameter) && (parameter.required || !shared.has(same(parameter))))
+	const isOwn = (parameter) => !isOfPeriod(parameter) && (parameter.required || !shared.has(same(parameter)))
+	const own = tile.metric.parameters.filter(isOwn)
 	fieldsInto(part(tile, '.fields'), own.map((parameter) => [tile.id, keyOf(tile, parameter), parameter]), fresh)
 }
 
@@ -137,9 +140,12 @@ function label(tile) {
 	assign(part(tile, 'h2'), { title })
 	part(tile, '.about').title = metric.description
 	assign(part(tile, 'section'), { ariaLabel: title, ariaBusy: !!tile.busy && !fault && !missing.length })
-	assign(cell.dataset, { state: stateOf(tile), chart: kindOf(tile), editable: metric.is_editable, status: problem ? problem.status || 0 : '' })
-	const kinds = kindsOf(tile)
-	for (const kind of ['table', 'chart', 'number']) part(tile, `[data-as=${kind}]`).hidden = !kinds[kind] || kinds[kind] === kindOf(tile)
+	const [kinds, now] = [kindsOf(tile), kindOf(tile)]
+	const status = problem ? problem.status || 0 : ''
+	assign(cell.dataset, { state: stateOf(tile), chart: now, editable: metric.is_editable, status })
+	for (const kind of ['table', 'chart', 'number']) {
+		part(tile, `[data-as=${kind}]`).hidden = !kinds[kind] || kinds[kind] === now
+	}
 }
 
 function optionsOf({ metric, previous }) {
@@ -152,7 +158,8 @@ function optionsOf({ metric, previous }) {
 function show(tile) {
 	const { metric, result } = tile
 	label(tile)
-	if (result) draw(part(tile, '.view'), { ...metric, title: titleOf(tile), chart: kindOf(tile) }, result, optionsOf(tile))
+	const shown = { ...metric, title: titleOf(tile), chart: kindOf(tile) }
+	if (result) draw(part(tile, '.view'), shown, result, optionsOf(tile))
 }
 
 // What came in: a result, or a problem beside which the last result stays. No data means that what there is, is new.

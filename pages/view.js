@@ -30,16 +30,15 @@ export function look(change) {
 	const opened = 'tile' in change && change.tile && change.tile !== view.tile
 	Object.assign(view, change)
 	history[opened ? 'pushState' : 'replaceState'](null, '', url())
-	for (const listener of listeners) listener()
+	for (const listener of listeners) listener(change)
 }
 
-export function whenLooking(listener) {
-	listeners.push(listener)
-}
+// Told what has changed, of which nothing is known when the browser went back.
+export const whenLooking = (listener) => listeners.push(listener)
 
 window.addEventListener('popstate', () => {
 	readUrl()
-	for (const listener of listeners) listener()
+	for (const listener of listeners) listener({})
 })
 
 readUrl()

@@ -6,7 +6,7 @@
 -- param end_date: Last day counted; default today
 -- param day_range: Days before end_date at which the period starts, unless start_date is given; default 30
 SELECT
-    COALESCE(SUM(obsolescence), 0) AS cost_avoided
+    ROUND(COALESCE(SUM(obsolescence), 0)) AS cost_avoided
 FROM metrics
 WHERE date >= COALESCE(:start_date, COALESCE(:end_date, CURRENT_DATE) - COALESCE(:day_range, 30))
 AND date < COALESCE(:end_date, CURRENT_DATE) + 1

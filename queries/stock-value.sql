@@ -7,7 +7,7 @@
 -- param day_range: Days before end_date at which the period starts, unless start_date is given; default 30
 SELECT
     DATE(date) AS day,
-    ROUND(AVG(obsolescence_val), 2) AS worth
+    ROUND(AVG(obsolescence_val)) AS worth
 FROM metrics
 WHERE date >= COALESCE(:start_date, COALESCE(:end_date, CURRENT_DATE) - COALESCE(:day_range, 30))
 AND date < COALESCE(:end_date, CURRENT_DATE) + 1

@@ -16,6 +16,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 import statistics
 import struct
 import sys
@@ -256,6 +257,19 @@ async def token(bench: Bench) -> list[Figure]:
     known, none = partial(cost, guarded, request), partial(cost, await bench.open(), get("/metrics/rows?rows=50&n=0"))
     ours, theirs = await bench.medians(9, known, none)
     return [Figure("token", ours - theirs, 5, "µs", f"{ours:.1f} µs beside {theirs:.1f}")]
+
+
+async def agents(bench: Bench) -> list[Figure]:
+    """A known result for a tool of an agent's beside the same for a GET, under a server that knows no requests."""
+    settings, bearer = await bench.issuer()
+    ask = get("/metrics/rows?rows=50&n=0", authorization=bearer)
+    call = {"name": "rows", "arguments": {"rows": 50, "n": 0}}
+    body = JSON.encode({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
+    tool = get("/mcp", authorization=bearer, content_type="application/json", content_length=str(len(body)))
+    server = await bench.serve("-m uvicorn app:app", ask, settings)
+    sides = partial(cost, server, tool.replace(b"GET", b"POST", 1) + body), partial(cost, server, ask)
+    ours, theirs = await bench.medians(9, *sides)
+    return [beside("tool / hit", ours, theirs, 3), Figure("agents, memory", server.memory(), 110, "MiB", "resident")]
 
 
 async def memory(bench: Bench) -> list[Figure]:
@@ -577,9 +591,75 @@ async def growth(bench: Bench) -> list[Figure]:
         await database.stop()
 
 
+# ---- page
+
+WALL = {
+    "number": "-- title: Records {n}\nSELECT COUNT(*) AS records, {n} AS n FROM metrics WHERE id = 'value'",
+    "line": """-- title: A year {n}
+SELECT day::date AS day, COUNT(m.id) + {n} AS records
+FROM GENERATE_SERIES(CURRENT_DATE - 365, CURRENT_DATE, INTERVAL '1 day') AS day
+LEFT JOIN metrics AS m ON m.id = 'value' AND m.date >= day AND m.date < day + INTERVAL '1 day'
+GROUP BY day ORDER BY day""",
+    "bar": "-- title: Kinds {n}\nSELECT 'kind ' || k AS kind, k * {n} AS many FROM GENERATE_SERIES(1, 12) AS k",
+    "table": "-- title: Rows {n}\nSELECT 'row ' || k AS name, 'kind {n}' AS kind, k FROM GENERATE_SERIES(1, 50) AS k",
+}
+DRAWN = "() => document.querySelectorAll('.cell[data-state=ready] .drawn > *').length >= 100"
+
+
+async def heap(devtools: Any) -> float:
+    """MiB of scripts, without what nothing refers to any more."""
+    await devtools.send("HeapProfiler.collectGarbage")
+    used = await devtools.send("Runtime.getHeapUsage")
+    return float(used["usedSize"]) / 2**20
+
+
+async def wall(bench: Bench) -> list[Figure]:
+    """A hundred tiles: until the browser paints, until all are drawn, and what an hour's writes leave in its memory."""
+    try:
+        from playwright.async_api import async_playwright
+    except ImportError:
+        return [Figure("wall", None, 0, "")]
+    if not (chromium := shutil.which("chromium")):
+        return [Figure("wall", None, 0, "")]
+    queries = bench.home / "wall"
+    queries.mkdir()
+    for n in range(100):
+        kind = list(WALL)[n % 4]
+        (queries / f"{kind}-{n}.sql").write_text(WALL[kind].format(n=n))
+    server = await bench.serve("app.py", get("/metrics/number-0"), {"AUTH": "off", "QUERIES_DIR": str(queries)})
+    conn = await asyncpg.connect(bench.settings["DATABASE_URL"])
+    writes = 20 if bench.short else 3600
+    sockets: list[Any] = []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = await browser.new_page(viewport={"width": 1440, "height": 900})
+        page.on("websocket", lambda socket: sockets.append(socket))
+        await page.goto(f"http://127.0.0.1:{server.port}/")
+        await page.wait_for_function(DRAWN)
+        drawn = await page.evaluate("performance.now()")
+        paint = await page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        devtools = await page.context.new_cdp_session(page)
+        before = await heap(devtools)
+        for _ in range(writes):
+            await conn.execute("INSERT INTO metrics (id) VALUES ('value')")
+            await asyncio.sleep(0.1)
+        grown = await heap(devtools) - before
+        await browser.close()
+    await conn.close()
+    return [
+        Figure("wall, paint", paint, 1000, "ms", "a hundred tiles at first"),
+        Figure("wall, drawn", drawn, 3000, "ms", "until every one has its numbers"),
+        Figure("wall, sockets", len(sockets), 1, "", "that they share"),
+        Figure("wall, heap", grown, 8, "MiB", f"after {writes} writes, ten a second"),
+    ]
+
+
 # ---- command
 
-FIGURES = {figure.__name__: figure for figure in (hit, miss, replicas, start, bulk, token, memory, live, stall, growth)}
+FIGURES = {
+    figure.__name__: figure
+    for figure in (hit, miss, replicas, start, bulk, token, agents, memory, live, stall, wall, growth)
+}
 
 
 async def measure(home: Path, names: list[str], short: bool, rows: int) -> bool:

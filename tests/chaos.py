@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar, cast
 
@@ -435,16 +436,20 @@ async def exhausted(lab: Lab) -> AsyncIterator[Figure]:
 
 async def queued(lab: Lab) -> AsyncIterator[Figure]:
     """More requests for a connection than may wait for one: those too many are not kept waiting."""
-    service = await lab.serve(POOL_TIMEOUT="10", POOL_SIZE="5")
-    busy = [asyncio.create_task(ask(service, f"/metrics/sleep?seconds=8.{n}")) for n in range(5)]
+    service = await lab.serve(POOL_TIMEOUT="60", STATEMENT_TIMEOUT="60", POOL_SIZE="5")
+    busy = [asyncio.create_task(ask(service, f"/metrics/sleep?seconds=50.{n}")) for n in range(5)]
     async with lab.owner() as conn:
         await sleeping(conn, 5)
-    replies = await asyncio.gather(*(ask(service, f"/metrics/echo?t=wait{n}") for n in range(1300)))
+    asked = [asyncio.create_task(ask(service, f"/metrics/echo?t=wait{n}")) for n in range(1300)]
+    for refusal in islice(asyncio.as_completed(asked), 300):
+        await refusal
+    for task in busy:
+        task.cancel()
+    replies = await asyncio.gather(*asked)
     refused = [reply.seconds for reply in replies if reply.is_refused_politely]
     yield Figure("of 300 too many, not refused", 300 - len(refused), 0)
     yield Figure("slowest refusal", max(refused, default=float("inf")), 1, "s")
     yield Figure("of 1,000, not served", sum(reply.status != 200 for reply in replies) - len(refused), 0)
-    await asyncio.gather(*busy)
 
 
 SLEEPING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"

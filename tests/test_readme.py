@@ -11,14 +11,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+import msgspec
 import pytest
 import yaml
 from conftest import ROOT, wait_for_url, wait_until
 
+import app
 from seed import embedded
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -154,6 +157,19 @@ def test_links_lead_somewhere(document: Path) -> None:
             titles = re.findall(r"^#+ (.+)$", FENCE.sub("", target.read_text()), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading in anchors, f"{document.name}: {link}"
+
+
+def test_the_table_of_settings_is_the_services() -> None:
+    """Its names, and its defaults where they are numbers."""
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \| ([^|]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    shown = dict(
+        pair
+        for names, defaults in rows
+        for pair in zip_longest(re.findall(r"\w+", names), re.findall(r"`(\d+)`", defaults))
+    )
+    fields = {field.name.upper(): field.default for field in msgspec.structs.fields(app.Settings)}
+    numbers = {name: str(value) if isinstance(value, int) else None for name, value in fields.items()}
+    assert shown == numbers
 
 
 def test_the_readme_can_be_read_in_one_sitting() -> None:

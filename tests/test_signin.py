@@ -14,13 +14,12 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 import pytest
 from conftest import ROOT, Serve, Service, wait_until
-from test_dashboard import CHROMIUM, browser, page, sync_api
+from test_dashboard import CHROMIUM, DESKTOP, browser, context_of, expect, violations
 
 import app
 
-__all__ = ["browser", "page"]
+__all__ = ["browser"]
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no /usr/bin/chromium")
-expect = sync_api.expect
 
 
 @contextmanager
@@ -45,6 +44,19 @@ def service(start_service: Serve, free_ports: list[int]) -> Iterator[Service]:
         started = start_service(JWT_ISSUER=issuer, JWT_CLIENT_IDS="dashboard", BROWSER_CLIENT_ID="dashboard")
         yield started
         started.stop()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page whose console must stay silent: an error, a warning or what its policy forbids fails the test."""
+    context = context_of(browser, DESKTOP)
+    opened = context.new_page()
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    yield opened
+    context.close()
+    assert [text for text in said if not text.startswith("Failed to load resource")] == []
 
 
 def button(page: Any, name: str) -> Any:
@@ -98,6 +110,7 @@ def test_signing_out_ends_both_sessions(page: Any, service: Service) -> None:
     expect_tiles(page)
     button(page, "Sign out").click()
     expect(button(page, "Sign in")).to_be_visible()
+    assert violations(page) == []
     assert page.url == f"{service.url}/"
     assert stored(page) == "[{},{}]"
     page.reload()

@@ -610,3 +610,33 @@ async def test_sql_that_takes_long_to_plan_keeps_no_file_from_being_picked_up(st
 
 def test_the_table_is_long_enough() -> None:
     assert len(REFUSED) + len(BOMBS) + len(HARMLESS) >= 70
+
+
+LENT = """\
+CREATE TABLE salaries AS SELECT 4711 AS salary;
+REVOKE ALL ON salaries FROM PUBLIC;
+CREATE FUNCTION lent_salary() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT salary FROM salaries';
+CREATE FUNCTION "lent$""Salary" () RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT salary FROM salaries';
+CREATE FUNCTION doubled(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n';
+CREATE EXTENSION dblink;
+"""
+TAKEN_BACK = """\
+DROP EXTENSION dblink;
+DROP FUNCTION lent_salary(), "lent$""Salary" (), doubled(int);
+DROP TABLE salaries;
+"""
+
+
+async def test_a_function_with_other_rights_is_called_by_whom_it_was_granted_to(sandbox: Sandbox) -> None:
+    await sandbox.owner.execute(LENT)
+    try:
+        for name in ("lent_salary()", '"lent$""Salary" ()', "LENT_salary()", "dblink('', 'SELECT 1')::text"):
+            answer = await sandbox.post(f"SELECT {name} AS salary")
+            assert answer.status_code == 422, answer.text
+            assert "TO metrics_guest lets it be called" in answer.json()["detail"]
+        assert (await sandbox.post("SELECT doubled(2) AS four")).status_code == 201
+        await sandbox.owner.execute("GRANT EXECUTE ON FUNCTION lent_salary() TO metrics_guest")
+        made = await sandbox.post("SELECT lent_salary() AS salary")
+        assert (await sandbox.run(made.json()["id"])).json()["records"] == [{"salary": 4711}]
+    finally:
+        await sandbox.owner.execute(TAKEN_BACK)

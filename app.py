@@ -1432,6 +1432,8 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
     try:
         async with database.connection(login) as conn:
             return await describe(conn, definition, database.settings, schema)
+    except BadStatement as exc:
+        raise connections.meaning(exc.__cause__) or exc from exc.__cause__
     except DATABASE_DOWN as exc:
         # It is parsed several times, each within the limit or heeding none.
         if time.monotonic() - started > database.settings.statement_timeout and await database.answers():

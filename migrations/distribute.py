@@ -73,7 +73,7 @@ def distribute(owner: Login, others: Collection[Login]) -> Iterator[str]:
 def lacking(conn: psycopg.Connection, owner: Login, others: Iterable[Login]) -> Iterator[str]:
     """What has to be done first, and by whom."""
     here = {"database": conn.info.dbname, "user": conn.info.user, "port": conn.info.port}
-    if conn.execute("SELECT FROM pg_extension WHERE extname = 'citus'").fetchone() is None:
+    if conn.execute("SELECT to_regproc('create_distributed_table')").fetchone() == (None,):
         yield NO_EXTENSION.format(**here)
     elif not (workers := conn.execute(WORKERS).fetchall()):
         yield NO_WORKERS.format(**here)

@@ -570,9 +570,9 @@ CREATE TEMPORARY TABLE staged_records (
 )
 """
 UNSTAGE = "DROP TABLE IF EXISTS pg_temp.staged_records"
-# How many were not there yet; what the command itself says it inserted counts on Citus what was there, too. Numbers come
-# as texts, which the driver sends several times as fast as it does Decimals. In order, so that two who write the same
-# records wait for each other one way; by date, so that a period stays together on the disk.
+# How many were not there yet: the command's own word counts on Citus those that were, too. Numbers come as texts, which
+# the driver sends several times as fast as it does Decimals. In order, so that two who write the same records wait for
+# each other one way; by date, so that a period stays together on the disk.
 INSERT = """\
 WITH inserted AS (
   INSERT INTO metrics (id, metric_id, date, obsolescence_val, obsolescence, parts_flagged, alert_type, alert_category)

@@ -64,6 +64,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.supervisors import Multiprocess
 
+from migrations import connections
 from migrations.connections import (
     GuestSession,
     Login,
@@ -1022,6 +1023,8 @@ WRITERS = ("owner", "upload")
 MAX_UPLOAD_TIME = 600  # seconds for all of a body
 STAND_IN = 5  # seconds
 ANSWERS_WITHIN = 0.25  # seconds
+# No record, but every server that holds some is asked.
+PROBE = "SELECT FROM metrics WHERE date = '-infinity'"
 HOME = "SELECT pronamespace::regnamespace::text FROM pg_proc WHERE oid = 'relations_under_lock'::regproc"
 
 
@@ -1058,10 +1061,11 @@ class Loan:
             await self.pool.release(self.conn)
         finally:
             self.ending.cancel()
+        if meant := connections.meaning(exc):
+            raise meant from exc
+        if isinstance(exc, asyncpg.QueryCanceledError) and not await self.database.answers():
+            raise ConnectionError("a server says nothing") from exc
         if isinstance(exc, DATABASE_DOWN):
-            # What a statement raises may look as if the database were down: it may name a database that is not there.
-            if getattr(exc, "severity_en", None) == "ERROR":
-                raise asyncpg.DataError(str(exc)) from exc
             # What ended this session has likely ended the server's others.
             for other in self.database.pools.values():
                 await other.expire_connections()
@@ -1141,15 +1145,6 @@ class Database:
             self.stand_in_until[name] = time.monotonic() + STAND_IN
             await self.pools[name].expire_connections()
 
-    async def answers(self, seconds: float) -> bool:
-        """Whether the server takes another connection, or refuses it, within so many seconds."""
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                (await connect(self.logins["owner"], patience=seconds, server_settings={})).terminate()
-        except (asyncpg.PostgresError, *DATABASE_DOWN):
-            return not limit.expired()
-        return True
-
     async def latency(self, name: str) -> float | None:
         """Seconds that a login's database takes to answer, None for more than one; asked once a second at most."""
         if name not in self.latencies:
@@ -1157,15 +1152,23 @@ class Database:
             asking.add_done_callback(lambda _: asking.get_loop().call_later(1, self.latencies.pop, name))
         return await asyncio.shield(self.latencies[name])
 
+    async def answers(self) -> bool:
+        """Whether all servers that hold records say anything soon."""
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(self.latency("reader"), ANSWERS_WITHIN) is not None
+        return False
+
     async def measure(self, name: str) -> float | None:
         """On a connection of its own, for a busy pool is no fault."""
         try:
             async with asyncio.timeout(1):
                 if name not in self.probes or self.probes[name].is_closed():
-                    login, session = self.logins[name], self.session(name)
+                    login, session = self.logins[name], self.session(name) | {"statement_timeout": "1000"}
                     self.probes[name] = await connect(login, patience=0.4, server_settings=session)
                 started = time.perf_counter()
-                await self.probes[name].fetchval("SELECT 1")
+                # Neither a table that is not there yet nor one that is not for this login is the server's fault.
+                with suppress(asyncpg.SyntaxOrAccessError):
+                    await self.probes[name].execute(PROBE)
                 return time.perf_counter() - started
         except (TimeoutError, asyncpg.PostgresError, *DATABASE_DOWN):
             if name in self.probes:
@@ -1298,6 +1301,8 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
     """
     statement = parse_statement(definition.sql)
     async with conn.transaction(readonly=True):
+        # Else the driver's questions about types take Citus a second each.
+        await conn.execute("SET LOCAL citus.override_table_visibility = off")
         try:
             if definition.source != "file":
                 await check_names(conn, statement, schema)
@@ -1399,16 +1404,19 @@ async def explain(conn: asyncpg.Connection, run: str, parameters: int) -> dict[s
         prepared = await conn.prepare(run)
     except STATEMENT_REFUSED as exc:
         raise BadStatement("a metric must be one SELECT (or WITH … SELECT, VALUES, TABLE)") from exc
-    await conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-    try:
-        async with conn.transaction():
-            arguments = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
-            text = await conn.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE {prepared.get_name()}{arguments}")
-    except asyncpg.DataError:
-        return {}
-    except STATEMENT_REFUSED as exc:
-        raise BadStatement(exc.message) from exc
-    return cast("dict[str, Any]", msgspec.json.decode(text)[0]["Plan"])
+    arguments = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
+    # Not every engine plans for any values.
+    for mode in ("force_generic_plan", "auto"):
+        await conn.execute(f"SET LOCAL plan_cache_mode = {mode}")
+        try:
+            async with conn.transaction():
+                text = await conn.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE {prepared.get_name()}{arguments}")
+            return cast("dict[str, Any]", msgspec.json.decode(text)[0]["Plan"])
+        except asyncpg.DataError:
+            return {}
+        except STATEMENT_REFUSED as exc:
+            refused = exc
+    raise BadStatement(refused.message) from refused
 
 
 def scanned(node: dict[str, Any]) -> set[str]:
@@ -1424,9 +1432,11 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
     try:
         async with database.connection(login) as conn:
             return await describe(conn, definition, database.settings, schema)
+    except BadStatement as exc:
+        raise connections.meaning(exc.__cause__) or exc from exc.__cause__
     except DATABASE_DOWN as exc:
         # It is parsed several times, each within the limit or heeding none.
-        if time.monotonic() - started > database.settings.statement_timeout and await database.answers(ANSWERS_WITHIN):
+        if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
             raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
         raise
 
@@ -1947,17 +1957,11 @@ class Changes:
         return all(change.epoch <= began or snapshot.sees(change.transaction) for change in changes)
 
 
-async def notify(conn: asyncpg.Connection, table: str) -> None:
-    """Say that a transaction changes a table where no trigger does; what a trigger says, too, is delivered once."""
-    await conn.execute("SELECT notify_changes(ARRAY[$1::text::regclass::oid])", table)
-
-
 @asynccontextmanager
-async def writing(database: Database, table: str, login: str = "owner") -> AsyncIterator[asyncpg.Connection]:
-    """The owner's connection in a transaction that changes a table."""
-    async with database.connection(login) as conn, conn.transaction():
+async def writing(database: Database, *tables: str, login: str = "owner") -> AsyncIterator[asyncpg.Connection]:
+    """The owner's connection in a transaction that changes tables."""
+    async with database.connection(login) as conn, connections.changing(conn, *tables):
         yield conn
-        await notify(conn, table)
 
 
 HEARTBEAT = 3  # seconds
@@ -2730,10 +2734,8 @@ async def read_records(request: Request[State], kind: str, series: str) -> Async
 
 async def insert_records(conn: asyncpg.Connection, statement: str, *columns: Sequence[Any]) -> int:
     """How many were not there yet, in a transaction that is as short as can be."""
-    async with conn.transaction():
-        done = await conn.execute(statement, *columns)
-        await notify(conn, "metrics")
-    return int(done.rpartition(" ")[2])
+    async with connections.changing(conn, "metrics"):
+        return cast(int, await conn.fetchval(statement, *columns))
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -3093,9 +3095,9 @@ async def create_records(request: Request[State]) -> Response:
 
     refuse_parameters(request)
     if not more:
-        count, columns = len(rows), [[row[i] for row in rows] for i in range(len(records.STAGED))]
+        count = len(rows)
         async with database.connection("owner") as conn:
-            inserted = await insert_records(conn, records.INSERT_GIVEN, *columns)
+            inserted = await insert_records(conn, records.INSERT_GIVEN, *records.as_texts(rows))
     else:
         async with database.connection("upload") as conn:
             try:
@@ -3865,13 +3867,11 @@ async def load_dataset(database: Database, directory: Path, newest: date | None 
             return str(exc)
         return None
 
-    async with writing(database, "metrics", "upload") as conn:
+    async with writing(database, "metrics", "metric_configurations", login="upload") as conn:
         try:
-            report = await dataset.load(directory, conn, accept, newest=newest, tell=tell)
+            return await dataset.load(directory, conn, accept, newest=newest, tell=tell)
         except (dataset.DatasetError, asyncpg.PostgresError) as exc:
             raise CommandError(f"Nothing was loaded: {exc}") from exc
-        await notify(conn, "metric_configurations")
-    return report
 
 
 def migrate(database: Database) -> list[str]:
@@ -4241,7 +4241,7 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
         yield f"  warning: it would read {table} from end to end; an index on what it filters by would help"
     for oid, table in metric.tables.items():
         if table in metric.unwatchable:
-            yield f"  warning: {table} cannot be watched, so its changes show when a result's time is up"
+            yield f"  warning: {table} cannot be watched, so changes from outside show when a result's time is up"
         elif oid not in catalog.watched:
             command = f"python app.py watch {shlex.quote(table)}"
             yield f"  warning: {table} is not watched; `{command}` makes the metric exact"
@@ -4249,14 +4249,22 @@ def check_lines(catalog: Catalog, metric: Metric) -> Iterator[str]:
 
 async def watch_command(database: Database, options: argparse.Namespace) -> int:
     """Put tables under watch, or end that: all that are named, or none. Raises CommandError."""
-    async with database.connection("owner") as conn, conn.transaction():
+    async with writing(database, "metric_configurations") as conn:
         for table in options.tables:
             try:
                 await conn.execute(f"SELECT {options.command}($1)", table)
             except asyncpg.PostgresError as exc:
                 raise CommandError(f"{table}: {exc.message}") from exc
-        await notify(conn, "metric_configurations")
     say(f"{'Watched' if options.command == 'watch' else 'Not watched any more'}: {', '.join(options.tables)}")
+    return 0
+
+
+async def distribute_command(database: Database, options: argparse.Namespace) -> int:
+    from migrations import distribute
+
+    owner, *others = (database.logins[name] for name in ("owner", "reader", "guest"))
+    for line in (distribute.show_passwords if options.passwords else distribute.distribute)(owner, others):
+        say(line)
     return 0
 
 
@@ -4287,6 +4295,9 @@ def parse_options() -> argparse.Namespace:
         command = commands.add_parser(name, help=aim)
         command.add_argument("tables", nargs="+", metavar="TABLE")
         command.set_defaults(run=watch_command)
+    spread = commands.add_parser("distribute", help="spread the records over the nodes of a Citus cluster")
+    spread.add_argument("--passwords", action="store_true", help="show the SQL that lets the nodes into each other")
+    spread.set_defaults(run=distribute_command)
     return parser.parse_args()
 
 

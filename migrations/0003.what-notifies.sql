@@ -32,6 +32,18 @@ BEGIN
 END
 $$;
 
+-- The same for tables by name, whether or not triggers tell of them, too. Returns whether to tell again when the
+-- transaction is over: where no trigger fires, be it that Citus has none for tables on several nodes, these may commit
+-- one after the other, and who looks at the first word sees on some of them what was before.
+CREATE FUNCTION tell_of_changes(tables text[]) RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM notify_changes(tables::regclass[]::oid[]);
+    RETURN NOT tables::regclass[]::oid[] <@ ARRAY(SELECT relation FROM watches);
+END
+$$;
+
 -- The tables under watch; name is what a table was called when it was put there by name.
 CREATE VIEW watches AS
 SELECT

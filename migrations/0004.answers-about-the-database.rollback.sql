@@ -4,6 +4,7 @@ DROP FUNCTION why_not_said(text);
 DROP FUNCTION does_more_than_read(text);
 DROP FUNCTION readable_columns();
 DROP FUNCTION describe_statement(oid[], oid[]);
+DROP FUNCTION is_distributed(oid);
 DROP FUNCTION relation_shapes(oid[]);
 DROP FUNCTION describe_types(oid[]);
 DROP FUNCTION relations_under_lock();

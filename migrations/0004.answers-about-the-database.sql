@@ -142,6 +142,18 @@ AS $$
     GROUP BY root
 $$;
 
+-- Whether Citus has placed a table on its nodes, whole or by a column, which nothing else tells. It also takes note of
+-- tables that stay where they are, because others refer to them.
+CREATE FUNCTION is_distributed(relation oid) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = relation AND (partmethod <> 'n' OR repmodel = 't'));
+EXCEPTION
+    WHEN undefined_table THEN RETURN false;
+END
+$$;
+
 -- What there is to know of the statement that the transaction has prepared, given the types of its parameters and
 -- columns. It finds the others wherever the login looks for tables, for its body is no text. What only a plan tells:
 -- which of the tables are large, by the name that it has there.
@@ -157,7 +169,7 @@ RETURN (
         'types', describe_types(parameters),
         'column_types', describe_types(columns),
         'tables', COALESCE(json_object_agg(oid, name ORDER BY name) FILTER (WHERE relkind <> 'v'), '{}'),
-        'unwatchable', COALESCE(json_agg(name) FILTER (WHERE relkind IN ('m', 'f')), '[]'),
+        'unwatchable', COALESCE(json_agg(name) FILTER (WHERE relkind IN ('m', 'f') OR is_distributed(oid)), '[]'),
         'large', COALESCE(json_object_agg(relname, name) FILTER (WHERE reltuples >= 100000), '{}'),
         'shapes', COALESCE(json_object_agg(oid, fingerprint), '{}')
     )
@@ -187,15 +199,16 @@ AS $$
     ORDER BY c.oid, a.attnum
 $$;
 
--- Whether a function of this name lets a SELECT tell, lock, signal, write large objects, change the session, or run SQL
--- out of a text.
+-- Whether a function of this name lets a SELECT tell, lock, signal, write large objects, change the session, run SQL out
+-- of a text, here or on another node, or connect to any host.
 CREATE FUNCTION does_more_than_read(name text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
     SELECT name ~ ('^(set_config|pg_notify|pg_(try_)?advisory_(?!unlock_all).*|pg_(cancel|terminate)_backend'
         '|ts_stat|ts_rewrite|setseed|pg_logical_emit_message|pg_export_snapshot'
         '|lo_(close|creat|create|export|from_bytea|get|import|open|put|unlink|(lseek|tell|truncate)(64)?)'
-        '|loread|lowrite|(query|table|schema|database|cursor)_to_xml.*)$')
+        '|loread|lowrite|run_command_on_.*|citus_(run_local_command|check_.*)'
+        '|(query|table|schema|database|cursor)_to_xml.*)$')
 $$;
 
 -- Why SQL that nobody reviewed may not say a name, which may be a function's: what lets a SELECT do more than read, and
@@ -250,6 +263,7 @@ GRANT EXECUTE ON FUNCTION
     relations_under_lock(),
     describe_types(oid[]),
     relation_shapes(oid[]),
+    is_distributed(oid),
     describe_statement(oid[], oid[]),
     readable_columns(),
     does_more_than_read(text),

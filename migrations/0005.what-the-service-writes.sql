@@ -1,10 +1,11 @@
--- What the service writes in more than one statement.
+-- What the service writes in more than one statement. Citus takes no parameters in SQL functions, but in PL/pgSQL.
 
 -- Gives a file the rows that its records and layouts refer to; several instances may do so at once. A series that a data
 -- set brought under the same id keeps its query.
 CREATE FUNCTION mirror_file(file_id text, sql text, file_title text) RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 AS $$
+BEGIN
     INSERT INTO queries (id, query)
     SELECT file_id, sql
     WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = file_id AND source <> 'file')
@@ -18,6 +19,7 @@ AS $$
     SET title = excluded.title
     WHERE metric_configurations.source = 'file'
     AND metric_configurations.title IS DISTINCT FROM excluded.title;
+END
 $$;
 
 -- Whether there is neither a record nor a query but those of files: an embedded database in which nobody has begun.
@@ -32,13 +34,15 @@ $$;
 CREATE FUNCTION create_metric(
     metric_id text, sql text, metric_title text, editable boolean, from_prompt text, author text
 ) RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 AS $$
+BEGIN
     INSERT INTO queries (id, query)
     VALUES (metric_id, sql);
 
     INSERT INTO metric_configurations (id, query_id, source, title, is_editable, prompt, created_by)
     VALUES (metric_id, metric_id, 'api', metric_title, editable, from_prompt, author);
+END
 $$;
 
 -- What is NULL stays as it is. A query that several metrics of a data set share is not changed under the others, nor is
@@ -97,12 +101,14 @@ $$;
 
 -- Where a dashboard puts a metric's tile, for each breakpoint, as the service's JSON has it.
 CREATE FUNCTION place_metric(metric_id text, layouts json) RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 AS $$
+BEGIN
     DELETE FROM layout_items
     WHERE item_id = metric_id;
 
     INSERT INTO layout_items (item_id, breakpoint, x, y, w, h, static)
     SELECT metric_id, breakpoint, x, y, w, h, static
     FROM json_populate_recordset(NULL::layout_items, layouts);
+END
 $$;

@@ -9,8 +9,8 @@ import os
 import random
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import quote, urlencode
@@ -291,6 +291,43 @@ async def looked(login: Login) -> None:
         target.looking = asyncio.create_task(asyncio.to_thread(look_anew, login), name=f"look at {target.variable}")
         target.looking.add_done_callback(lambda task: task.cancelled() or task.exception())
     await asyncio.shield(target.looking)
+
+
+# What a statement raises that names a login or a database in vain.
+NAMED_IN_VAIN = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+SERVER_DOWN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+)
+
+
+def meaning(exc: BaseException | None) -> Exception | None:
+    """What an error stands for that is none of the session's own, or None: bad data, or a server behind this one.
+
+    Citus has nodes and postgres_fdw others' servers, of which a session that goes on tells as of errors in a statement.
+    """
+    if not isinstance(exc, asyncpg.PostgresError) or exc.severity_en != "ERROR":
+        return None
+    if isinstance(exc, NAMED_IN_VAIN):
+        return cast(Exception, asyncpg.DataError(str(exc)))
+    if isinstance(exc, SERVER_DOWN) or "failure on connection marked as essential" in str(exc):
+        return ConnectionError(str(exc))
+    return None
+
+
+TELL = "SELECT tell_of_changes($1)"
+
+
+@asynccontextmanager
+async def changing(conn: asyncpg.Connection, *tables: str) -> AsyncIterator[None]:
+    """A transaction that tells all instances which tables it changes, and again when it is over where that is due."""
+    async with conn.transaction():
+        yield
+        again = await conn.fetchval(TELL, tables)
+    if again:
+        await conn.execute(TELL, tables)
 
 
 class Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types

@@ -635,9 +635,8 @@ async def store_records(
     staged = await stage(conn, rows)
     if newest:
         await conn.execute(SHIFT_STAGED, newest)
-    inserted = await conn.execute(INSERT_STAGED)
+    report.records_inserted = await conn.fetchval(INSERT_STAGED)
     await conn.execute(UNSTAGE)
-    report.records_inserted = int(inserted.split()[-1])
     report.records_there = staged - report.records_inserted
 
 

@@ -1,4 +1,9 @@
-"""One PostgreSQL and one service a session, empty tables for each test; `serve` starts more services with settings."""
+"""One PostgreSQL and one service a session, empty tables for each test; `serve` starts more services with settings.
+
+    TEST_DATABASE_URL=postgresql://… pytest      on that database, whose records and metrics go
+
+What a database that is given cannot do is skipped; that of a Citus cluster may be distributed beforehand.
+"""
 
 import os
 import shutil
@@ -13,6 +18,7 @@ import httpx
 import pytest
 from helpers import ROOT as ROOT
 from helpers import Service as Service
+from helpers import another_database as another_database
 from helpers import eventually as eventually
 from helpers import wait_for_url as wait_for_url
 from helpers import wait_until as wait_until
@@ -23,6 +29,14 @@ sys.path.insert(0, str(ROOT))
 from seed import embedded
 
 Serve = Callable[..., Service]
+GIVEN = os.environ.get("TEST_DATABASE_URL")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A database that is given takes one test at a time."""
+    if GIVEN:
+        config.option.numprocesses = 0
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +46,10 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 async def cluster(anyio_backend: str) -> AsyncIterator[str]:
-    """The URL of an empty database on a server of its own."""
+    """The URL of an empty database on a server of its own, or of the one that is given."""
+    if GIVEN:
+        yield GIVEN
+        return
     data = Path(tempfile.mkdtemp(prefix="metrics-api-test-"))
     data.chmod(0o755)  # as root, the database's user must reach it
     server = await embedded.start(data)

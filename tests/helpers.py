@@ -1,14 +1,17 @@
-"""A running service, and waiting for what it does."""
+"""A running service, waiting for what it does, and databases beside its own."""
 
 import asyncio
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import httpx
+import psycopg
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -52,3 +55,16 @@ def wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
         return found[1] if found else None
 
     return wait_until(announced)
+
+
+@contextmanager
+def another_database(cluster: str, name: str, options: str = "") -> Iterator[str]:
+    """The URL of an empty database on the same server; skips the test where none may be made."""
+    with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+        try:
+            conn.execute(f"CREATE DATABASE {name} {options}".encode())
+        except psycopg.errors.InsufficientPrivilege as exc:
+            pytest.skip(f"no second database: {exc}")
+        yield re.sub("(://[^/?]*)(/[^?]*)?", rf"\1/{name}", cluster, count=1)
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

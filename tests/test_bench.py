@@ -10,7 +10,7 @@ import asyncpg
 import bench
 import pytest
 import rig
-from conftest import ROOT
+from conftest import ROOT, another_database
 
 BENCH = Path(__file__).with_name("bench.py")
 LINE = re.compile(r"(?P<name>.{21}) (not installed| *[\d.]+ \S* +at (least|most) [\d.]+ +(ok|over|under)\b.*)")
@@ -40,17 +40,13 @@ def test_an_unknown_figure_is_refused_with_the_known_ones() -> None:
 async def test_among_fifty_thousand_records_metrics_stay_indexed_and_records_small(
     cluster: str, tmp_path: Path
 ) -> None:
-    owner = await asyncpg.connect(cluster)
-    await owner.execute("CREATE DATABASE growth")
-    url = cluster.replace("/metrics_test?", "/growth?")
-    settings = {"DATABASE_URL": url, "QUERIES_DIR": str(ROOT / "queries")}
-    conn = await asyncpg.connect(url)
-    grown = await bench.grow_through(
-        rig.Bench(tmp_path, settings, True, 50_000, AsyncExitStack()), conn, sizes=[50_000]
-    )
-    await conn.close()
-    await owner.execute("DROP DATABASE growth")
-    await owner.close()
+    with another_database(cluster, "growth") as url:
+        settings = {"DATABASE_URL": url, "QUERIES_DIR": str(ROOT / "queries")}
+        conn = await asyncpg.connect(url)
+        grown = await bench.grow_through(
+            rig.Bench(tmp_path, settings, True, 50_000, AsyncExitStack()), conn, sizes=[50_000]
+        )
+        await conn.close()
     assert len(grown[0].runs) == 15
     sizes = [figure for figure in bench.growth_figures(grown) if figure.unit in ("bytes", "scans", "MiB")]
     assert len(sizes) == 4

@@ -1,4 +1,4 @@
-"""What Citus asks of the schema, and what the service must do itself where tables have no triggers."""
+"""What Citus asks of the schema, and what the service does itself where tables have no triggers and nodes fail."""
 
 import asyncio
 import json
@@ -14,18 +14,28 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from conftest import ROOT, Serve
+from conftest import ROOT, Serve, another_database, eventually
 
-from migrations import apply
+from seed import records as seed_records
 
 pytestmark = pytest.mark.anyio
 
 TIME_OUT = 20  # seconds for every instance to know of a write
-SCRIPT = ROOT / "migrations" / "citus" / "distribute.sql"
 
-# They refuse what Citus refuses: triggers, keys without the distribution column, foreign keys to what is not whole.
+# They refuse what Citus refuses: triggers, keys without the distribution column, foreign keys to what is not whole, and
+# plans for any values; while the table cluster says so, a worker does not let somebody in, or is down.
 STAND_INS = """\
-CREATE TABLE placed (name regclass PRIMARY KEY, key text);
+CREATE TABLE cluster (worker text DEFAULT 'up', shuts_out name, fails_to_place regclass);
+INSERT INTO cluster DEFAULT VALUES;
+GRANT SELECT ON cluster TO PUBLIC;
+CREATE TABLE pg_dist_partition (logicalrelid regclass PRIMARY KEY, partmethod "char", repmodel "char", key text);
+GRANT SELECT ON pg_dist_partition TO PUBLIC;
+
+CREATE FUNCTION run_command_on_workers(command text)
+RETURNS TABLE (nodename text, nodeport int, success bool, result text)
+LANGUAGE sql AS $$ SELECT 'worker', 5432, CURRENT_USER IS DISTINCT FROM shuts_out, '' FROM cluster $$;
+CREATE FUNCTION truncate_local_data_after_distributing_table(table_name regclass) RETURNS void
+LANGUAGE sql AS $$ SELECT $$;
 
 CREATE FUNCTION place(table_name regclass, key_column text) RETURNS void
 LANGUAGE plpgsql
@@ -33,6 +43,9 @@ AS $$
 BEGIN
     IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = table_name AND NOT tgisinternal) THEN
         RAISE EXCEPTION '% has triggers', table_name;
+    END IF;
+    IF EXISTS (SELECT FROM cluster WHERE fails_to_place = table_name) THEN
+        RAISE EXCEPTION '% cannot be placed now', table_name;
     END IF;
     IF EXISTS (
         SELECT FROM pg_index AS i
@@ -46,43 +59,86 @@ BEGIN
     IF EXISTS (
         SELECT FROM pg_constraint AS c
         WHERE c.conrelid = table_name AND c.contype = 'f'
-        AND c.confrelid NOT IN (SELECT p.name FROM placed AS p WHERE p.key IS NULL)
+        AND c.confrelid NOT IN (SELECT p.logicalrelid FROM pg_dist_partition AS p WHERE p.key IS NULL)
     ) THEN
         RAISE EXCEPTION '% refers to a table that is no reference table', table_name;
     END IF;
-    INSERT INTO placed VALUES (table_name, key_column);
+    INSERT INTO pg_dist_partition
+    VALUES (table_name, CASE WHEN key_column IS NULL THEN 'n' ELSE 'h' END, 't', key_column);
 END $$;
 
 CREATE FUNCTION create_reference_table(table_name regclass) RETURNS void
 LANGUAGE sql AS $$ SELECT place(table_name, NULL) $$;
 CREATE FUNCTION create_distributed_table(table_name regclass, key_column text) RETURNS void
 LANGUAGE sql AS $$ SELECT place(table_name, key_column) $$;
+
+CREATE FUNCTION asks_workers() RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    CASE worker FROM cluster
+        WHEN 'down' THEN RAISE EXCEPTION 'connection to the remote node failed' USING ERRCODE = '08006';
+        WHEN 'lost' THEN RAISE EXCEPTION 'failure on connection marked as essential' USING ERRCODE = 'XX000';
+        WHEN 'frozen' THEN PERFORM pg_sleep(60);
+        ELSE NULL;
+    END CASE;
+    RETURN true;
+END $$;
+-- The planner itself asks those that return the same for ever.
+CREATE FUNCTION plans() RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    IF current_setting('plan_cache_mode') = 'force_generic_plan' THEN
+        RAISE EXCEPTION 'could not create distributed plan' USING ERRCODE = 'feature_not_supported';
+    END IF;
+    RETURN asks_workers();
+END $$;
+CREATE FUNCTION writes_to_workers() RETURNS trigger
+LANGUAGE plpgsql AS $$ BEGIN PERFORM asks_workers(); RETURN NULL; END $$;
+
+ALTER TABLE metrics ENABLE ROW LEVEL SECURITY;
+CREATE POLICY everybody ON metrics USING (true);
+CREATE POLICY workers ON metrics AS RESTRICTIVE USING (plans() AND asks_workers());
 """
-PLACED = "SELECT name::text, key FROM placed"
+WRITES = """\
+CREATE TRIGGER workers BEFORE INSERT ON metrics FOR EACH STATEMENT EXECUTE FUNCTION writes_to_workers()
+"""
+PLACED = "SELECT logicalrelid::text AS name, key FROM pg_dist_partition"
+DEFINITIONS = "metric_configurations"
+COUNT = "SELECT COUNT(*) AS n FROM metrics"
+TRIGGERS = "SELECT COUNT(*) FROM pg_trigger WHERE tgname = 'metrics_api_watch'"
+SQL_FUNCTIONS = """\
+SELECT proname
+FROM pg_proc
+JOIN pg_language AS l ON l.oid = prolang
+WHERE pronamespace = 'public'::regnamespace
+AND lanname = 'sql'
+AND pronargs > 0
+AND prosrc ~ $1
+"""
 OURS = """\
 SELECT relname::text
 FROM pg_class
 WHERE relkind = 'r'
 AND relnamespace = 'public'::regnamespace
 AND relname !~ 'yoyo'
-AND relname <> 'placed'
+AND relname NOT IN ('cluster', 'pg_dist_partition')
 """
 
 
 @pytest.fixture(scope="module")
 async def distributed(cluster: str) -> AsyncIterator[str]:
-    """A database without triggers, as the script leaves it."""
-    owner = await asyncpg.connect(cluster)
-    await owner.execute("CREATE DATABASE distributed")
-    url = cluster.replace("/metrics_test?", "/distributed?")
-    assert (await run(url, "migrate")).returncode == 0
-    conn = await asyncpg.connect(url)
-    await conn.execute(STAND_INS)
-    await conn.execute(SCRIPT.read_text())
-    await conn.close()
-    yield url
-    await owner.execute("DROP DATABASE distributed WITH (FORCE)")
-    await owner.close()
+    """A database without triggers, as the command leaves it."""
+    with another_database(cluster, "distributed") as url:
+        assert (await run(url, "migrate")).returncode == 0
+        conn = await asyncpg.connect(url)
+        await conn.execute(STAND_INS)
+        done = await run(url, "distribute")
+        assert done.returncode == 0, done.stderr
+        await conn.execute(WRITES)
+        await conn.close()
+        yield url
 
 
 Clients = tuple[httpx.AsyncClient, httpx.AsyncClient]
@@ -99,8 +155,8 @@ async def clients(distributed: str, start_service: Serve) -> AsyncIterator[Clien
         service.stop()
 
 
-async def run(database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database}
+async def run(database: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database, **env}
     command = [sys.executable, str(ROOT / "app.py"), *arguments]
     return await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True)
 
@@ -124,21 +180,70 @@ async def shows(client: httpx.AsyncClient, metric: str, expected: object) -> Non
     await in_time(shown)
 
 
-async def test_the_script_places_every_table_and_citus_could(distributed: str) -> None:
-    conn = await asyncpg.connect(distributed)
-    placed = {row["name"]: row["key"] for row in await conn.fetch(PLACED)}
-    assert placed.keys() == {row["relname"] for row in await conn.fetch(OURS)}
-    assert {name: key for name, key in placed.items() if key} == {"metrics": "id"}
-    await conn.close()
+async def test_distributing_says_what_is_missing_before_it_begins_and_goes_on_where_it_failed(cluster: str) -> None:
+    with another_database(cluster, "spread") as url:
+        missing = await run(url, "distribute")
+        assert (missing.returncode, "The database spread has no extension citus" in missing.stderr) == (1, True)
+        conn = await asyncpg.connect(url)
+        await conn.execute(STAND_INS)
+        for login in (await conn.fetchval("SELECT CURRENT_USER"), "metrics_reader", "metrics_guest"):
+            await conn.execute("UPDATE cluster SET shuts_out = $1", login)
+            refused = await run(url, "distribute")
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert f"worker:5432 does not let {login} in from here" in refused.stderr
+            assert "No table has been touched" in refused.stderr
+        assert await conn.fetchval(TRIGGERS) == 4
+        await conn.execute("UPDATE cluster SET shuts_out = NULL, fails_to_place = 'metrics'")
+        failed = await run(url, "distribute")
+        assert (failed.returncode, "metrics cannot be placed now" in failed.stderr) == (1, True)
+        assert await conn.fetchval(TRIGGERS) == 1
+        await conn.execute("UPDATE cluster SET fails_to_place = NULL")
+        again = await run(url, "distribute")
+        assert (again.returncode, again.stdout.splitlines()[2:]) == (
+            0,
+            ["layout_items: is distributed already", "metrics: is distributed"],
+        )
+        placed = {row["name"]: row["key"] for row in await conn.fetch(PLACED)}
+        assert placed.keys() == {row["relname"] for row in await conn.fetch(OURS)}
+        assert {name: key for name, key in placed.items() if key} == {"metrics": "id"}
+        await conn.close()
 
 
-async def test_migrate_leaves_the_script_alone(distributed: str) -> None:
-    """It stands below the migrations, which are applied to a database of any kind, again and again."""
-    assert {Path(migration.path).parent for migration in apply.read()} == {ROOT / "migrations"}
+async def test_passwords_are_shown_to_whoever_asks_for_them(distributed: str) -> None:
+    done = await run(distributed, "distribute", PGPASSWORD="hunter'2")
+    assert (done.returncode, "hunter" in done.stdout + done.stderr) == (0, False)
+    shown = await run(distributed, "distribute", "--passwords", PGPASSWORD="hunter'2")
+    logins = re.findall(r"pg_dist_authinfo .* VALUES \(0, '(\w+)', ", shown.stdout)
+    assert logins[1:] == ["metrics_reader", "metrics_guest"]
+    assert "E'password=hunter\\\\''2'" in shown.stdout
+
+
+async def test_nothing_brings_the_triggers_back(distributed: str) -> None:
     assert (await run(distributed, "migrate")).returncode == 0
     conn = await asyncpg.connect(distributed)
-    assert await conn.fetchval("SELECT COUNT(*) FROM pg_trigger WHERE tgname = 'metrics_api_watch'") == 0
+    assert await conn.fetchval(TRIGGERS) == 0
     await conn.close()
+
+
+async def test_metrics_with_parameters_compile_and_none_is_told_to_watch_what_cannot_be(distributed: str) -> None:
+    checked = await run(distributed, "check", QUERIES_DIR=str(ROOT / "queries"))
+    assert checked.returncode == 0, checked.stdout
+    assert "parameters: start_date date" in checked.stdout
+    assert "metrics cannot be watched" in checked.stdout
+    assert "app.py watch" not in checked.stdout
+
+
+async def test_functions_take_parameters_as_citus_does(distributed: str) -> None:
+    """It plans no SQL function whose parameters meet a table on several nodes."""
+    conn = await asyncpg.connect(distributed)
+    refused = await conn.fetch(SQL_FUNCTIONS, r"\y(queries|metric_configurations|layout_items|metrics)\y")
+    assert [row["proname"] for row in refused] == []
+    await conn.close()
+
+
+def test_a_first_write_has_no_types_to_ask_about() -> None:
+    """The driver knows arrays of text; about others it asks each session, which takes Citus most of a second."""
+    assert set(re.findall(r"\$\d+::(\S+?)(?:::|,|\n)", seed_records.INSERT_GIVEN)) == {"text[]"}
 
 
 def test_the_service_has_no_statement_that_citus_refuses() -> None:
@@ -146,7 +251,7 @@ def test_the_service_has_no_statement_that_citus_refuses() -> None:
     texts = re.findall(r'= """\\\n(.*?)"""', (ROOT / "app.py").read_text(), re.DOTALL)
     for path in (ROOT / "migrations").glob("*what-the-service-writes.sql"):
         bodies = re.findall(r"AS \$\$\n(.*?)\$\$", path.read_text(), re.DOTALL)
-        texts += [statement.strip() for body in bodies for statement in body.split(";")]
+        texts += [statement.strip() for body in bodies for statement in re.split(r";|\bBEGIN\b", body)]
     changing = [text for text in texts if re.match(r"(INSERT INTO|UPDATE|DELETE FROM) (?!metrics\b)", text)]
     assert len(changing) >= 5
     assert [text for text in changing if re.search(r"\b(FROM|JOIN|USING) metrics\b", text)] == []
@@ -212,3 +317,66 @@ async def test_a_data_set_is_seen_by_running_instances(clients: Clients, distrib
         for client, records_before in zip(clients, before, strict=True):
             await shows(client, "count", [{"n": number, "version": number}])
             await shows(client, "total", [{"total": 0, "records": records_before + number}])
+
+
+async def test_every_write_is_told_of_again_when_all_nodes_have_it(clients: Clients, distributed: str) -> None:
+    """In a later transaction: what was seen at the first word may lack what a node had yet to commit."""
+    here, _ = clients
+    conn = await asyncpg.connect(distributed)
+    heard: list[str] = []
+    await conn.add_listener("metrics_api", lambda *message: heard.append(message[3]))
+    oids = {name: await conn.fetchval("SELECT $1::text::regclass::oid", name) for name in ("metrics", DEFINITIONS)}
+
+    async def told_twice(table: str) -> None:
+        async def told() -> bool:
+            return len({text.split()[0] for text in heard if text.split()[1] == str(oids[table])}) > 1
+
+        await eventually(told)
+        heard.clear()
+
+    record, tile = {"parts_flagged": 1}, {"breakpoint": "lg", "x": 1, "y": 2, "w": 3, "h": 4}
+    await here.post("/metrics/total/metric-records", json=record)
+    await told_twice("metrics")
+    await here.post("/metrics/total/metric-records", json=[record] * 2000)
+    await told_twice("metrics")
+    path = f"/metrics/{(await here.post('/metrics', json={'query': 'SELECT 1 AS n'})).json()['id']}"
+    await told_twice(DEFINITIONS)
+    await here.patch(path, json={"title": "Two"})
+    await told_twice(DEFINITIONS)
+    await here.put(f"{path}/layouts", json=[tile])
+    await told_twice(DEFINITIONS)
+    await here.delete(path)
+    await told_twice(DEFINITIONS)
+    await conn.close()
+
+
+@pytest.fixture(scope="module")
+async def impatient(distributed: str, start_service: Serve) -> AsyncIterator[httpx.AsyncClient]:
+    service = start_service(DATABASE_URL=distributed, CACHE_TTL="0", STATEMENT_TIMEOUT="1")
+    async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+        yield client
+    service.stop()
+
+
+async def is_ready(client: httpx.AsyncClient, status: int) -> bool:
+    return (await client.get("/health/ready")).status_code == status
+
+
+@pytest.mark.parametrize("worker", ["down", "lost", "frozen"])
+async def test_a_worker_that_fails_is_a_database_that_cannot_be_reached(
+    impatient: httpx.AsyncClient, distributed: str, worker: str
+) -> None:
+    conn = await asyncpg.connect(distributed)
+    before = await records(impatient, "total")
+    await conn.execute("UPDATE cluster SET worker = $1", worker)
+    stale = await impatient.get("/metrics/total")
+    assert (stale.status_code, stale.json()["records"]) == (200, before)
+    assert (await impatient.get("/metrics/total", headers={"Cache-Control": "no-cache"})).status_code == 503
+    assert (await impatient.post("/metrics/total/metric-records", json={"parts_flagged": 1})).status_code == 503
+    assert (await impatient.post("/metrics?dry_run=true", json={"query": COUNT})).status_code == 503
+    await eventually(lambda: is_ready(impatient, 503))
+    await conn.execute("UPDATE cluster SET worker = 'up'")
+    await eventually(lambda: is_ready(impatient, 200))
+    assert await records(impatient, "total") == before
+    assert (await impatient.post("/metrics/total/metric-records", json={"parts_flagged": 1})).status_code == 201
+    await conn.close()

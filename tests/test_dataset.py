@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ROOT
+from conftest import ROOT, another_database
 
 import app
 from seed.dataset import Accept, Report, load, with_parameters
@@ -23,14 +23,11 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
-async def database(cluster: str) -> str:
+async def database(cluster: str) -> AsyncIterator[str]:
     """A database of the loader's own, migrated and otherwise empty."""
-    conn = await asyncpg.connect(cluster)
-    await conn.execute("CREATE DATABASE dataset_test")
-    await conn.close()
-    url = cluster.replace("/metrics_test?", "/dataset_test?")
-    await asyncio.to_thread(app.migrate, app.Database(app.Settings(database_url=url)))
-    return url
+    with another_database(cluster, "dataset_test") as url:
+        await asyncio.to_thread(app.migrate, app.Database(app.Settings(database_url=url)))
+        yield url
 
 
 @pytest.fixture
@@ -573,11 +570,9 @@ def test_a_directory_without_a_data_set_is_named_in_one_line(
 
 
 async def test_what_the_database_cannot_hold_is_told_in_one_line(tmp_path: Path, cluster: str) -> None:
-    conn = await asyncpg.connect(cluster)
-    await conn.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0")
-    await conn.close()
     write(tmp_path, queries=sql_csv(QUERY), csv=HEADER + "q1,2025-06-01,,,,\N{SNOWMAN},\n")
-    done = seed(cluster.replace("/metrics_test?", "/latin?"), tmp_path)
+    with another_database(cluster, "latin", "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0") as url:
+        done = seed(url, tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("Nothing was loaded: character with byte sequence")
     assert done.stderr.count("\n") == 1

@@ -198,8 +198,9 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def http(cluster: str, start_service: Serve, queries: Path) -> Iterator[httpx.Client]:
+def http(cluster: str, service: Service, start_service: Serve, queries: Path) -> Iterator[httpx.Client]:
     with psycopg.connect(cluster, autocommit=True) as conn:
+        conn.execute("DELETE FROM metric_configurations WHERE source <> 'file'")
         conn.execute(FUNCTIONS)
         service = start_service(ready=False, QUERIES_DIR=str(queries), STATEMENT_TIMEOUT="0.5")
         with httpx.Client(base_url=service.url, timeout=20) as client:

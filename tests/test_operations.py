@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,29 +18,20 @@ import psycopg
 import pytest
 import yoyo
 from chaos import Lab, ask, laboratory, log_lines, until_ready
-from conftest import ROOT, Serve, Service, eventually, wait_until
+from conftest import ROOT, Serve, Service, another_database, eventually, wait_until
 
 from migrations import apply
 
 
-@contextmanager
-def empty_database(cluster: str, name: str) -> Iterator[str]:
-    """The URL of a database without anything, on the session's server."""
-    with psycopg.connect(cluster, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}".encode())
-        yield cluster.replace("/metrics_test?", f"/{name}?")
-        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
 @pytest.fixture
 def database(cluster: str) -> Iterator[str]:
-    with empty_database(cluster, "scratch") as url:
+    with another_database(cluster, "scratch") as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def scarce_database(cluster: str) -> Iterator[str]:
-    with empty_database(cluster, "scarce") as url:
+    with another_database(cluster, "scarce") as url:
         yield url
 
 

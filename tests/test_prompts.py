@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve
+from conftest import Serve, another_database
 
 from seed.mock_model import mock_sql
 
@@ -208,17 +208,14 @@ class Data(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def data(cluster: str, start_service: Serve) -> AsyncIterator[Data]:
-    conn = await asyncpg.connect(cluster)
-    await conn.execute("CREATE DATABASE prompts")
-    await conn.close()
-    url = cluster.replace("/metrics_test?", "/prompts?")
-    service = start_service(DATABASE_URL=url)
-    owner = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
-    await fill(owner)
-    async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
-        yield Data(client, owner)
-    await owner.close()
-    service.stop()
+    with another_database(cluster, "prompts") as url:
+        service = start_service(DATABASE_URL=url)
+        owner = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
+        await fill(owner)
+        async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
+            yield Data(client, owner)
+        await owner.close()
+        service.stop()
 
 
 async def fill(owner: asyncpg.Connection) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, eventually, wait_until
+from conftest import Serve, Service, another_database, eventually, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -283,26 +283,26 @@ class Sandbox(NamedTuple):
 @pytest.fixture(scope="module", params=["on", "off"])
 async def sandbox(cluster: str, start_service: Serve, request: pytest.FixtureRequest) -> AsyncIterator[Sandbox]:
     """A service on a database with a secret table, a session of the guest's login and a listener."""
-    name = f"hostile_{request.param}"
-    conn = await asyncpg.connect(cluster)
-    await conn.execute(f"CREATE DATABASE {name}")
-    await conn.close()
-    url = cluster.replace("/metrics_test?", f"/{name}?")
-    service = start_service(DATABASE_URL=url, HARDEN_DATABASE=request.param, STATEMENT_TIMEOUT="0.5", POOL_TIMEOUT="5")
-    owner = await asyncpg.connect(url)
-    await owner.execute(f"CREATE TABLE secret AS SELECT '{KEY}' AS password")
-    await owner.execute("INSERT INTO metrics (id, parts_flagged) SELECT 'total', n FROM generate_series(1, 20) AS n")
-    heard: list[object] = []
-    await owner.add_listener("metrics_api", lambda *message: heard.append(message))
-    guests = [await asyncpg.connect(url, user="metrics_guest")]
-    async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
-        probe = (await client.post("/metrics", json={"query": SESSION})).json()["id"]
-        session = (await client.get(f"/metrics/{probe}")).json()["records"][0]
-        yield Sandbox(client, owner, guests, heard, probe, session)
-    for session_of_guest in guests:
-        session_of_guest.terminate()
-    await owner.close()
-    service.stop()
+    with another_database(cluster, f"hostile_{request.param}") as url:
+        service = start_service(
+            DATABASE_URL=url, HARDEN_DATABASE=request.param, STATEMENT_TIMEOUT="0.5", POOL_TIMEOUT="5"
+        )
+        owner = await asyncpg.connect(url)
+        await owner.execute(f"CREATE TABLE secret AS SELECT '{KEY}' AS password")
+        await owner.execute(
+            "INSERT INTO metrics (id, parts_flagged) SELECT 'total', n FROM generate_series(1, 20) AS n"
+        )
+        heard: list[object] = []
+        await owner.add_listener("metrics_api", lambda *message: heard.append(message))
+        guests = [await asyncpg.connect(url, user="metrics_guest")]
+        async with httpx.AsyncClient(base_url=service.url, timeout=30, verify=False) as client:
+            probe = (await client.post("/metrics", json={"query": SESSION})).json()["id"]
+            session = (await client.get(f"/metrics/{probe}")).json()["records"][0]
+            yield Sandbox(client, owner, guests, heard, probe, session)
+        for session_of_guest in guests:
+            session_of_guest.terminate()
+        await owner.close()
+        service.stop()
 
 
 async def check_no_trace(sandbox: Sandbox, before: asyncpg.Record) -> None:
@@ -387,7 +387,8 @@ async def test_both_logins_are_limited(service: Service, api: httpx.AsyncClient)
 async def test_a_database_with_a_setting_of_old_does_not_move_the_ends_of_strings(
     start_service: Serve, owner: asyncpg.Connection
 ) -> None:
-    await owner.execute("ALTER DATABASE metrics_test SET standard_conforming_strings = off")
+    database = f'"{await owner.fetchval("SELECT CURRENT_DATABASE()")}"'
+    await owner.execute(f"ALTER DATABASE {database} SET standard_conforming_strings = off")
     try:
         old = start_service()
         query = f"SELECT '{BACKSLASH}'' AS a, pg_notify('x', 'y')::text AS b, '' AS c"
@@ -395,7 +396,7 @@ async def test_a_database_with_a_setting_of_old_does_not_move_the_ends_of_string
         assert answer.status_code == 422, answer.text
         old.stop()
     finally:
-        await owner.execute("ALTER DATABASE metrics_test RESET standard_conforming_strings")
+        await owner.execute(f"ALTER DATABASE {database} RESET standard_conforming_strings")
 
 
 async def test_values_of_parameters_are_never_sql(api: httpx.AsyncClient) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from conftest import ROOT, Serve, Service
+from conftest import ROOT, Serve, Service, another_database
 
 pytestmark = pytest.mark.anyio
 
@@ -28,12 +28,9 @@ METRICS = {name: f"SELECT COUNT(*) AS n FROM {name}" for name in ("events", "sit
 
 
 @pytest.fixture(scope="module")
-async def database(cluster: str) -> AsyncIterator[str]:
-    owner = await asyncpg.connect(cluster)
-    await owner.execute("CREATE DATABASE watching")
-    yield cluster.replace("/metrics_test?", "/watching?")
-    await owner.execute("DROP DATABASE watching WITH (FORCE)")
-    await owner.close()
+def database(cluster: str) -> Iterator[str]:
+    with another_database(cluster, "watching") as url:
+        yield url
 
 
 Clients = list[httpx.AsyncClient]

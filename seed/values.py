@@ -13,10 +13,11 @@ import msgspec
 INTEGERS = {"int2": (-(2**15), 2**15 - 1), "int4": (-(2**31), 2**31 - 1), "int8": (-(2**63), 2**63 - 1)}
 INTEGERS |= {"oid": (0, 2**32 - 1)}
 TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext", "char"})
-DECIMAL = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?"
-DURATION = r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?"
-DATETIME = r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?"
-UUID = r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}"
+INTEGER = re.compile(r"[+-]?\d{1,30}", re.ASCII)
+DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+DURATION = re.compile(r"[+-]?P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d{1,6})?S)?)?", re.ASCII)
+DATETIME = re.compile(r"\d{4}-?(\d\d-?\d\d|W\d\d(-?\d)?)([T ].+)?", re.ASCII)
+UUID = re.compile(r"[0-9a-fA-F]{8}(-?)([0-9a-fA-F]{4}\1){3}[0-9a-fA-F]{12}", re.ASCII)
 BOOLEANS = dict.fromkeys(("true", "t", "1", "yes", "on"), "true")
 BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
 # Behind a time, and so not the blank between a date and a time.
@@ -25,14 +26,14 @@ BLANK_OFFSET["timetz"] = r"^(\s*\d\d\S*) (\d\d(?::?\d\d)?)$"
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
-def matching(pattern: str, text: str) -> str:
-    if not re.fullmatch(pattern, text, re.ASCII):
+def matching(pattern: re.Pattern[str], text: str) -> str:
+    if not pattern.fullmatch(text):
         raise ValueError
     return text
 
 
 def parse_integer(low: int, high: int, text: str) -> str:
-    number = int(matching(r"[+-]?\d{1,30}", text))
+    number = int(matching(INTEGER, text))
     if not low <= number <= high:
         raise ValueError
     return str(number)

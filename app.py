@@ -288,18 +288,6 @@ class MetricResult(msgspec.Struct, frozen=True):
     truncated: bool
 
 
-class ToolResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A result for a model, with a note where rows were left out."""
-
-    id: str
-    title: str
-    unit: str
-    columns: list[Column]
-    records: msgspec.Raw
-    truncated: bool
-    note: str = ""
-
-
 class NewMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Exactly one of query_generation_prompt and query."""
 
@@ -2165,24 +2153,10 @@ def render(about: Definition, result: Result, media: str) -> bytes:
     if media == "csv":
         return render_csv(result)
     if media == "mcp":
-        return render_for_tool(about, result)
+        return mcp.render(about, result)
     records = msgspec.Raw(b"[" + result.rows.replace(b"\n", b",") + b"]")
     columns, layouts = list(result.columns), list(about.layouts)
     return encode(MetricResult(about.id, about.title, about.is_editable, columns, records, layouts, result.truncated))
-
-
-MAX_TOOL_ROWS = 200
-
-
-def render_for_tool(about: Definition, result: Result) -> bytes:
-    """What a tool of the Model Context Protocol answers: the result, and the same as text."""
-    rows = result.rows.split(b"\n", MAX_TOOL_ROWS)[:MAX_TOOL_ROWS]
-    records, cut, note = msgspec.Raw(b"[%b]" % b",".join(rows)), result.row_count > MAX_TOOL_ROWS, ""
-    if cut:
-        count = f"{'more than ' * result.truncated}{result.row_count}"
-        note = f"These are the first {MAX_TOOL_ROWS} of {count} rows: ask for a shorter period or for less to see all."
-    columns = list(result.columns)
-    return mcp.result_of(ToolResult(about.id, about.title, about.unit, columns, records, cut or result.truncated, note))
 
 
 # An escape in JSON, without a group when it is half a surrogate pair, which columns of type json can hold.

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -20,6 +20,7 @@ BAD_JSON, BAD_REQUEST, NO_METHOD, BAD_PARAMS = -32700, -32600, -32601, -32602
 HEADERS_DIFFER, UNKNOWN_PROTOCOL = -32020, -32022
 METHODS = ("initialize", "server/discover", "ping", "tools/list", "tools/call")
 MAX_TEXT = 400  # characters of what is quoted
+MAX_ROWS = 200
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 decode = msgspec.json.Decoder(float_hook=Decimal).decode
@@ -150,6 +151,41 @@ def result_of(value: Any) -> bytes:
     body = encode(value)
     content = [{"type": "text", "text": body.decode()}]
     return encode({"content": content, "structuredContent": msgspec.Raw(body), "resultType": "complete"})
+
+
+class About(Protocol):
+    """Whose result it is."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+
+
+class Result(Protocol):
+    """Records as JSON lines."""
+
+    @property
+    def rows(self) -> bytes: ...
+    @property
+    def row_count(self) -> int: ...
+    @property
+    def truncated(self) -> bool: ...
+    @property
+    def columns(self) -> Sequence[Any]: ...
+
+
+def render(about: About, result: Result) -> bytes:
+    """What a metric's tool answers: as much as a model can use, and a note where that is not all."""
+    rows = result.rows.split(b"\n", MAX_ROWS)[:MAX_ROWS]
+    cut = result.row_count > MAX_ROWS
+    count = f"{'more than ' * result.truncated}{result.row_count}"
+    note = f"These are the first {MAX_ROWS} of {count} rows: ask for a shorter period or for less to see all."
+    shown: dict[str, Any] = {"id": about.id, "title": about.title, "unit": about.unit, "columns": result.columns}
+    shown |= {"records": msgspec.Raw(b"[%b]" % b",".join(rows)), "truncated": cut or result.truncated}
+    return result_of(shown | ({"note": note} if cut else {}))
 
 
 def failure_of(text: str) -> bytes:

@@ -4172,7 +4172,8 @@ def bind_socket(host: str, port: int) -> socket.socket:
 async def run_command(settings: Settings, options: argparse.Namespace) -> int:
     """Run a command on a database that is up to date; what it returns is what the process exits with."""
     async with with_database(settings, say) as ready, Database(ready) as database:
-        for fault in await asyncio.to_thread(migrate, database):
+        # It looks before it changes anything.
+        for fault in () if options.run is distribute_command else await asyncio.to_thread(migrate, database):
             say(f"Warning: {fault}")
         return cast(int, await options.run(database, options))
 
@@ -4237,7 +4238,8 @@ async def distribute_command(database: Database, options: argparse.Namespace) ->
     from migrations import distribute
 
     owner, *others = (database.logins[name] for name in ("owner", "reader", "guest"))
-    for line in (distribute.show_passwords if options.passwords else distribute.distribute)(owner, others):
+    work = distribute.distribute(owner, others, functools.partial(migrate, database))
+    for line in distribute.show_passwords(owner, others) if options.passwords else work:
         say(line)
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 
 import psycopg
@@ -21,9 +21,9 @@ STEPS = {
 }
 OWNED_BY_OTHERS = """\
 SELECT string_agg(relname, ', ')
-FROM pg_class
-WHERE oid = ANY (%s::text[]::regclass[])
-AND NOT pg_has_role(relowner, 'USAGE')
+FROM unnest(%s::text[]) AS name
+JOIN pg_class ON oid = to_regclass(name)
+WHERE NOT pg_has_role(relowner, 'USAGE')
 HAVING count(*) > 0
 """
 WORKERS = "SELECT nodename || ':' || nodeport, success FROM run_command_on_workers('SELECT 1')"
@@ -40,14 +40,15 @@ No worker is known. As a superuser, with addresses under which the servers reach
     SELECT citus_set_coordinator_host('this-server', {port});
     SELECT citus_add_node('a-worker', 5432);  -- and each other one"""
 SHUT_OUT = """\
-{worker} does not let {user} in from here: its pg_hba.conf has to. Where it asks for passwords, a superuser tells this
-server and each worker those of owner, reader and guest, which are shown to whoever asks for them:
-    python app.py distribute --passwords | psql 'host=… user=…'"""
+The worker {worker} does not let {user} in from here: its pg_hba.conf has to. Where it asks for passwords, a superuser
+tells them to this server and to each worker:
+    python app.py distribute --passwords | psql 'host=… dbname=… user=…'"""
 NOT_OWNED = "{user} does not own {tables}, and only the owner of a table may distribute it."
 
 PASSWORD = """\
-INSERT INTO pg_dist_authinfo (nodeid, rolename, authinfo) VALUES (0, {}, {})
-ON CONFLICT (rolename, nodeid DESC) DO UPDATE SET authinfo = excluded.authinfo;"""
+INSERT INTO pg_dist_authinfo (nodeid, rolename, authinfo)
+SELECT 0, rolname, {} FROM pg_roles WHERE rolname = {}
+ON CONFLICT (rolename, nodeid) DO UPDATE SET authinfo = excluded.authinfo;"""
 
 
 def show_passwords(owner: Login, others: Iterable[Login]) -> Iterator[str]:
@@ -55,40 +56,44 @@ def show_passwords(owner: Login, others: Iterable[Login]) -> Iterator[str]:
     for login in (owner, *others):
         if password := login.password or login.target.password:
             authinfo = make_conninfo(password=password)
-            yield sql.SQL(PASSWORD).format(login.user or login.target.user, authinfo).as_string(None)
+            yield sql.SQL(PASSWORD).format(authinfo, login.user or login.target.user).as_string(None)
 
 
-def distribute(owner: Login, others: Collection[Login]) -> Iterator[str]:
-    """What was done, table by table; raises PermissionError, before anything is changed, or psycopg.Error."""
+def distribute(owner: Login, others: Collection[Login], migrate: Callable[[], object]) -> Iterator[str]:
+    """What was done, table by table, on a database that is up to date, and what is left to do.
+
+    Raises PermissionError with what is missing, before anything is changed, ConnectionError or psycopg.Error.
+    """
     with connect_owner(owner) as conn:
-        if missing := [*lacking(conn, owner, others)]:
-            raise PermissionError("\n".join([*missing, "No table has been touched."]))
+        if missing := [*lacking(conn), *shut_out([owner, *others])]:
+            raise PermissionError("\n".join([*missing, "Nothing has been changed."]))
+        migrate()
         for table, step in STEPS.items():
             yield f"{table}: {place(conn, table, step)}"
-        # Each of them is empty here by now, and those above it are no longer referred to.
+        # Those that refer to others first.
         for table in reversed(STEPS):
             conn.execute("SELECT truncate_local_data_after_distributing_table(%s::regclass)", [table])
+    yield from shut_out(others)
 
 
-def lacking(conn: psycopg.Connection, owner: Login, others: Iterable[Login]) -> Iterator[str]:
+def lacking(conn: psycopg.Connection) -> Iterator[str]:
     """What has to be done first, and by whom."""
     here = {"database": conn.info.dbname, "user": conn.info.user, "port": conn.info.port}
     if conn.execute("SELECT to_regproc('create_distributed_table')").fetchone() == (None,):
         yield NO_EXTENSION.format(**here)
-    elif not (workers := conn.execute(WORKERS).fetchall()):
+    elif conn.execute("SELECT FROM citus_get_active_worker_nodes()").fetchone() is None:
         yield NO_WORKERS.format(**here)
-    else:
-        shut = [(worker, conn.info.user) for worker, is_open in workers if not is_open]
-        for worker, user in [*shut, *(pair for login in others for pair in shut_out(login))]:
-            yield SHUT_OUT.format(worker=worker, user=user)
     for (tables,) in conn.execute(OWNED_BY_OTHERS, [[*STEPS]]):
         yield NOT_OWNED.format(tables=tables, **here)
 
 
-def shut_out(login: Login) -> Iterator[tuple[str, str]]:
-    """The workers that do not let a login in, as far as it can tell."""
-    with suppress(psycopg.OperationalError, psycopg.errors.InsufficientPrivilege), login.open() as conn:
-        yield from [(worker, conn.info.user) for worker, is_open in conn.execute(WORKERS) if not is_open]
+def shut_out(logins: Iterable[Login]) -> Iterator[str]:
+    """Which workers do not let which logins in, as far as these can tell."""
+    for login in logins:
+        with suppress(psycopg.OperationalError, psycopg.ProgrammingError), login.open() as conn:
+            for worker, is_open in conn.execute(WORKERS):
+                if not is_open:
+                    yield SHUT_OUT.format(worker=worker, user=conn.info.user)
 
 
 def place(conn: psycopg.Connection, table: str, step: str) -> str:

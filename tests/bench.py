@@ -3,6 +3,7 @@
     python tests/bench.py               all figures but growth, in some minutes
     python tests/bench.py miss hit      some of them
     python tests/bench.py --short       one round of each
+    TEST_DATABASE_URL=… python tests/bench.py    on that database, whose records go
     python tests/bench.py growth        what grows up to ten million records, or --rows; wants 5 GB and some minutes
 
 CPU is that of the server's process: neither the client nor the database counts. What is compared takes turns in many
@@ -36,10 +37,12 @@ from rig import (
     QUERIES,
     REFERENCE,
     ROOT,
+    WRITE,
     Bench,
     Server,
     answered,
     cost,
+    database,
     get,
     load,
     make_records,
@@ -161,7 +164,10 @@ CALLS = "SELECT SUM(calls)::int FROM pg_stat_statements"
 async def statements(bench: Bench, server: Server, request: bytes) -> Figure:
     """What the database is asked for a miss; to one digit, for the service looks after itself meanwhile."""
     conn = await asyncpg.connect(bench.settings["DATABASE_URL"])
-    before = await conn.fetchval(CALLS)
+    try:
+        before = await conn.fetchval(CALLS)
+    except asyncpg.PostgresError:
+        return Figure("miss, statements", None, 1, "")
     count = await load(server, request, seconds=1 if bench.short else 5)
     asked = await conn.fetchval(CALLS) - before
     await conn.close()
@@ -188,7 +194,7 @@ async def throughput(servers: list[Server], conn: asyncpg.Connection) -> float:
 
     async def write() -> None:
         while True:
-            await conn.execute("INSERT INTO metrics (id) VALUES ('value')")
+            await conn.execute(WRITE)
             await asyncio.sleep(1.5)
 
     began, writing = time.perf_counter(), asyncio.create_task(write())
@@ -227,7 +233,7 @@ async def start(bench: Bench) -> list[Figure]:
         async with serving("app.py", get("/metrics/alerts-per-day"), bench.home / "log", env) as (_, seconds):
             return seconds
 
-    async def database(home: Path) -> float:
+    async def alone(home: Path) -> float:
         began = time.perf_counter()
         server = await embedded.start(home)
         seconds = time.perf_counter() - began
@@ -236,9 +242,9 @@ async def start(bench: Bench) -> list[Figure]:
 
     taken = []
     for turn in range(1 if bench.short else 5):
-        ours, alone = bench.home / f"start-{turn}", bench.home / f"start-database-{turn}"
+        ours, theirs = bench.home / f"start-{turn}", bench.home / f"start-database-{turn}"
         imports = await asyncio.to_thread(seconds_of, ["-c", IMPORTS], {})
-        taken.append((await service(ours), await service(ours), await database(alone), await database(alone), imports))
+        taken.append((await service(ours), await service(ours), await alone(theirs), await alone(theirs), imports))
     cold, warm, database_cold, database_warm, imports = (
         statistics.median(values) for values in zip(*taken, strict=True)
     )
@@ -425,7 +431,7 @@ async def live(bench: Bench) -> list[Figure]:
         await asyncio.gather(*[watcher.hears(b'"records":[') for watcher in watchers])
         for _ in range(5 if bench.short else 50):
             before = await runs(server)
-            await conn.execute("INSERT INTO metrics (id) VALUES ('value')")
+            await conn.execute(WRITE)
             committed = time.monotonic()
             expected = f'"records":{await conn.fetchval(QUERIES["count"])}}}'.encode()
             late += [await watcher.hears(expected) - committed for watcher in watchers]
@@ -578,17 +584,14 @@ async def grow_through(bench: Bench, conn: asyncpg.Connection, sizes: Iterable[i
 
 async def growth(bench: Bench) -> list[Figure]:
     """The records of as many years as they take, a tenth of them before, and a tenth of that."""
-    database = await embedded.start(bench.home / "growth")
-    bench = bench._replace(settings={"DATABASE_URL": database.dsn, "QUERIES_DIR": str(ROOT / "queries")})
-    try:
-        conn = await asyncpg.connect(database.dsn)
+    async with database(bench.home / "growth", embedded.start) as url:
+        bench = bench._replace(settings={"DATABASE_URL": url, "QUERIES_DIR": str(ROOT / "queries")})
+        conn = await asyncpg.connect(url)
         sizes = [bench.rows // 10**n for n in range(1 if bench.short else 3, -1, -1)]
         grown = await grow_through(bench, conn, sizes)
         figures = [*growth_figures(grown), *await many_metrics(bench, conn, grown[-1])]
         await conn.close()
         return figures
-    finally:
-        await database.stop()
 
 
 # ---- page
@@ -641,7 +644,7 @@ async def wall(bench: Bench) -> list[Figure]:
         devtools = await page.context.new_cdp_session(page)
         before = await heap(devtools)
         for _ in range(writes):
-            await conn.execute("INSERT INTO metrics (id) VALUES ('value')")
+            await conn.execute(WRITE)
             await asyncio.sleep(0.1)
         grown = await heap(devtools) - before
         await browser.close()

@@ -1,7 +1,7 @@
 """What a bench measures: the service, the references beside it, and the clients that load them.
 
-Every server is one process, those in Python on uvloop and httptools, on an embedded PostgreSQL made for the run. The
-load comes from wrk where it is installed, else from here.
+Every server is one process, those in Python on uvloop and httptools, on an embedded PostgreSQL made for the run or on
+the database that TEST_DATABASE_URL names. The load comes from wrk where it is installed, else from here.
 """
 
 import asyncio
@@ -201,6 +201,8 @@ async def answered(server: Server, request: bytes, status: int = 200) -> Answer:
 
 
 KEYS = 200
+# Not every engine has triggers that tell of it.
+WRITE = "INSERT INTO metrics (id) VALUES ('value'); SELECT tell_of_changes('{metrics}')"
 SCRIPT = """\
 local requests, n = {%s}, %d
 function request()
@@ -388,21 +390,33 @@ async def start_counting(home: Path) -> embedded.Server:
 
 
 @asynccontextmanager
+async def database(home: Path, start: Callable[[Path], Awaitable[embedded.Server]]) -> AsyncIterator[str]:
+    """The URL of the one that TEST_DATABASE_URL names, whose records go, or of one that starts for the run."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield given
+        return
+    server = await start(home)
+    try:
+        yield server.dsn
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
 async def prepared(home: Path, short: bool, rows: int) -> AsyncIterator[Bench]:
     """A bench without servers."""
     (home / "queries").mkdir()
     for name, sql in QUERIES.items():
         (home / "queries" / f"{name}.sql").write_text(sql)
-    database = await start_counting(home)
-    settings = {"DATABASE_URL": database.dsn, "QUERIES_DIR": str(home / "queries")}
-    try:
+    async with database(home, start_counting) as url:
+        settings = {"DATABASE_URL": url, "QUERIES_DIR": str(home / "queries")}
         async with AsyncExitStack() as servers:
             await Bench(home, settings, short, rows, servers).open()
-        conn = await asyncpg.connect(database.dsn)
+        conn = await asyncpg.connect(url)
+        await conn.execute("DELETE FROM metrics")
         await conn.copy_records_to_table("metrics", records=make_records("rows", 10_000, year=2025), columns=COLUMNS)
         await conn.execute("ANALYZE metrics")
-        await conn.execute("CREATE EXTENSION pg_stat_statements")
+        with suppress(asyncpg.PostgresError):
+            await conn.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         await conn.close()
         yield Bench(home, settings, short, rows, AsyncExitStack())
-    finally:
-        await database.stop()

@@ -81,7 +81,7 @@ from seed import model, records
 from seed.fetch import Published, http_client
 from seed.model import ModelFailed
 from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
-from seed.values import parse_items, sent, split_names
+from seed.values import parse_items, printable, sent, split_names
 
 if TYPE_CHECKING:
     import jwt
@@ -250,7 +250,7 @@ class Parameter(msgspec.Struct, frozen=True):
     description: str
 
 
-class Layout(msgspec.Struct, frozen=True):
+class Layout(msgspec.Struct, frozen=True, gc=False):
     """A tile's place on the grid of one breakpoint, as react-grid-layout stores it."""
 
     breakpoint: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
@@ -632,10 +632,10 @@ class Instruments:
 def header(scope: Scope, name: bytes) -> bytes:
     """What a request says under a name, of several lines joined (RFC 9110, 5.3); empty when it says nothing."""
     if (head := scope.get("head")) is None:
-        head = scope["head"] = dict[bytes, bytes]()
+        head = scope["head"] = dict[bytes, list[bytes]]()
         for key, value in scope["headers"]:
-            head[key] = b"%b, %b" % (head[key], value) if key in head else value
-    return head.get(name, b"")
+            head.setdefault(key, []).append(value)
+    return b", ".join(head.get(name, ()))
 
 
 def header_text(scope: Scope, name: bytes) -> str:
@@ -763,7 +763,7 @@ def as_caller(claims: dict[str, Any], client_ids: frozenset[str]) -> Caller:
     scopes = frozenset(scope.split() if isinstance(scope, str) else ())
     roles = scopes.union(words(claims.get("cognito:groups")))
     subject = claims.get("sub") or claims.get("client_id")
-    return Caller(str(subject) if subject else None, scopes, roles, claims, float(claims["exp"]) + LEEWAY)
+    return Caller(shortened(str(subject)) if subject else None, scopes, roles, claims, float(claims["exp"]) + LEEWAY)
 
 
 def words(value: Any) -> list[str]:
@@ -944,7 +944,7 @@ def check_head(scope: Scope) -> None:
         unquote(scope["query_string"].decode(), errors="strict")
     except UnicodeDecodeError:
         raise Problem(400, "The query string is not UTF-8.") from None
-    if sum(map(len, itertools.chain.from_iterable(scope["headers"]))) > MAX_HEAD:
+    if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD:
         raise Problem(431, "The headers are larger than 64 KB.")
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
         raise Problem(414, "The URL is longer than 64 KB.")
@@ -1287,7 +1287,7 @@ async def describe(conn: asyncpg.Connection, definition: Definition, settings: S
     nothing but a query pass, then planned, which checks the privileges. The schema is that of the functions that the
     migrations bring. Raises BadStatement.
     """
-    statement = parse_statement(definition.sql)
+    statement = await asyncio.to_thread(parse_statement, definition.sql)
     async with conn.transaction(readonly=True):
         # Else the driver's questions about types take Citus a second each.
         await conn.execute("SET LOCAL citus.override_table_visibility = off")
@@ -1354,11 +1354,11 @@ def bad_statement(exc: Exception, statement: Statement) -> BadStatement:
     """PostgreSQL's message in the author's terms."""
     message, position = getattr(exc, "message", None) or str(exc), getattr(exc, "position", None)
     place = statement.place(int(position) - 1) if position else (None, None)
-    untyped, advice = isinstance(exc, asyncpg.IndeterminateDatatypeError | asyncpg.AmbiguousParameterError), ""
-    for number, name in enumerate(statement.names, 1):
-        if untyped and re.search(rf"\${number}\b", message):
-            place, advice = statement.place_of(number), f"; write :{name}::text or the like"
-        message = re.sub(rf'(parameter |syntax error at or near ")\${number}\b', rf"\1:{name}", message)
+    names, advice = {f"${number}": f":{name}" for number, name in enumerate(statement.names, 1)}, ""
+    untyped = isinstance(exc, asyncpg.IndeterminateDatatypeError | asyncpg.AmbiguousParameterError)
+    if untyped and (found := re.search(r"\$\d+", message)) and (name := names.get(found[0])):
+        place, advice = statement.place_of(int(found[0][1:])), f"; write {name}::text or the like"
+    message = re.sub(r'(?<=parameter )\$\d+|(?<=at or near ")\$\d+', lambda at: names.get(at[0], at[0]), message)
     return BadStatement(message + advice, *place)
 
 
@@ -1433,7 +1433,7 @@ async def check_names(conn: asyncpg.Connection, statement: Statement, schema: st
     """Refuse by name what is not for everybody's SQL, for it cannot always be revoked; raises BadStatement."""
     if any(text.lower().startswith('u&"') for text, _ in statement.parts):
         raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
-    names = {text.strip('"').replace('""', '"').lower(): text for text, _ in statement.parts if text.strip()}
+    names = statement.words()
     asked = "SELECT name, reason FROM UNNEST($1::text[]) AS name CROSS JOIN {}.why_not_said(name) AS reason"
     if refused := await conn.fetchrow(f"{asked.format(schema)} WHERE reason IS NOT NULL LIMIT 1", list(names)):
         raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
@@ -1511,7 +1511,7 @@ class Catalog:
     def read_files(self) -> dict[str, Definition]:
         paths = sorted(self.settings.queries_dir.glob("*.sql"), key=lambda path: path.stem)
         strays = [path.name for path in paths if not METRIC_ID.fullmatch(path.stem)]
-        self.stray_files = tuple(name.encode(errors="backslashreplace").decode() for name in strays)
+        self.stray_files = tuple(map(printable, strays))
         return {path.stem: read_file(path) for path in paths if path.name not in strays}
 
     def file_stamps(self) -> dict[str, tuple[int, ...]]:
@@ -1731,7 +1731,7 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
     given: dict[str, list[str]] = {}
     for name, text in pairs:
         given.setdefault(name, []).append(text)
-    errors = [InputError(name, detail) for name in given if (detail := unknown_parameter(metric, name))]
+    errors = unknown_parameters(metric, given)
     values: list[str | None] = []
     for name, kind in zip(metric.names, metric.types, strict=True):
         try:
@@ -1750,14 +1750,12 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
     return tuple(values)
 
 
-def unknown_parameter(metric: Metric, name: str) -> str | None:
+def unknown_parameters(metric: Metric, given: Iterable[str]) -> list[InputError]:
     claims = metric.about.claims
-    if name in claims:
-        return "is taken from the token and cannot be sent"
-    if name in metric.names or name in DASHBOARD_FILTERS:
-        return None
-    known = sorted(set(metric.names).difference(claims))
-    return f"is no parameter of {metric.id}, which has {', '.join(known) or 'none'}"
+    errors = [InputError(name, "is taken from the token and cannot be sent") for name in given if name in claims]
+    unknown = set(given).difference(metric.names, DASHBOARD_FILTERS, claims)
+    known = shortened(", ".join(sorted(set(metric.names).difference(claims)))) or "none"
+    return errors + [InputError(name, f"is no parameter of {metric.id}, which has {known}") for name in sorted(unknown)]
 
 
 def ill_typed_claim(claim: str, kind: Type) -> Problem:
@@ -3149,7 +3147,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
     """What requests depend on; only what makes them fail is a failure, so a busy pool is none."""
     catalog, database, verifier = state["catalog"], state["database"], state["verifier"]
     reader, owner = await asyncio.gather(database.latency("reader"), database.latency("owner"))
-    since = state["changes"].connected_since
+    since, kind = state["changes"].connected_since, "configured" if state["settings"].sql_model_url else "built-in mock"
     checks = {
         "reader:responseTime": [latency_check(reader, "fail")],
         "owner:responseTime": [latency_check(owner, "warn")],
@@ -3163,9 +3161,7 @@ async def ready_checks(state: State) -> dict[str, list[Check]]:
         ],
         "cache:bytes": [Check("pass", "component", state["results"].memory.bytes, "bytes")],
         "cache:hitRatio": [Check("pass", "component", state["instruments"].hit_ratio())],
-        "model:kind": [
-            Check("pass", "component", "configured" if state["settings"].sql_model_url else "built-in mock")
-        ],
+        "model:kind": [Check("pass", "component", kind)],
     }
     for name, pool in database.pools.items():
         used = pool.get_size() - pool.get_idle_size()
@@ -3496,7 +3492,7 @@ def parse_message(text: str | bytes) -> dict[str, Any]:
         raise Problem(413, f"The message is larger than {MAX_MESSAGE} bytes.")
     try:
         message = decode_any(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError):
         raise Problem(400, "The message is not JSON.") from None
     if not isinstance(message, dict):
         raise Problem(422, "A message must be a JSON object.")
@@ -3642,7 +3638,7 @@ MAX_FOUND = 50  # metrics
 
 
 class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    words: str = ""
+    words: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -3760,9 +3756,10 @@ async def protected_resource(request: Request[State]) -> Response:
     settings = request.state["settings"]
     if request.state["verifier"].open:
         raise Problem(404, "Without JWT_ISSUER no token is needed.")
-    scopes = [settings.jwt_read_scope, settings.jwt_write_scope]
     about = {"resource": f"{base_url(request.scope)}/mcp", "authorization_servers": [settings.jwt_issuer]}
-    return json_response(about | {"scopes_supported": scopes, "bearer_methods_supported": ["header"]})
+    scopes = {"scopes_supported": [settings.jwt_read_scope, settings.jwt_write_scope]}
+    about |= scopes | {"bearer_methods_supported": ["header"]}
+    return json_response(about, headers={"Cache-Control": "no-store"})
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -3969,6 +3966,7 @@ app.router.redirect_slashes = False
 
 say = functools.partial(print, flush=True)
 KEEP_ALIVE, TICK = 75, 5  # seconds; a connection is kept for longer than balancers keep theirs
+MAX_PIPELINED = 256  # requests that wait for the answer of the one before
 
 
 class Connection(HttpToolsProtocol):
@@ -3989,6 +3987,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.begun = True
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests in one piece")  # the parser stops, and the connection is closed
         super().on_message_begin()
 
     def on_body(self, body: bytes) -> None:
@@ -4197,7 +4197,7 @@ async def check_command(database: Database, options: argparse.Namespace) -> int:
     for name in catalog.stray_files:
         say(f"{catalog.path(name)}: warning: the file's name is no metric id")
     for metric in files:
-        say("\n".join(check_lines(catalog, metric)))
+        say("\n".join(map(printable, check_lines(catalog, metric))))
     return 1 if any(metric.fault for metric in files) else 0
 
 

@@ -211,9 +211,10 @@ AS $$
         '|(query|table|schema|database|cursor)_to_xml.*)$')
 $$;
 
--- Why SQL that nobody reviewed may not say a name, which may be a function's: what lets a SELECT do more than read, and
--- whatever is not PostgreSQL's own and has the rights of its owner, or is written in a language that knows no bounds,
--- unless the caller was granted it by name. Everybody may call what nobody took from PUBLIC.
+-- Why SQL that nobody reviewed may not say a name or an operator: what lets a SELECT do more than read, and whatever is
+-- not PostgreSQL's own and calls what has the rights of its owner, or is written in a language that knows no bounds,
+-- unless the caller was granted that by name: a function, an operator (in a run of their characters, which PostgreSQL
+-- takes apart), a type that is cast or checked by it. Everybody may call what nobody took from PUBLIC.
 CREATE FUNCTION why_not_said(name text) RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE
@@ -226,11 +227,24 @@ RETURN CASE
         )
         FROM pg_proc AS p
         JOIN pg_language AS l ON l.oid = p.prolang
-        WHERE lower(p.proname) = why_not_said.name
-        AND p.oid >= 16384
+        WHERE p.oid >= 16384
         AND (p.prosecdef OR NOT l.lanpltrusted)
         AND has_function_privilege(p.oid, 'EXECUTE')
         AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = current_user::regrole)
+        AND (
+            lower(p.proname) = why_not_said.name
+            OR EXISTS (SELECT FROM pg_operator WHERE oprcode = p.oid AND strpos(why_not_said.name, oprname) > 0)
+            OR EXISTS (
+                SELECT
+                FROM pg_type AS t
+                LEFT JOIN pg_cast AS c ON t.oid IN (c.castsource, c.casttarget)
+                LEFT JOIN pg_constraint AS k ON k.contypid = t.oid
+                LEFT JOIN pg_depend AS d ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
+                WHERE t.oid >= 16384
+                AND lower(t.typname) = why_not_said.name
+                AND (c.castfunc = p.oid OR (d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid))
+            )
+        )
         LIMIT 1
     )
 END;

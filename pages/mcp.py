@@ -21,6 +21,7 @@ HEADERS_DIFFER, UNKNOWN_PROTOCOL = -32020, -32022
 METHODS = ("initialize", "server/discover", "ping", "tools/list", "tools/call")
 MAX_TEXT = 400  # characters of what is quoted
 MAX_ROWS = 200
+MAX_MESSAGE, MAX_PARTS = 2**20, 20_000  # bytes; arrays and objects, of which a few bytes make one
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 decode = msgspec.json.Decoder(float_hook=Decimal).decode
@@ -44,9 +45,11 @@ class Call(NamedTuple):
 
 def read_call(body: bytes) -> Call:
     """Raises RpcError."""
+    if len(body) > MAX_MESSAGE or body.count(b"[") + body.count(b"{") > MAX_PARTS:
+        raise RpcError(BAD_REQUEST, f"A message may have {MAX_MESSAGE} bytes, and {MAX_PARTS} arrays and objects.")
     try:
         message = decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError):
         raise RpcError(BAD_JSON, "The body is not JSON.") from None
     if not isinstance(message, dict):
         raise RpcError(BAD_REQUEST, "The body must be one JSON object; batches are not taken.")

@@ -73,7 +73,7 @@ export function shareParameters() {
 }
 
 export const keyOf = ({ id }, parameter) => (shared.has(same(parameter)) ? '' : `${id}.`) + parameter.name
-export const setValue = (key) => (value) => look({ values: { ...view.values, [key]: value } })
+export const setValue = (key) => (value) => look({ values: { __proto__: null, ...view.values, [key]: value } })
 
 // Made anew only when the parameters are others, or typing would lose its place.
 export function fieldsInto(box, list, fresh) {

@@ -12,8 +12,8 @@ export function readUrl() {
 	const given = new URLSearchParams(location.search)
 	for (const name of TEXTS) view[name] = given.get(name) || ''
 	for (const [prefix, name] of Object.entries(DICTIONARIES)) {
-		const own = [...given].filter(([key]) => key.startsWith(`${prefix}.`))
-		view[name] = Object.fromEntries(own.map(([key, value]) => [key.slice(prefix.length + 1), value]))
+		view[name] = { __proto__: null }
+		for (const [key, value] of given) if (key.startsWith(`${prefix}.`)) view[name][key.slice(prefix.length + 1)] = value
 	}
 }
 

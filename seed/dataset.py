@@ -42,6 +42,7 @@ from seed.records import (
     whole_number,
 )
 from seed.statements import tokens
+from seed.values import printable
 
 Accept = Callable[[str], Awaitable[str | None]]  # SQL with :named parameters -> PostgreSQL's objection, if any
 Kind = Literal["repaired", "rejected", "suspected duplicate", "kept"]
@@ -51,8 +52,6 @@ FILES = ("metrics.json", "queries.csv", "metric_records.json", "metric_records.c
 
 
 # --- Findings
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class DatasetError(Exception):
@@ -78,8 +77,7 @@ class Finding(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         line = ": ".join(part for part in (str(self.place), self.column, self.kind, self.reason) if part)
-        # A terminal would obey what controls it, and half a surrogate pair could not be printed.
-        return CONTROL.sub(lambda found: repr(found[0])[1:-1], line).encode(errors="backslashreplace").decode()
+        return printable(line)
 
 
 class Report(msgspec.Struct):

@@ -26,6 +26,7 @@ TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+NO_OPERATOR = re.compile(r"[^-+*/<>=~!@#%^&|`?]+")
 COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
@@ -54,6 +55,15 @@ class Statement(NamedTuple):
         """With what is written for the number of each parameter."""
         return "".join(write(number) if number else text for text, number in self.parts)
 
+    def words(self) -> dict[str, str]:
+        """What may be a name, as PostgreSQL compares it, or a run of operators, each with how it is written."""
+        texts = [text for text, _ in self.parts]
+        runs = NO_OPERATOR.split("".join(text if len(text) == 1 else " " for text in texts))
+        words = {text.strip('"').replace('""', '"').lower(): text for text in texts if text.strip()}
+        words |= {run: run for run in runs if run}
+        # Of a name it reads the first 63 bytes.
+        return {word.encode()[:63].decode(errors="ignore"): text for word, text in words.items()}
+
     def place_of(self, number: int) -> tuple[int, int]:
         """The author's line and column of the first place of a parameter."""
         before = "".join(text for text, _ in itertools.takewhile(lambda part: part[1] != number, self.parts))
@@ -80,7 +90,9 @@ def parse_statement(sql: str) -> Statement:
         if token["number"]:
             raise BadStatement(f"{token[0]} has no name; write :name for a parameter", *line_and_column(sql, start))
         number = names.setdefault(token["name"], len(names) + 1) if token["name"] else 0
-        parts += [(sql[position:start], 0), (sql[start:end], number)]
+        if position < start:
+            parts.append((sql[position:start], 0))
+        parts.append((sql[start:end], number))
         position = end
     for i in reversed(range(len(parts))):
         text = parts[i][0]

@@ -23,6 +23,8 @@ BOOLEANS |= dict.fromkeys(("false", "f", "0", "no", "off"), "false")
 # Behind a time, and so not the blank between a date and a time.
 BLANK_OFFSET = dict.fromkeys(("timestamp", "timestamptz"), r"([Tt ]\d\d\S*) (\d\d(?::?\d\d)?)$")
 BLANK_OFFSET["timetz"] = r"^(\s*\d\d\S*) (\d\d(?::?\d\d)?)$"
+# What a terminal obeys, or shows in another order than it is written in.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ARRAY_ITEM = re.compile(r'\s*+(?:"((?:[^"\\]++|\\.)*+)"\s*+|([^{},"\\]++))(,|$)', re.DOTALL)
 
 
@@ -130,3 +132,8 @@ def split_array(text: str) -> Iterator[str | None]:
 
 def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def printable(text: str) -> str:
+    """For a terminal, which half a surrogate pair could not be printed on either."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text).encode(errors="backslashreplace").decode()

@@ -10,6 +10,8 @@ Each has a PostgreSQL of its own to stop, kill and freeze. The exit status is 1 
 
 import asyncio
 import functools
+import gzip
+import http.client
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
@@ -724,7 +727,257 @@ async def silent(lab: Lab) -> AsyncIterator[Figure]:
         writer.close()
 
 
+# ------------------------------------------------------------------------------------------------ what stalls others
+
+STALL, SPENT = 0.1, 64  # seconds without an answer of /health/live, MiB beyond those before: at most
+
+
+class Pulse(threading.Thread):
+    """Asks for /health/live without a pause, and notes the longest time (seconds) between two answers."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(daemon=True)
+        self.service, self.stopped, self.longest, self.before = service, False, 0.0, memory(service)
+        self.start()
+
+    def run(self) -> None:
+        client, answered = http.client.HTTPConnection(self.service.url.removeprefix("http://")), time.monotonic()
+        while not self.stopped:
+            client.request("GET", "/health/live")
+            client.getresponse().read()
+            now = time.monotonic()
+            self.longest, answered = max(self.longest, now - answered), now
+            time.sleep(0.005)
+
+    def figures(self, name: str, spent: float = SPENT) -> Iterator[Figure]:
+        self.stopped = True
+        self.join()
+        yield Figure(f"{name}: others had no answer for", self.longest, STALL, "s")
+        yield Figure(
+            f"{name}: memory at most, above that before", memory(self.service, "VmHWM") - self.before, spent, "MiB"
+        )
+
+
+def forget_peak(service: Service) -> None:
+    """Let the most memory that a process ever had count from now on (proc(5), clear_refs)."""
+    Path(f"/proc/{service.process.pid}/clear_refs").write_text("5")
+
+
+def tool_call(name: str, arguments: bytes) -> bytes:
+    call = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "%b", "arguments": %b}}'
+    return compose("/mcp", "POST", call % (name.encode(), arguments), {})
+
+
+def dry_run(sql: str) -> bytes:
+    return compose("/metrics?dry_run=true", "POST", json.dumps({"query": sql}).encode(), {})
+
+
+def heavy_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
+    """What costs its sender little, and its status; 0 for a connection that is closed."""
+    head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
+    trailers = chunked(compose("/metrics", "POST", b"", {"Content-Type": "application/json"}), 0)[0] + b"0\r\n"
+    deep = (b"[" * 60 + b"]" * 60 + b",") * 80_000 + b"1"
+    layouts = b'{"breakpoint": "a", "x": 0, "y": 0, "w": 1, "h": 1},' * 180_000
+    names = ", ".join(f":{'abcdefghij'[n % 10]}{n}" for n in range(14_000))
+    records = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "application/x-ndjson"})
+    table = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "text/csv"})
+    million = b'{"alert_type": "%b"}\n' % (b"x" * (2**20 - 20))
+    return {
+        "20 MB of trailers": (431, [trailers, *[b"a:\r\n" * 2**18] * 20]),
+        "50,000 short headers": (431, [head % (b"a:\r\n" * 50_000)]),
+        "10,000 requests at once": (0, [b"GET /x HTTP/1.1\r\n\r\n" * 10_000]),
+        "10 MB of 60-deep arrays": (422, [compose("/metrics", "POST", b"[%b]" % deep, {})]),
+        "9 MB of layouts": (
+            422,
+            [compose("/metrics", "POST", b'{"query": "SELECT 1", "layouts": [%b]}' % layouts[:-1], {})],
+        ),
+        "10 MB of 60-deep arrays for a tool": (400, [tool_call("echo", b'{"n": [%b]}' % deep)]),
+        "10 MB of names for a tool": (
+            400,
+            [tool_call("echo", b"{%b}" % b", ".join(b'"a%d": 1' % n for n in range(700_000)))],
+        ),
+        "9 MB of words for a tool": (400, [tool_call("list_metrics", b'{"words": "%b"}' % (b"of " * 3_000_000))]),
+        "wrong SQL with 14,000 parameters": (422, [dry_run(f"SELECT {names} wrong FROM")]),
+        "95,000 opening parentheses": (422, [dry_run(f"SELECT {'(' * 95_000}")]),
+        "a 600,000-character text that is no number": (422, [dry_run("SELECT REPEAT('x', 600000)::int AS n")]),
+        "lines of 1 MB": (
+            400,
+            chunked(records, 0)[:1] + [b"%x\r\n%b\r\n" % (len(million), million)] * 50 + [b"0\r\n\r\n"],
+        ),
+        "100,000 lines within quotes": (
+            400,
+            [*chunked(table, 0)[:1], *[b'2\r\n"\n\r\n', b"1\r\n\n\r\n" * 100_000], b"0\r\n\r\n"],
+        ),
+    }
+
+
+async def heavy(lab: Lab) -> AsyncIterator[Figure]:
+    """Single requests that are cheap to send."""
+    service = await lab.serve()
+    for name, (status, pieces) in heavy_requests().items():
+        forget_peak(service)
+        pulse = Pulse(service)
+        reply = await send(service, *pieces)
+        yield Figure(f"{name}: {reply.status}, away from {status}", abs(reply.status - status), 0)
+        for figure in pulse.figures(name):
+            yield figure
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+FRAMES = {"empty pongs": b"\x8a\x80\0\0\0\0", "empty continuations": b"\0\x80\0\0\0\0"}
+
+
+async def frames(lab: Lab) -> AsyncIterator[Figure]:
+    """12 MB of frames without content on a socket that has shown no token."""
+    service = await lab.serve()
+    for name, frame in FRAMES.items():
+        forget_peak(service)
+        pulse = Pulse(service)
+        begun = b"\x01\x81\0\0\0\0x" if name == "empty continuations" else b""
+        await send(service, compose("/live", "GET", b"", UPGRADE) + begun, *[frame * 50_000] * 40)
+        for figure in pulse.figures(name):
+            yield figure
+
+
+async def unread(lab: Lab) -> AsyncIterator[Figure]:
+    """40 connections that ask for a result of 14 MB each and read nothing of it."""
+    service = await lab.serve(CACHE_MAX_BYTES="1024")
+    (service.queries / "wide.sql").write_text("SELECT REPEAT('x', 14000000) AS t, :n::int AS n")
+    await until_ready(service, "/metrics/wide?n=0")
+    pulse = Pulse(service)
+    writers = []
+    for number in range(40):
+        _, writer = await connect(service)
+        cast(asyncio.ReadTransport, writer.transport).pause_reading()
+        writer.write(compose(f"/metrics/wide?n={number}", "GET", b"", {}))
+        writers.append(writer)
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(40)
+    yield Figure("40 s later: memory above that before", memory(service) - pulse.before, 2 * SPENT, "MiB")
+    for figure in pulse.figures("meanwhile", 40 * 16):
+        yield figure
+    for writer in writers:
+        writer.close()
+
+
+async def watched(lab: Lab) -> AsyncIterator[Figure]:
+    """One caller opens 25 sockets of 200 subscriptions each, while there is a write a second."""
+    with ExitStack() as stack:
+        issuer = Issuer("rsa")
+        stack.callback(issuer.close)
+        service = await lab.serve(ready=False, JWT_ISSUER=issuer.url)
+        await until_ready(service)
+        greedy, other = (f"Bearer {issuer.token(sub=name)}" for name in ("greedy", "other"))
+
+        async def watch(number: int) -> None:
+            headers = {"Authorization": greedy}
+            with suppress(websockets.ConnectionClosed):
+                async with websockets.connect(
+                    f"{service.url.replace('http', 'ws')}/live", additional_headers=headers
+                ) as live:
+                    for n in range(number * 200, number * 200 + 200):
+                        await live.send(
+                            json.dumps({"type": "subscribe", "id": "records", "params": {"series": str(n)}})
+                        )
+                        await live.recv()
+                    while True:
+                        await live.recv()
+
+        tasks = [asyncio.create_task(watch(number)) for number in range(25)]
+        await asyncio.sleep(15)
+        yield Figure("sockets that are open", sum(not task.done() for task in tasks), 20)
+        replies = []
+        for number in range(50):
+            if number % 10 == 0:
+                record = b'{"parts_flagged": 1}'
+                replies.append(await ask(service, "/metrics/echo/metric-records", "POST", record, Authorization=other))
+            replies.append(await ask(service, f"/metrics/echo?n={number}", Authorization=other))
+            await asyncio.sleep(0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for figure in served(replies, 0.5):
+        yield figure
+
+
+async def padded(lab: Lab) -> AsyncIterator[Figure]:
+    """One token with 4,000 different paddings."""
+    with ExitStack() as stack:
+        issuer = Issuer("rsa")
+        stack.callback(issuer.close)
+        service = await lab.serve(ready=False, JWT_ISSUER=issuer.url)
+        await until_ready(service)
+        token, before = issuer.token(), memory(service)
+        replies = [await ask(service, "/metrics", Authorization=f"Bearer{' ' * n}{token}") for n in range(1, 4001, 8)]
+        yield Figure("answers that are errors", sum(reply.status != 200 for reply in replies), 0)
+        yield Figure("memory above that before", memory(service) - before, 16, "MiB")
+
+
+async def explained(lab: Lab) -> AsyncIterator[Figure]:
+    """1,000 unknown parameters for a metric that has 6,000."""
+    service = await lab.serve()
+    names = [f":a{n}::text" for n in range(6000)]
+    parts = [f"CONCAT({', '.join(names[n : n + 60])})" for n in range(0, 6000, 60)]
+    query = json.dumps({"query": f"SELECT {' || '.join(parts)} AS t"}).encode()
+    made = await ask(service, "/metrics", "POST", query)
+    yield Figure(f"made: {made.status}, away from 201", abs(made.status - 201), 0)
+    forget_peak(service)
+    pulse, said = Pulse(service), service.log.stat().st_size
+    unknown = "&".join(f"unknown{n}=1" for n in range(1000))
+    reply = await ask(service, f"/metrics/{json.loads(made.body)['id']}?{unknown}")
+    for figure in pulse.figures("many reasons"):
+        yield figure
+    yield Figure(f"answered {reply.status} in", len(reply.body) / 1024, 100, "KiB")
+    await asyncio.sleep(0.2)
+    wrote = sum(len(line) for line in service.log.read_text()[said:].splitlines() if "unknown" in line)
+    yield Figure("in the log", wrote / 1024, 4, "KiB")
+
+
 # ------------------------------------------------------------------------------------------------ what others provide
+
+
+async def odd_files(lab: Lab) -> AsyncIterator[Figure]:
+    """A pipe and a file of a gigabyte where SQL files are, while metrics are made and placed."""
+    service = await lab.serve()
+    forget_peak(service)
+    pulse = Pulse(service)
+    os.mkfifo(service.queries / "pipe.sql")
+    with (service.queries / "large.sql").open("w") as file:
+        file.truncate(2**30)
+    await asyncio.sleep(2)
+    made = await ask(service, "/metrics", "POST", b'{"query": "SELECT 1 AS n"}')
+    placed = await ask(service, f"/metrics/{json.loads(made.body)['id']}/layouts", "PUT", b"[]")
+    yield Figure("answers away from 201 and 200", [made.status, placed.status] != [201, 200], 0)
+    for figure in pulse.figures("odd files"):
+        yield figure
+
+
+async def model_bomb(lab: Lab) -> AsyncIterator[Figure]:
+    """The model answers with a few hundred bytes that are a quarter of a gigabyte."""
+    bomb = gzip.compress(gzip.compress(b" " * 2**28))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(bomb), bomb)
+        )
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        service = await lab.serve(SQL_MODEL_URL=url)
+        forget_peak(service)
+        pulse = Pulse(service)
+        reply = await ask(service, "/metrics?dry_run=true", "POST", b'{"query_generation_prompt": "alerts"}')
+        yield Figure(f"{reply.status}, away from 502", abs(reply.status - 502), 0)
+        for figure in pulse.figures(f"{len(bomb)} bytes"):
+            yield figure
 
 
 async def keys_gone(lab: Lab) -> AsyncIterator[Figure]:
@@ -1296,6 +1549,14 @@ SCENARIOS: tuple[Scenario, ...] = (
     hostile_at_once,
     slow,
     silent,
+    heavy,
+    frames,
+    unread,
+    watched,
+    padded,
+    explained,
+    odd_files,
+    model_bomb,
     keys_gone,
     redis_gone,
     model_gone,

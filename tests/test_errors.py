@@ -4,6 +4,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -166,6 +167,7 @@ def test_a_path_that_is_none_is_404_whatever_the_method(http: httpx.Client) -> N
 def test_headers_over_64_kb_are_431(http: httpx.Client) -> None:
     problem(http.get("/metrics", headers={"X-Long": "x" * 66_000}), 431)
     problem(http.get("/nothing", headers=[("X-Many", "x" * 100)] * 700), 431)
+    problem(http.get("/nothing", headers=[("a", "")] * 20_000), 431)
     assert http.get("/metrics", headers={"X-Long": "x" * 60_000}).status_code == 200
     assert http.get("/health", headers={"X-Long": "x" * 66_000}).status_code == 431
 
@@ -210,6 +212,18 @@ def test_a_malformed_head_is_400_and_leaves_no_traceback(strict: Service, head: 
     assert (status, headers["content-type"]) == (400, "application/problem+json")
     assert json.loads(content)["request_id"] == headers["x-request-id"]
     assert "Traceback" not in strict.log.read_text()[before:]
+
+
+def test_many_requests_in_one_piece_are_answered_and_too_many_end_the_connection(strict: Service) -> None:
+    one = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for count, answered in ((200, 200), (5000, 0)):
+        with socket.create_connection((urlsplit(strict.url).hostname, urlsplit(strict.url).port), timeout=20) as client:
+            client.sendall(one * count)
+            answers = b""
+            with suppress(ConnectionResetError):
+                while answers.count(b"200 OK") < count and (more := client.recv(2**16)):
+                    answers += more
+        assert answers.count(b"200 OK") == answered
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/echo/metric-records"])

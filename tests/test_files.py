@@ -544,18 +544,23 @@ def test_files_are_mirrored_into_the_tables(
 MIRRORED = "SELECT query_id, source, title, is_editable, version FROM metric_configurations WHERE id = 'mirrored'"
 
 
-def test_what_is_no_sql_file_is_named_and_the_others_are_served(start_service: Serve) -> None:
-    """A pipe, a directory, a file of a gigabyte, a name that is no UTF-8."""
+def test_what_is_no_sql_file_is_named_and_the_others_are_served(start_service: Serve, cluster: str) -> None:
+    """A pipe, a directory, a file of a gigabyte, a name that is no UTF-8, or that a terminal would obey."""
     service = start_service()
     os.mkfifo(service.queries / "pipe.sql")
     (service.queries / "directory.sql").mkdir()
     with (service.queries / "large.sql").open("w") as file:
         file.truncate(2**30)
     Path(os.fsdecode(os.fsencode(service.queries) + b"/\xff.sql")).write_text("SELECT 1 AS n")
-    (service.queries / "last.sql").write_text("SELECT 1 AS n")
+    (service.queries / "\x1b[31m.sql").write_text("SELECT 1 AS n")
+    (service.queries / "last.sql").write_text('SELECT 1 AS "\x1b[32m"')
     wait_until(lambda: httpx.get(f"{service.url}/metrics/last").status_code == 200)
     files = httpx.get(f"{service.url}/health/ready").json()["checks"]["metrics:files"]
     warned = " ".join(check["output"] for check in files)
-    for name in ("pipe.sql", "directory.sql", "large.sql", "\\udcff.sql"):
+    for name in ("pipe.sql", "directory.sql", "large.sql", "\\udcff.sql", "\\x1b[31m.sql"):
         assert name in warned
+    checked = command(cluster, service.queries, "check").stdout
+    assert "\x1b" not in checked
+    assert "\\x1b[31m" in checked
+    assert "\\x1b[32m" in checked
     service.stop()

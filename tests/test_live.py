@@ -306,10 +306,11 @@ async def test_what_cannot_be_is_a_problem_and_the_socket_goes_on(
     assert (await board.subscribe("echo", n=1))["type"] == "result"
 
 
+FAR_TOO_LARGE = '{"n": 1e99999999999999999999}'
 NOT_JSON = ["", "subscribe", "{", '{"type": "subscribe", "id": "total"} {}', '{"n": NaN}', "[" * 60_000, b"\x00\xff"]
 
 
-@pytest.mark.parametrize("text", NOT_JSON, ids=lambda text: repr(text[:20]))
+@pytest.mark.parametrize("text", [*NOT_JSON, FAR_TOO_LARGE], ids=lambda text: repr(text[:20]))
 async def test_what_is_no_json_is_a_problem_400(board: Dashboard, text: str | bytes) -> None:
     await board.socket.send(text)
     problem = await board.receive()

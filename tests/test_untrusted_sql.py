@@ -612,25 +612,50 @@ def test_the_table_is_long_enough() -> None:
     assert len(REFUSED) + len(BOMBS) + len(HARMLESS) >= 70
 
 
-LENT = """\
+LONG = "lent" * 15 + "end"  # 63 characters, and PostgreSQL reads no more of a name
+LENT = f"""\
 CREATE TABLE salaries AS SELECT 4711 AS salary;
 REVOKE ALL ON salaries FROM PUBLIC;
 CREATE FUNCTION lent_salary() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT salary FROM salaries';
 CREATE FUNCTION "lent$""Salary" () RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT salary FROM salaries';
+CREATE FUNCTION {LONG}() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT salary FROM salaries';
+CREATE FUNCTION lent_to(a int, b int) RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT salary FROM salaries';
+CREATE OPERATOR <=== (FUNCTION = lent_to, LEFTARG = int, RIGHTARG = int);
+CREATE TYPE lent_type AS (n int);
+CREATE FUNCTION lent_cast(t lent_type) RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT salary FROM salaries';
+CREATE CAST (lent_type AS int) WITH FUNCTION lent_cast;
+CREATE DOMAIN lent_domain AS int CHECK (lent_to(VALUE, 1) < VALUE);
 CREATE FUNCTION doubled(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n';
 CREATE EXTENSION dblink;
 """
-TAKEN_BACK = """\
+TAKEN_BACK = f"""\
 DROP EXTENSION dblink;
-DROP FUNCTION lent_salary(), "lent$""Salary" (), doubled(int);
+DROP DOMAIN lent_domain;
+DROP CAST (lent_type AS int);
+DROP OPERATOR <=== (int, int);
+DROP FUNCTION lent_salary(), "lent$""Salary" (), doubled(int), lent_to, lent_cast, {LONG};
+DROP TYPE lent_type;
 DROP TABLE salaries;
 """
+
+
+LENT_CALLS = (
+    "lent_salary()",
+    '"lent$""Salary" ()',
+    "LENT_salary()",
+    "dblink('', 'SELECT 1')::text",
+    f"{LONG}_and_more()",
+    "1 <===-2",
+    "1 OPERATOR(public.<===) 2",
+    "ROW(1)::lent_type::int",
+    "5::lent_domain",
+)
 
 
 async def test_a_function_with_other_rights_is_called_by_whom_it_was_granted_to(sandbox: Sandbox) -> None:
     await sandbox.owner.execute(LENT)
     try:
-        for name in ("lent_salary()", '"lent$""Salary" ()', "LENT_salary()", "dblink('', 'SELECT 1')::text"):
+        for name in LENT_CALLS:
             answer = await sandbox.post(f"SELECT {name} AS salary")
             assert answer.status_code == 422, answer.text
             assert "TO metrics_guest lets it be called" in answer.json()["detail"]

@@ -1,20 +1,20 @@
 // Draws what a metric answers as a chart, a number or a table, in any page:
 //
-//   <link rel="stylesheet" href="https://metrics.example/pages/charts.css">
+//   <link rel="stylesheet" href="charts.css">
 //   <div id="cost" style="height: 260px"></div>
 //   <script type="module">
-//     import { draw, parse } from 'https://metrics.example/pages/charts.js'
-//     const answer = await fetch('https://metrics.example/metrics/cost-avoided?start_date=2025-06-01&end_date=2025-06-30')
+//     import { draw, parse } from './charts.js'
+//     const answer = await fetch('/metrics/cost-avoided?start_date=2025-06-01&end_date=2025-06-30')
 //     const metric = { title: 'Cost avoided', unit: 'USD', chart: 'line' }
 //     draw(document.getElementById('cost'), metric, parse(await answer.text()), { from: '2025-06-01', to: '2025-06-30' })
 //   </script>
 //
-// draw(box, metric, result, options) draws into a box that has a height, again when its size changes; called again it
-// moves what is there. The chart is number, line, bar, stacked, hbar or table; what it cannot draw becomes a table. The
-// result is the service's answer, of which parse keeps all digits. Options: from and to, the period that was asked for
-// (ISO 8601), which time axes span; before, the result of the period before, with which a number is compared.
+// draw(box, metric, result, options) draws into a box that has a height, and again when its size changes; called again
+// it moves what is there. The chart is number, line, bar, stacked, hbar or table; what it cannot draw becomes a table.
+// parse keeps all digits of the service's answer. Options: from and to, the period that was asked for (ISO 8601), which
+// time axes span; before, the result of the period before, with which a number is compared.
 
-const { abs, ceil, floor, log10, max, min } = Math
+const { abs, ceil, floor, log10, max, min, sign } = Math
 const { assign } = Object
 const clamp = (low, value, high) => max(low, min(value, high))
 
@@ -25,8 +25,9 @@ const SVG = 'http://www.w3.org/2000/svg'
 
 export function patch(parent, views) {
 	views.forEach(([tag, attributes, content], i) => {
+		const space = tag === 'svg' ? SVG : parent.namespaceURI
 		let node = parent.children[i]
-		if (node?.localName !== tag) node = parent.insertBefore(document.createElementNS(tag === 'svg' ? SVG : parent.namespaceURI, tag), node)
+		if (node?.localName !== tag) node = parent.insertBefore(document.createElementNS(space, tag), node)
 		for (const name in attributes) set(node, name, attributes[name])
 		if (content?.map) patch(node, content)
 		else if (content !== undefined) write(node, content)
@@ -60,48 +61,32 @@ function format(value, options, Kind = Intl.NumberFormat) {
 export const parse = (json) => JSON.parse(json.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*/g,
 	(token) => (token[0] === '"' || String(+token) === token ? token : `"${token}"`)))
 
-const known = (kind) => new Set(Intl.supportedValuesOf?.(kind))
-const [CURRENCIES, UNITS] = [known('currency'), known('unit')]
-const SIGNS = { '€': 'EUR', '$': 'USD', '£': 'GBP', '¥': 'JPY' }
-const SHORT = { '%': 'percent', percent: 'percent', ms: 'millisecond', s: 'second', min: 'minute', h: 'hour', '°C': 'celsius',
-	kg: 'kilogram', km: 'kilometer', kB: 'kilobyte', MB: 'megabyte', GB: 'gigabyte', TB: 'terabyte' }
+const [CURRENCIES, UNITS] = ['currency', 'unit'].map((kind) => new Set(Intl.supportedValuesOf(kind)))
 
 // How the browser's language writes a unit, where it knows it.
-function styleOf(unit) {
-	if (SIGNS[unit]) return { style: 'currency', currency: SIGNS[unit], currencyDisplay: 'narrowSymbol' }
-	if (CURRENCIES.has(unit)) return { style: 'currency', currency: unit }
-	if (SHORT[unit]) return { style: 'unit', unit: SHORT[unit] }
-	const long = unit?.replace(/s$/, '')
-	return UNITS.has(long) ? { style: 'unit', unit: long, unitDisplay: 'long' } : {}
-}
+const styleOf = (unit) =>
+	(CURRENCIES.has(unit) ? { style: 'currency', currency: unit } : UNITS.has(unit) ? { style: 'unit', unit } : null)
 
 // A unit stands at each number where the language has a sign for it, else once beside them.
-const signOf = (unit) => (styleOf(unit).style ? unit : '')
-const captionOf = (unit) => (styleOf(unit).style ? '' : unit || '')
+const signOf = (unit) => (styleOf(unit) ? unit : '')
+const captionOf = (unit) => (styleOf(unit) ? '' : unit || '')
 
 function amount(value, unit, options) {
-	const style = styleOf(unit)
-	const said = format(value, { ...options, ...style })
-	return style.style || !unit ? said : `${said}\u00a0${unit}`
+	const said = format(value, { ...options, ...styleOf(unit) })
+	return captionOf(unit) ? `${said}\u00a0${unit}` : said
 }
 
+// All digits, but for the zeros at the end of PostgreSQL's averages.
 function exact(value, unit) {
-	const [all, { length } = ''] = /^-?\d+(?:\.(\d{1,100}))?$/.exec(value) || []
-	if (all) return amount(all, unit, { minimumFractionDigits: length, maximumFractionDigits: length })
-	const isPower = /\de/i.test(value) && isFinite(value)
-	return isPower ? amount(value, unit, { notation: 'scientific', maximumSignificantDigits: 17 }) : String(value ?? '–')
+	if (value == null) return '–'
+	const digits = String(value).replace(/(\.\d\d\d*?)0+$/, '$1')
+	const places = /\.(\d{1,100})$/.exec(digits)?.[1].length || 0
+	return amount(digits, unit, { minimumFractionDigits: places, maximumFractionDigits: 100 })
 }
 
-// Rounded, but not to all or nothing: 99.987 % is not 99.99 %, and 0.00012 is not 0.
-function plain(value, unit) {
-	const size = abs(value)
-	const [, { length } = ''] = /\.(\d+)$/.exec(value) || []
-	if (value == null || !isFinite(size) || length <= 3 || size >= 2 ** 53) return exact(value, unit)
-	if (size && size < 0.01) return amount(value, unit, { maximumSignificantDigits: 3 })
-	const left = (size < 1 ? 1 : 100) - size
-	const near = left > 0 && left < (size < 1 ? 0.01 : 1) ? ceil(-log10(left)) + 1 : 0
-	return amount(value, unit, { minimumFractionDigits: 0, maximumFractionDigits: max(near, size < 1 ? 4 : 2) })
-}
+// Rounded, but to no fewer than five digits: 99.987 % is not 99.99 %, and 0.00012 is not 0.
+const ROUNDED = { maximumFractionDigits: 2, maximumSignificantDigits: 5, roundingPriority: 'morePrecision' }
+const plain = (value, unit) => (/\.\d{4}|e-/.test(value) ? amount(value, unit, ROUNDED) : exact(value, unit))
 
 // --- Dates. The service's sessions are in UTC, and so is the page.
 
@@ -124,141 +109,118 @@ function cell(value, column) {
 	return typeof value === 'object' ? JSON.stringify(value) : String(value)
 }
 
-const NAMED = /(?:^|_)(pct|percent|percentage|eur|usd|gbp|chf|ms|seconds?|minutes?|hours?|days?|kg|km|[kmgt]b|bytes?)$/i
-const RATIO = /(?:^|_)(share|rate|ratio)$/i
+const SHORT = { '%': 'percent', pct: 'percent', percent: 'percent', usd: 'USD', eur: 'EUR', gbp: 'GBP', ms: 'millisecond',
+	seconds: 'second', hours: 'hour', kg: 'kilogram', mb: 'megabyte', gb: 'gigabyte' }
 
-// One unit is the metric's, unless a column's name says that it has another.
-function unitOf({ name }, { unit }, numbers) {
-	const [, own] = NAMED.exec(name) || []
-	if (unit && (!numbers[1] || unit === '%' || !(own || RATIO.test(name)))) return unit
-	return !own ? '' : /^p/i.test(own) ? '%' : /^(eur|usd|gbp|chf)$/i.test(own) ? own.toUpperCase() : own
+// The metric's, unless a column's name ends in one of its own.
+function unitOf({ name }, { unit = '' }) {
+	const own = name.toLowerCase().split('_').at(-1)
+	return SHORT[own] || SHORT[unit.toLowerCase()] || unit
 }
 
-const stem = ({ name }) => name.replace(/(^|_)(min|max|avg|mean|median|p\d+|lowest|highest|average)(?=_|$)/g, '')
-
-// What may be compared on one axis: a unit; without one the ends and the middle of the same thing, counts, or fractions.
-function quantity(column, metric, numbers, records) {
-	const unit = unitOf(column, metric, numbers)
-	if (unit || RATIO.test(column.name)) return unit || 'ratio'
-	const of = stem(column)
-	if (numbers.some((other) => other !== column && stem(other) === of)) return `of ${of}`
-	return records.every((row) => number(row[column.name]) % 1 === 0) ? 'whole' : 'fraction'
-}
-
-// The columns that share an axis: of one quantity, and none so small beside the largest that it would lie flat.
-function axes(numbers, metric, records, isStacked) {
-	const tops = new Map(numbers.map((column) => [column, records.reduce((top, row) => max(top, abs(number(row[column.name]))), 0)]))
-	const groups = []
-	for (const column of [...numbers].sort((a, b) => tops.get(b) - tops.get(a))) {
-		const [kind, top] = [quantity(column, metric, numbers, records), tops.get(column)]
-		const group = groups.find((each) => each.kind === kind && (isStacked || !top || each.top / top <= 50))
-		if (group) group.columns.push(column)
-		else groups.push({ kind, top, unit: unitOf(column, metric, numbers), columns: [column] })
-	}
-	const place = ({ columns }) => min(...columns.map((column) => numbers.indexOf(column)))
-	return groups.sort((a, b) => place(a) - place(b))
-}
-
-// --- What a result says: {x, label(i), timed, ordered, loose, dropped, series: [{name, column, points: [[i, row]], size}]}
+// --- What a result says. Each series has values (and raws, what they were before they became doubles) by place in x,
+// the times or names, with holes where it has no rows.
 
 function read({ columns, records }, chart) {
 	const [[time], numbers, texts] = [isTime, isNumber, isText].map((test) => columns.filter(test))
-	const ordered = !time && !texts[0] // years, hours: numbers that have an order of their own
-	if (ordered) texts.push(...numbers.splice(0, 1))
-	if (!numbers[0]) return null
-	const split = time ? texts : chart === 'stacked' ? texts.slice(1) : [] // a series for each
-	const placed = place(time, texts, split, records)
-	const { rows, unique } = time || placed.unique ? placed : place(time, texts, [], records)
-	return rows[0] ? assemble({ rows, numbers, time, ordered, unique, dropped: records.length - rows.length }) : null
-}
-
-function place(time, texts, split, records) {
+	const heads = time ? [] : !texts[0] ? numbers.splice(0, 1) : chart === 'stacked' ? texts.splice(0, 1) : texts.splice(0)
 	const join = (row, list) => list.map((column) => cell(row[column.name], column)).join(' · ')
-	const heads = texts.filter((column) => !split.includes(column))
-	const all = records.map((row) => [time ? millis(row[time.name]) : join(row, heads), join(row, split), row])
-	const rows = time ? all.filter(([at]) => isFinite(at)).sort(([a], [b]) => a - b) : all
-	return { rows, unique: new Set(rows.map(([at, name]) => `${at}\n${name}`)).size === rows.length }
-}
-
-// Rows that repeat a time within a series are events: loose, each with a place of its own.
-function assemble({ rows, numbers, time, ordered, unique, dropped }) {
-	const all = rows.map(([at]) => at)
-	const x = unique ? [...new Set(all)] : all
-	const slots = new Map(x.map((at, i) => [at, i]))
-	const named = new Map(rows.map(([, name]) => [name, []]))
-	rows.forEach(([at, name, row], i) => named.get(name).push([unique ? slots.get(at) : i, row]))
-	const sum = (points, column) => points.reduce((total, [, row]) => total + abs(number(row[column.name])), 0)
-	const series = [...named].flatMap(([name, points]) => numbers.map((column) => ({
-		name: [name, (!name || numbers[1]) && words(column.name)].filter(Boolean).join(' · '), column, points, size: sum(points, column) })))
-	return { x, series, ordered, dropped, timed: !!time, isDate: time?.type === 'date', loose: !!time && !unique,
+	const all = records.map((row) => ({ row, at: time ? millis(row[time.name]) : join(row, heads), name: join(row, texts) }))
+	const rows = time ? all.filter(({ at }) => isFinite(at)).sort((a, b) => a.at - b.at) : all
+	if (!rows[0] || !numbers[0]) return null
+	const x = placesOf(rows)
+	const ordered = heads.every(isNumber) // times, and years or hours too
+	return { x, timed: !!time, ordered, dropped: all.length - rows.length, series: seriesOf(rows, numbers),
 		label: (i) => (time ? moment(x[i]) : x[i]) }
 }
 
-// The values of a series where it has rows, and what they were before they became doubles.
-function fill(series, length) {
-	const [values, raws] = [Array(length).fill(null), Array(length)]
-	for (const [i, row] of series.points) [values[i], raws[i]] = [number(row[series.column.name]), row[series.column.name] ?? null]
-	return { ...series, values, raws }
+// Each row gets its place; when two of a series would have the same, all have one of their own.
+function placesOf(rows) {
+	const all = rows.map(({ at }) => at)
+	const isUnique = new Set(rows.map(({ at, name }) => `${at}\n${name}`)).size === rows.length
+	const x = isUnique ? [...new Set(all)] : all
+	const places = new Map(x.map((at, i) => [at, i]))
+	rows.forEach((each, i) => assign(each, { place: isUnique ? places.get(each.at) : i }))
+	return x
 }
 
-// --- Which series are drawn: as many as can be told apart, the largest, and the rest on demand
+function seriesOf(rows, numbers) {
+	return [...Map.groupBy(rows, ({ name }) => name)].flatMap(([name, own]) => numbers.map((column) => {
+		const raws = []
+		for (const { row, place } of own) raws[place] = row[column.name]
+		const values = raws.map(number)
+		const size = values.reduce((sum, value) => sum + abs(value), 0)
+		const title = [name, (!name || numbers[1]) && words(column.name)].filter(Boolean).join(' · ')
+		return { name: title, column, raws, values, size }
+	}))
+}
+
+// --- Which series are drawn, on which axis: as many as can be told apart, the largest, and the rest on demand
 
 const MOST = 8 // series
-const ROWS = 200 // at a time
+const ROWS = 200 // of a table
 
+// `2 more` would be no shorter than the two.
+const isLong = (list, limit) => list.length > limit + 2
+const few = ({ open }, list, limit) => (isLong(list, limit) && !open ? list.slice(0, limit) : list)
+
+// Otherwise each keeps its place, and with it its colour.
 function largestFirst(all) {
-	if (all.length <= MOST + 2) return all
-	const largest = new Set([...all].sort((a, b) => b.size - a.size).slice(0, MOST))
-	return [...all.filter((each) => largest.has(each)), ...all.filter((each) => !largest.has(each))]
+	const ninth = all.map(({ size }) => size).sort((a, b) => b - a)[MOST]
+	return all.toSorted((a, b) => (b.size > ninth) - (a.size > ninth))
 }
 
-function sumUp(rest, length) {
-	const values = Array(length).fill(0)
-	for (const { points, column } of rest) for (const [i, row] of points) values[i] += number(row[column.name])
-	return { name: `${rest.length} more`, colour: 'rest', values, raws: values }
+// Columns share an axis when they are of one unit, and none is so small beside another that it would lie flat.
+function axes(series, metric) {
+	const groups = []
+	for (const [column, own] of Map.groupBy(series, (each) => each.column)) {
+		const [unit, size] = [unitOf(column, metric), max(...own.map((each) => each.size))]
+		const isLike = (a, b) => max(a, b) <= (unit ? 50 : 10) * (min(a, b) || Infinity)
+		const group = groups.find((each) => each.unit === unit && (metric.chart === 'stacked' || isLike(each.size, size)))
+		if (group) group.all.push(...own)
+		else groups.push({ unit, size, all: own })
+	}
+	return groups
 }
 
-function stack(series, length) {
-	const [up, down] = [Array(length).fill(0), Array(length).fill(0)]
-	return series.map((each) => ({ ...each, from: each.values.map((value, i) => {
-		const side = value < 0 ? down : up
-		side[i] += value
-		return side[i] - value
-	}) }))
-}
-
-function panelsOf({ said, metric, result: { columns, records }, hidden, limit }) {
-	const numbers = columns.filter((column) => said.series.some((each) => each.column === column))
+function panelsOf(chart) {
+	const { said, metric, hidden } = chart
 	const isStacked = metric.chart === 'stacked'
-	let colours = 0
-	return axes(numbers, metric, records, isStacked).map(({ unit, columns: own }) => {
-		const all = largestFirst(said.series.filter(({ column }) => own.includes(column)))
-			.map((each, n) => ({ ...each, colour: `c${(colours + n) % MOST} d${floor((colours + n) / MOST) % 3}` }))
-		const [chosen, rest] = all.length > limit + 2 ? [all.slice(0, limit), all.slice(limit)] : [all, []]
-		const series = chosen.filter(({ name }) => !hidden.has(name)).map((each) => fill(each, said.x.length))
-		if (isStacked && rest[0]) series.push(sumUp(rest, said.x.length))
-		colours += min(all.length, MOST)
-		return { unit, chosen, rest, series: isStacked ? stack(series, said.x.length) : series }
+	let n = 0
+	return axes(said.series, metric).map(({ unit, all }) => {
+		const coloured = largestFirst(all).map((each) => ({ ...each, to: each.values, colour: `c${n % MOST} d${floor(n++ / MOST) % 3}` }))
+		const chosen = few(chart, coloured, MOST)
+		const series = chosen.filter(({ name }) => !hidden.has(name))
+		return { unit, all, chosen, series: isStacked ? stack([...series, ...sumUp(coloured.slice(chosen.length), said.x)], said.x) : series }
 	})
 }
 
-// --- Texts that fit
+// Each from the end of the one before to its own; what is below zero goes down.
+function stack(series, x) {
+	const [up, down] = [x.map(() => 0), x.map(() => 0)]
+	return series.map((each) => {
+		const sides = x.map((_, i) => (each.values[i] < 0 ? down : up))
+		const from = sides.map((side, i) => side[i])
+		return { ...each, from, to: sides.map((side, i) => (side[i] += each.values[i] || 0)) }
+	})
+}
+
+// What is not told apart is one piece, or the whole would be too low.
+function sumUp(rest, x) {
+	const values = x.map((_, i) => total(rest, i))
+	return rest[0] ? [{ name: `${rest.length} more`, colour: 'rest', values, raws: values }] : []
+}
+
+const total = (series, i) => series.reduce((sum, { values }) => sum + (values[i] || 0), 0)
+
+// --- Scales
 
 const context = document.createElement('canvas').getContext('2d')
 
-function measure(text, size = 11, weight = 400) {
-	context.font = `${weight} ${size}px ${measure.family ??= getComputedStyle(document.body).fontFamily}`
+function measure(text) {
+	context.font = measure.font ??= `11px ${getComputedStyle(document.body).fontFamily}`
 	return context.measureText(text).width
 }
-
-function clip(text, room) {
-	if (measure(text) <= room) return text
-	const letters = [...text]
-	while (letters[0] && measure(`${letters.join('')}…`) > room) letters.pop()
-	return `${letters.join('')}…`
-}
-
-// --- Scales
 
 const between = (a, b, p, q) => (value) => (a === b ? (p + q) / 2 : p + ((value - a) / (b - a)) * (q - p))
 
@@ -268,8 +230,8 @@ function extent(values) {
 }
 
 // A line far from zero leaves it out, or its movement would be lost.
-function reach(values, fromZero) {
-	const [low, high] = extent(values)
+function reach(series, fromZero) {
+	const [low, high] = extent(series.flatMap(({ to }) => to))
 	const near = low === high || (high - low) * 3 > max(-low, high)
 	return fromZero || near ? [min(0, low), max(0, high) || +!low] : [low, high]
 }
@@ -282,53 +244,37 @@ function ticks([low, high], count) {
 	return Array.from({ length: ceil(high / step - 1e-9) - first + 1 }, (_, i) => +((first + i) * step).toPrecision(12))
 }
 
-// With as many digits as tell one from the next.
 function levelNames(levels, unit) {
-	const [top, step] = [max(...levels.map(abs)), (levels[1] - levels[0]) * 1.001]
-	const [places, digits] = [max(0, -floor(log10(step))), floor(log10(top)) - floor(log10(step)) + 1]
-	const options = top >= 1e4 || top < 1e-4 ? { notation: top < 1 ? 'scientific' : 'compact', maximumSignificantDigits: clamp(1, digits, 15) }
-		: { minimumFractionDigits: places, maximumFractionDigits: places }
-	return levels.map((level) => amount(level, signOf(unit), options))
+	const notation = max(...levels.map(abs)) < 1e4 ? 'standard' : 'compact'
+	return levels.map((level) => amount(level, signOf(unit), { notation, maximumSignificantDigits: 12 }))
 }
+
+const STEPS = [1, 5, 15, 60, 180, 360, 720, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4)
+const MONDAY = 4 * DAY // the epoch's first
 
 function timeTicks(low, high, width) {
-	const fits = (step, room) => ((high - low) / step) * room <= max(room, width)
-	const steps = [1, 5, 15, 60, 180, 360, 720, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4)
-	const step = steps.find((each) => fits(each, each < DAY ? 66 : 54))
-	const months = [1, 2, 3, 6, 12, 60, 120].find((n) => fits(n * 30 * DAY, 44)) || 600
-	const at = (n) => (step ? n * step + 4 * DAY : Date.UTC(1970, n * months)) // the epoch's first Monday
+	const fits = (step) => (high - low) / step <= max(1, width / 60)
+	const step = STEPS.find(fits)
+	const months = [1, 3, 6, 12, 60, 120].find((n) => fits(n * 30 * DAY)) || 600
+	const at = (n) => (step ? MONDAY + n * step : Date.UTC(1970, n * months))
+	const name = (p) => (p % DAY ? { timeStyle: 'short' } : step ? { month: 'short', day: 'numeric' } : { month: 'short', year: 'numeric' })
 	const list = []
-	for (let n = floor((low - 4 * DAY) / (step || months * 31 * DAY)); at(n) <= high; n++) if (at(n) >= low) list.push(at(n))
-	return list.map((p, i) => [p, step ? dayName(p) : monthName(p, !i)])
+	for (let n = floor((low - MONDAY) / (step || months * 31 * DAY)); at(n) <= high; n++) list.push(at(n))
+	return list.filter((p) => p >= low).map((p) => [p, date(p, name(p))])
 }
-
-const dayName = (p) => date(p, p % DAY ? { timeStyle: 'short' } : { month: 'short', day: 'numeric' })
-const monthName = (p, isFirst) => date(p, { month: 'short', ...((isFirst || !new Date(p).getUTCMonth()) && { year: 'numeric' }) })
 
 // --- Places across. Time spans the period that was asked for, and what lies beyond it.
 
-function span({ x, isDate }, { from, to }) {
-	const whole = !isDate && /^\d+-\d\d-\d\d$/.test(to) ? DAY : 0 // a period's last day counts to its end
+function span(x, { from, to }) {
+	const whole = to?.length === 10 && x.some((at) => at % DAY) ? DAY : 0 // a period's last day counts to its end
 	const ends = [x[0], x.at(-1), millis(from), millis(to) + whole].filter(isFinite)
 	return [min(...ends), max(...ends)]
 }
 
 const gaps = (x) => x.slice(1).map((at, i) => at - x[i]).filter(Boolean).sort((a, b) => a - b)
 
-// More than this between two values is a gap: one and a half times the usual step.
-function reachOf(x) {
-	const steps = gaps(x)
-	const middle = steps[steps.length >> 1]
-	const isRegular = steps.filter((step) => abs(step - middle) < middle / 5).length * 2 > steps.length
-	return 1.5 * (isRegular ? middle : steps[floor(steps.length * 0.9)])
-}
-
-function across(chart, isBar, left, right) {
-	return chart.said.timed ? acrossTime(chart, isBar, left, right) : acrossNames(chart.said, left, right)
-}
-
 function acrossTime({ said, options }, isBar, left, right) {
-	const [low, high] = span(said, options)
+	const [low, high] = span(said.x, options)
 	const gap = min(gaps(said.x)[0] ?? DAY, (high - low) / 3 || DAY)
 	const pad = isBar ? gap / 2 : 0
 	const at = between(low - pad, high + pad, left, right)
@@ -336,130 +282,102 @@ function acrossTime({ said, options }, isBar, left, right) {
 	return { at: said.x.map(at), step: isBar ? at(low + gap) - at(low) : 0, marks }
 }
 
-function acrossNames({ x }, left, right) {
+// Of every how many names one has room.
+const every = (x, width) => ceil((x.length / width) * max(24, ...x.map((name) => measure(name) + 10)))
+
+function acrossNames({ said: { x } }, isBar, left, right) {
 	const step = (right - left) / x.length
-	const every = ceil(46 / step)
 	const at = x.map((_, i) => left + (i + 0.5) * step)
-	const marks = x.map((name, i) => [at[i], name]).filter((_, i) => i % every === 0)
-	return { at, step, marks: marks.map(([p, name]) => [p, clip(name, step * every - 6)]) }
+	const nth = every(x, right - left)
+	return { at, step, marks: x.map((name, i) => [at[i], name]).filter((_, i) => i % nth === 0) }
 }
-
-// Where bars would stand as close as a line's points, their stack is an area.
-function isDense({ x, timed }, panels, width) {
-	const isUp = panels.every(({ series }) => series.every(({ values }) => values.every((value) => value >= 0)))
-	return timed && isUp && (width / (x.at(-1) - x[0])) * gaps(x)[0] < 9
-}
-
-const hasRoom = ({ x }, width) => x.length * 24 < width && x.length * max(...x.map((name) => measure(name) + 10)) < width - 60
 
 // --- Marks
 
-const path = (points) => `M${points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join('L')}`
+const path = (points) => points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join('L')
 
-// The stretches of a series that nothing interrupts.
-function runs({ values, raws }, { x, timed, loose }) {
-	const slots = [...raws.keys()].filter((i) => raws[i] !== undefined)
-	const most = timed ? reachOf(slots.map((i) => x[i])) : Infinity
-	const list = []
-	let last
-	for (const i of slots) {
-		if (values[i] != null && (last === undefined || loose || x[i] - x[last] > most)) list.push([])
+// The stretches of a series that nothing interrupts: no null, and no step much longer than its others.
+function runs(values, { x, timed }) {
+	const places = [...values.keys()].filter((i) => values[i] !== undefined)
+	const steps = timed ? gaps(places.map((i) => x[i])) : []
+	const usual = steps[floor((steps.length - 1) * 0.75)]
+	const list = [[]]
+	places.forEach((i, n) => {
+		if (values[i] == null || x[i] - x[places[n - 1]] > usual * 1.5) list.push([])
 		if (values[i] != null) list.at(-1).push(i)
-		last = values[i] == null ? undefined : i
-	}
-	return list
+	})
+	return list.filter((run) => run.length)
 }
 
-function lines({ said, series }, { at }, { y, base }) {
-	return series.flatMap((each) => {
-		const stretches = runs(each, said).map((run) => run.map((i) => [at[i], y(each.values[i])]))
-		const [long, lone] = [stretches.filter((run) => run[1]), stretches.filter((run) => !run[1])]
-		const area = !series[1] && y(0) <= base && long.map((run) => `${path(run)}L${run.at(-1)[0]},${base}L${run[0][0]},${base}Z`).join('')
-		return [['path', { class: `area ${each.colour}`, d: area || '' }], ['path', { class: `line ${each.colour}`, d: long.map(path).join('') }],
-			['path', { class: `dots ${each.colour}`, d: lone.map((run) => `${path(run)}h0`).join('') }]]
+// Stacked, they are areas.
+function lines({ said, series }, { at }, { y }) {
+	return series.flatMap(({ to, from, colour }) => {
+		const along = (run, ends) => path(run.map((i) => [at[i], y(ends[i])]))
+		const line = (run) => `M${along(run, to)}`
+		const area = (run) => `${line(run)}L${along(run.toReversed(), from)}Z`
+		const dot = (run) => (run[1] ? '' : `${line(run)}h0`)
+		const draw = (kind, mark) => ['path', { class: `${kind} ${colour}`, d: runs(to, said).map(mark).join('') }]
+		return [from ? draw('column', area) : draw('line', line), draw('dots', dot)]
 	})
 }
-
-// One rectangle after the other, as one path.
-const block = (x, y, width, height) => `M${x.toFixed(1)},${y.toFixed(1)}h${width.toFixed(1)}v${height.toFixed(1)}h${(-width).toFixed(1)}Z`
-
-const sides = ({ from, values }, i, at) => [at(from?.[i] ?? 0), at((from?.[i] ?? 0) + values[i])].sort((a, b) => a - b)
 
 function bars({ series }, { at, step }, { y }) {
 	const whole = clamp(1, step * 0.78, 64)
 	const width = series[0]?.from ? whole : whole / series.length
-	const bar = (each, n) => (value, i) => {
-		const [top, bottom] = sides(each, i, y)
-		return value == null ? '' : block(at[i] - whole / 2 + (each.from ? 0 : n * width), top, max(1, width - 1), max(bottom - top, value ? 1 : 0))
-	}
-	return series.map((each, n) => ['path', { class: `column ${each.colour}`, d: each.values.map(bar(each, n)).join('') }])
-}
-
-function areas({ said, series }, { at }, { y }) {
-	const stretches = runs({ values: said.x.map(() => 0), raws: said.x }, said)
-	const wide = (run) => (run[1] ? run.map((i) => [i, at[i]]) : [[run[0], at[run[0]] - 2], [run[0], at[run[0]] + 2]])
-	return series.map(({ values, from, colour }) => ['path', { class: `column ${colour}`, d: stretches.map(wide).map((run) => {
-		const top = run.map(([i, p]) => [p, y(from[i] + values[i])])
-		return `${path([...top, ...run.map(([i, p]) => [p, y(from[i])]).reverse()])}Z`
-	}).join('') }])
+	return series.map(({ values, from, to, colour }, n) => {
+		const bar = (value, i) => {
+			const [x, start] = [at[i] - whole / 2 + (from ? 0 : n * width), y(from ? from[i] : 0)]
+			const height = y(to[i]) - start
+			const [across, down] = [max(1, width - 1), sign(height) * max(1, abs(height))]
+			return value ? `M${path([[x, start]])}h${across}v${down}h${-across}Z` : ''
+		}
+		return ['path', { class: `column ${colour}`, d: values.map(bar).join('') }]
+	})
 }
 
 // --- Panels: a chart for each axis, one above the other, over the same times or names
 
-const text = (x, y, kind, content) => ['text', { x, y, class: kind }, content]
-const ends = ({ values, from }) => (from ? values.map((value, i) => from[i] + value) : values)
-
-function scale({ series, unit }, fromZero, height, isNamed) {
-	const caption = captionOf(unit)
-	const [top, bottom] = [caption ? 22 : 10, height - (isNamed ? 22 : 8)]
-	const levels = ticks(reach(series.flatMap(ends), fromZero), floor((bottom - top) / 40))
+function scale({ series, unit }, fromZero, height, isLast) {
+	const [top, bottom] = [10, height - (isLast ? 22 : 8)]
+	const levels = ticks(reach(series, fromZero), floor((bottom - top) / 40))
 	const y = between(levels[0], levels.at(-1), bottom, top)
-	return { levels, names: levelNames(levels, unit), caption, y, top, bottom, isNamed, base: y(clamp(levels[0], 0, levels.at(-1))) }
+	return { levels, names: levelNames(levels, unit), y, top, bottom, isLast }
 }
 
-function plot(chart, sizes) {
-	const { panels, said, metric } = chart
-	const isLine = metric.chart === 'line'
-	const scales = panels.map((panel, n) => scale(panel, !isLine, max(50, sizes[n].height), sizes[n].height > 120 || !panels[n + 1]))
-	const left = 12 + max(...scales.flatMap(({ names }) => names.map((name) => measure(name))))
-	const right = max(120, sizes[0].width) - 12
-	const isArea = metric.chart === 'stacked' && isDense(said, panels, right - left)
-	const places = { ...across(chart, !isLine && !isArea, left, right), left, right }
-	const marks = isArea ? areas : isLine ? lines : bars
-	const svgs = [...chart.box.querySelectorAll('.panels svg')]
-	panels.forEach((panel, n) => patch(svgs[n], drawing(scales[n], places, marks({ ...panel, said }, places, scales[n]))))
-	const near = isLine || isArea ? spots : lit
-	chart.plan = {
-		count: said.x.length,
-		slot: (i) => i,
+function plot(chart) {
+	const { box, panels, said, metric: { chart: kind } } = chart
+	const svgs = [...box.querySelectorAll('.panels svg')]
+	const sizes = svgs.map((svg) => svg.getBoundingClientRect())
+	const scales = panels.map((panel, n) => scale(panel, kind !== 'line', sizes[n].height, !panels[n + 1]))
+	const left = max(26, ...scales.flatMap(({ names }) => names.map((name) => measure(name) + 12)))
+	const right = max(120, sizes[0].width) - 26
+	const places = { left, right, ...(said.timed ? acrossTime : acrossNames)(chart, kind !== 'line', left, right) }
+	const isLine = kind === 'line' || (kind === 'stacked' && said.timed && places.step < 9) // no room for bars
+	const draw = isLine ? lines : bars
+	panels.forEach((panel, n) => patch(svgs[n], drawing(scales[n], places, draw({ ...panel, said }, places, scales[n]))))
+	const lightUp = (i) => ({ series }, n) => patch(svgs[n].lastChild, i == null ? [] : lit(i, places, scales[n], isLine ? series : []))
+	return {
 		near: ({ offsetX }) => nearest(places.at, offsetX),
-		mark: (i) => panels.forEach((panel, n) => patch(svgs[n].lastChild, i == null ? [] : near(i, places, scales[n], panel))),
-		place(i) {
-			const { left: edge, top, bottom } = svgs[0].getBoundingClientRect()
-			return { x: edge + places.at[i], top, bottom }
-		},
+		mark: (i) => panels.forEach(lightUp(i)),
 	}
 }
 
-function drawing({ levels, names, caption, y, bottom, isNamed }, { marks, left, right }, shapes) {
+function drawing({ levels, names, y, bottom, isLast }, { marks, left, right }, shapes) {
 	const rule = (level) => ['path', { class: level ? 'rule' : 'base', d: `M${left},${y(level)}H${right}` }]
-	const under = ([p, name]) => text(clamp(measure(name) / 2, p, right + 12 - measure(name) / 2), bottom + 17, 'name', name)
+	const beside = (level, i) => ['text', { class: 'level', x: left - 8, y: y(level) + 4 }, names[i]]
+	const under = ([x, name]) => ['text', { class: 'name', x, y: bottom + 17 }, name]
 	return [
 		['g', {}, levels.map(rule)],
 		['g', {}, shapes],
-		['g', {}, [text(2, 11, 'unit', caption), ...levels.map((level, i) => text(left - 8, y(level) + 4, 'level', names[i])),
-			...(isNamed ? marks.map(under) : [])]],
+		['g', {}, [...levels.map(beside), ...(isLast ? marks.map(under) : [])]],
 		['g', {}],
 	]
 }
 
-function lit(i, { at, step }, { top, bottom }) {
-	return [['rect', { class: 'lit', x: at[i] - step / 2, y: top, width: max(1, step), height: bottom - top }]]
-}
-
-function spots(i, places, scale, { series }) {
-	const dots = series.filter(({ values }) => values[i] != null)
-	return [...lit(i, places, scale), ...dots.map((each) => ['circle', { class: `spot ${each.colour}`, cx: places.at[i], cy: scale.y(ends(each)[i]), r: 4.5 }])]
+function lit(i, { at, step }, { top, bottom, y }, series) {
+	const spots = series.filter(({ values }) => values[i] != null)
+	return [['rect', { class: 'lit', x: at[i] - step / 2, y: top, width: max(1, step), height: bottom - top }],
+		...spots.map(({ colour, to }) => ['circle', { class: `spot ${colour}`, cx: at[i], cy: y(to[i]), r: 4.5 }])]
 }
 
 const nearest = (at, p) => at.reduce((best, each, i) => (abs(each - p) < abs(at[best] - p) ? i : best), 0)
@@ -467,8 +385,7 @@ const nearest = (at, p) => at.reduce((best, each, i) => (abs(each - p) < abs(at[
 function summary({ metric: { title, chart }, said: { label, x } }, panels) {
 	const range = (unit) => ({ name, values }) => `${name} from ${extent(values).map((value) => plain(value, unit)).join(' to ')}`
 	const ranges = panels.flatMap(({ series, unit }) => series.map(range(unit)))
-	const rest = ranges[12] && `And ${ranges.length - 12} more`
-	return sentences([`${title || ''}, ${chart} chart, ${label(0)} to ${label(x.length - 1)}`, ...ranges.slice(0, 12), rest])
+	return sentences([`${title || ''}, ${chart} chart, ${label(0)} to ${label(x.length - 1)}`, ...ranges])
 }
 
 function panelsView(chart) {
@@ -481,264 +398,211 @@ function panelsView(chart) {
 
 // --- Legends
 
-function button(act, colour, label, more) {
-	const attributes = { type: 'button', 'data-act': act, 'data-name': null, 'aria-pressed': null, class: colour, ...more }
-	return ['button', attributes, [['i', {}], ['span', { dir: 'auto' }, label]]]
+const button = (colour, label, pressed = null) =>
+	['button', { type: 'button', class: colour, 'aria-pressed': pressed }, [['i', {}], ['span', {}, label]]]
+
+function opener({ open }, list, limit) {
+	return isLong(list, limit) ? [button('plain', open ? 'Fewer' : `${exact(list.length - limit)} more`)] : []
 }
 
-function legend({ panels, hidden, metric, limit }, { chosen, rest }) {
-	if (!chosen[1] && !panels[1]) return []
-	const toggle = ({ name, colour }) => button('toggle', colour, name, { 'data-name': name, 'aria-pressed': String(!hidden.has(name)) })
-	const more = rest[0] && button('more', metric.chart === 'stacked' ? 'rest' : 'plain', `${rest.length} more`)
-	const fewer = limit > MOST && chosen[MOST + 2] && button('fewer', 'plain', 'Fewer')
-	return [...chosen.map(toggle), more, fewer].filter(Boolean).map((each) => ['li', {}, [each]])
+function legend(chart, { chosen, all, unit }) {
+	const { panels, hidden } = chart
+	const toggles = chosen.map(({ name, colour }) => button(colour, name, `${!hidden.has(name)}`))
+	const buttons = chosen[1] || panels[1] ? [...toggles, ...opener(chart, all, MOST)] : []
+	const caption = captionOf(unit)
+	return [...buttons.map((each) => ['li', { class: null }, [each]]), ...(caption ? [['li', { class: 'caption' }, caption]] : [])]
 }
 
 // --- Horizontal bars: the largest first, unless the names have an order of their own
 
 function rowsView(chart) {
-	const { panels, said, height, open } = chart
-	const order = [...said.x.keys()]
-	if (!said.timed && !said.ordered) order.sort((a, b) => sumAt(panels[0], b) - sumAt(panels[0], a))
+	const { panels, said, height } = chart
+	const all = [...said.x.keys()]
+	if (!said.ordered) all.sort((a, b) => total(panels[0].series, b) - total(panels[0].series, a))
 	const lanes = max(1, ...panels.map(({ series }) => (series[0]?.from ? 1 : series.length)))
-	const legends = panels.flatMap((panel) => legend(chart, panel))
-	const captions = panels.map(({ unit }) => captionOf(unit)).filter(Boolean).join(', ')
-	const fit = (taken) => max(1, floor((height - taken - (legends[0] ? 26 : 0) - (captions ? 16 : 0)) / (10 + 15 * lanes)))
-	const isAll = order.length <= fit(4)
-	chart.order = isAll ? order : order.slice(0, open || fit(34))
-	const scales = panels.map(({ series }) => reach(series.flatMap(ends), true)).map(([low, high]) => between(low, high, 0, 100))
-	const style = `grid-template-columns: fit-content(55%) ${panels.map(() => 'minmax(36px, 1fr) max-content').join(' ')}`
+	const fit = max(1, floor((height - 40) / (10 + 15 * lanes)))
+	chart.order = few(chart, all, fit)
+	const scales = panels.map(({ series }) => between(...reach(series, true), 0, 100))
+	const style = `grid-template-columns: fit-content(55%) repeat(${panels.length}, minmax(36px, 1fr) max-content)`
 	const tracks = (i) => panels.flatMap((panel, n) => track(panel, scales[n], i))
-	const row = (i, n) => ['li', { 'data-n': n }, [['span', { class: 'label', dir: 'auto' }, said.label(i)], ...tracks(i)]]
+	const row = (i) => ['li', {}, [['span', { class: 'label' }, said.label(i)], ...tracks(i)]]
 	return [
-		['ul', { class: 'legend' }, legends],
-		['p', { class: 'caption' }, captions],
+		['ul', { class: 'legend' }, panels.flatMap((panel) => legend(chart, panel))],
 		['ul', { class: 'bars', tabindex: 0, 'aria-label': summary(chart, panels), style }, chart.order.map(row)],
-		more(order.length - chart.order.length, !isAll && 'Fewer'),
+		['p', {}, opener(chart, all, fit)],
 	]
 }
 
-const sumAt = ({ series }, i) => series.reduce((sum, { values }) => sum + values[i], 0)
-
 function track({ series, unit }, at, i) {
-	const bar = (each) => {
-		const [left, right] = sides(each, i, at)
-		return ['i', { class: each.colour, style: `left: ${left}%; width: ${right - left}%; min-width: ${right > left ? 1 : 0}px` }]
+	const bar = ({ from, to, colour }) => {
+		const [a, b] = [at(from ? from[i] : 0), at(to[i] || 0)]
+		return ['i', { class: colour, style: `left: ${min(a, b)}%; width: ${abs(a - b)}%` }]
 	}
 	const isStacked = series[0]?.from
 	const lanes = isStacked ? [series.map(bar)] : series.map((each) => [bar(each)])
-	const amounts = isStacked ? [sumAt({ series }, i)] : series.map(({ raws }) => raws[i])
+	const amounts = isStacked ? [total(series, i)] : series.map(({ raws }) => raws[i])
 	const zero = ['s', { style: `left: ${at(0)}%` }]
-	return [['span', { class: 'track' }, lanes.map((pieces) => ['span', {}, at(0) > 0 ? [...pieces, zero] : pieces])],
+	return [['span', { class: 'track' }, lanes.map((pieces) => ['span', {}, [...pieces, zero]])],
 		['span', { class: 'amounts' }, amounts.map((value) => ['b', {}, plain(value, signOf(unit))])]]
 }
 
-function more(rest, fewer) {
-	const [act, label] = rest > 0 ? ['rows', `${exact(rest)} more`] : ['close', fewer]
-	return ['p', {}, label ? [button(act, 'plain', label)] : []]
-}
-
-function planRows(chart) {
-	const rows = [...chart.box.querySelectorAll('.bars li')]
-	chart.plan = {
-		count: rows.length,
-		slot: (n) => chart.order[n],
-		near: ({ target }) => +(target.closest('li')?.dataset.n ?? -1),
+function rowsPlan({ box }) {
+	const rows = [...box.querySelectorAll('.bars li')]
+	return {
+		near: ({ target }) => rows.indexOf(target.closest('li')),
 		mark: (n) => rows.forEach((row, i) => row.classList.toggle('on', i === n)),
-		place: (n) => below(rows[n], 20),
 	}
 }
 
 // --- Numbers: in time, the newest row is the figure
 
-const newest = ({ records }, time) => (time ? records.reduce((a, b) => (millis(b[time.name]) > millis(a[time.name]) ? b : a)) : records[0])
-
-function numberView(chart) {
-	const { metric, result, options: { before }, height } = chart
-	const [time, numbers] = [result.columns.find(isTime), result.columns.filter(isNumber)]
-	const [row, old] = [newest(result, time), before?.records[0] && newest(before, time)]
-	const parts = (column) => {
-		const [value, unit] = [row[column.name], unitOf(column, metric, numbers)]
-		if (!isNumber(column)) return [[['span', { dir: 'auto' }, cell(value, column)]], [], []]
-		const line = height > 100 ? spark(chart, column) : []
-		return [figure(chart, value, unit, numbers.length), old ? change(value, old[column.name], unit) : [], line]
-	}
-	const shown = numbers[0] ? result.columns.filter((column) => column !== time) : result.columns
-	const since = time && numbers[0] && row[time.name] ? ` · ${moment(millis(row[time.name]))}` : ''
-	const kinds = ['', 'change', 'spark']
-	return [['dl', { tabindex: 0 }, shown.map((column) => ['div', {}, [['dt', {}, words(column.name) + (isNumber(column) ? since : '')],
-		...parts(column).map((part, n) => ['dd', { class: kinds[n] }, part])]])]]
+function newest(records, time) {
+	const at = (row) => millis(row[time.name])
+	return time ? records.reduce((last, row) => (at(row) > at(last) ? row : last)) : records[0]
 }
 
-// Shrinks until it fits, and is shortened when that is too small to be read.
-function figure({ width, height }, value, unit, count) {
-	const [sign, caption] = [signOf(unit), captionOf(unit)]
-	const fits = (said) => (width - 12 - (caption ? measure(caption, 14) + 8 : 0)) / measure(said, 1, 620)
-	const [long, full] = [plain(value, sign), exact(value, sign)]
-	const isLong = fits(long) < 16 && isFinite(value)
-	const said = isLong ? amount(value, sign, { notation: abs(value) < 1e15 ? 'compact' : 'scientific', maximumSignificantDigits: 4 }) : long
-	const more = said === full ? {} : { tabindex: 0, 'data-full': exact(value, unit) }
-	const size = clamp(14, min(fits(said), height * 0.32, height / count / 1.9), 52)
-	return [['b', { tabindex: null, 'data-full': null, style: `font-size: ${size}px`, ...more }, said], ['small', {}, caption]]
+function numberView(chart) {
+	const { metric, result: { columns, records }, options: { before } } = chart
+	const time = columns.find(isTime)
+	const [row, old] = [newest(records, time), before?.records[0] && newest(before.records, time)]
+	const at = millis(row[time?.name])
+	const since = isFinite(at) ? ` · ${moment(at)}` : ''
+	const told = (column) => {
+		const [value, unit] = [row[column.name], unitOf(column, metric)]
+		return ['div', {}, [
+			['dt', {}, words(column.name) + since],
+			['dd', {}, figure(chart, value, unit)],
+			['dd', { class: 'change' }, old ? change(value, old[column.name], unit) : ''],
+			['dd', { class: 'spark' }, spark(chart, column)],
+		]]
+	}
+	return [['dl', { tabindex: 0 }, columns.filter(isNumber).map(told)]]
+}
+
+// Shrinks to fit (by its style), and is shortened when that would be too small to be read.
+function figure({ width }, value, unit) {
+	const sign = signOf(unit)
+	const long = plain(value, sign)
+	const said = long.length * 10 > width ? amount(value, sign, { notation: 'compact', maximumSignificantDigits: 4 }) : long
+	const full = said === exact(value, sign) ? null : exact(value, unit)
+	return [['b', { style: `--length: ${said.length}`, tabindex: full && '0', 'data-full': full }, said], ['small', {}, captionOf(unit)]]
 }
 
 function change(now, before, unit) {
 	const [a, b] = [number(now), number(before)]
-	if (a == null || b == null) return []
+	if (a == null || b == null) return ''
 	const signed = { signDisplay: 'exceptZero', maximumFractionDigits: 1 }
-	const by = unit === '%' ? `${amount(a - b, '', { ...signed, maximumFractionDigits: 3 })} points`
-		: b ? amount((a - b) / abs(b), '', { ...signed, style: 'percent' }) : amount(a, '', signed)
-	return [['span', {}, `${by} from ${plain(b, signOf(unit))} before`]]
+	const by = b ? amount((a - b) / abs(b), '', { ...signed, style: 'percent' }) : amount(a, '', signed)
+	return `${by} from ${plain(before, signOf(unit))} before`
 }
 
 function spark({ result, options }, column) {
-	const said = read({ ...result, columns: result.columns.filter((each) => each === column || isTime(each)) }, 'line')
+	const said = read(result, 'line')
 	if (!said?.timed || !said.x[1]) return []
-	const series = [{ ...fill(said.series[0], said.x.length), colour: 'c0' }]
-	const [low, high] = reach(series[0].values)
-	const y = between(low, high, 29, 3)
-	return [['svg', { viewBox: '0 0 100 32', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
-		lines({ said, series }, { at: said.x.map(between(...span(said, options), 1, 99)) }, { y, base: y(max(low, min(0, high))) })]]
+	const series = said.series.filter((each) => each.column === column).map((each) => ({ ...each, to: each.values, colour: 'c0' }))
+	const [at, y] = [between(...span(said.x, options), 1, 99), between(...reach(series), 29, 3)]
+	return [['svg', { viewBox: '0 0 100 32', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, lines({ said, series }, { at: said.x.map(at) }, { y })]]
 }
 
-// --- Tables: the first rows, and more as one scrolls
+// --- Tables
 
-function tableView({ result: { columns, records }, open }) {
-	const shown = records.slice(0, open || ROWS)
-	const kind = (column) => (isNumber(column) ? 'n' : column.type)
-	const head = columns.map((column) => ['th', { class: kind(column), scope: 'col' }, words(column.name)])
-	const line = (row) => ['tr', {}, columns.map((column) => {
-		const [said, all] = [cell(row[column.name], column), row[column.name]]
-		return ['td', { class: kind(column), dir: isText(column) ? 'auto' : null, title: isTime(column) && /\.\d/.test(all) ? all : null }, said]
-	})]
+function tableView(chart) {
+	const { columns, records } = chart.result
+	const head = columns.map(({ name, type }) => ['th', { class: type, scope: 'col' }, words(name)])
+	const line = (row) => ['tr', {}, columns.map((column) =>
+		['td', { class: column.type, dir: 'auto' }, cell(row[column.name], column)])]
 	return [['div', { class: 'rows', role: 'group', 'aria-label': 'Result', tabindex: 0 }, [
-		['table', {}, [['thead', {}, [['tr', {}, head]]], ['tbody', {}, shown.map(line)]]],
-		more(records.length - shown.length)]]]
-}
-
-function scrolled({ target: { scrollHeight, scrollTop, clientHeight } }, chart) {
-	const isNear = scrollHeight - scrollTop - clientHeight < 300
-	if (isNear && chart.box.querySelector('[data-act=rows]') && (chart.open || chart.kind === 'table')) redraw(chart, acts.rows(chart) && {})
+		['table', {}, [['thead', {}, [['tr', {}, head]]], ['tbody', {}, few(chart, records, ROWS).map(line)]]],
+		['p', {}, opener(chart, records, ROWS)]]]]
 }
 
 // --- Drawing into a box
 
 const charts = new WeakMap()
-const dirty = new Set()
-const views = { panels: panelsView, rows: rowsView, number: numberView, table: tableView }
+const kinds = { panels: [panelsView, plot], rows: [rowsView, rowsPlan], number: [numberView], table: [tableView] }
 const sizes = new ResizeObserver((entries) => {
-	for (const { target, contentRect: { width, height } } of entries) dirty.add(assign(charts.get(target), { width, height }))
-	render()
+	for (const { target, contentRect: { width, height } } of entries) render(assign(charts.get(target), { width, height }))
 })
 
 export function draw(box, metric, result, options = {}) {
 	if (!charts.has(box)) adopt(box)
-	redraw(charts.get(box), { metric, result, options })
+	render(assign(charts.get(box), { metric, result, options }))
 }
 
 function adopt(box) {
-	charts.set(box, { box, hidden: new Set(), limit: MOST, open: 0 })
+	charts.set(box, { box, hidden: new Set(), open: false })
 	box.classList.add('drawn')
-	for (const type in heard) box.addEventListener(type, (event) => heard[type](event, charts.get(box)), type === 'scroll')
+	for (const type in heard) box.addEventListener(type, (event) => heard[type](event, charts.get(box)))
 	sizes.observe(box)
 }
 
-function redraw(chart, changes) {
-	if (!dirty.size) requestAnimationFrame(render)
-	dirty.add(assign(chart, changes))
-}
-
-// Together, so that writing and measuring do not alternate.
-function render() {
-	const batch = [...dirty].filter(({ width, height, metric }) => width && height && metric)
-	dirty.clear()
-	batch.forEach(outline)
-	const measured = batch.map(({ box }) => [...box.querySelectorAll('.panels svg')].map((svg) => svg.getBoundingClientRect()))
-	batch.forEach((chart, i) => finish(chart, measured[i]))
-}
-
-function outline(chart) {
+function render(chart) {
+	if (!chart.width || !chart.height) return
 	const { box, result: { records, truncated } } = chart
-	const { kind } = chart
-	prepare(chart)
-	if (kind !== chart.kind) box.replaceChildren()
+	const [was, { kind, said }] = [chart.kind, assign(chart, prepare(chart))]
+	if (kind !== was) box.replaceChildren()
 	const notes = [!records[0] && 'No rows', truncated && `The first ${exact(records.length)} rows, there are more`,
-		chart.said?.dropped && `${exact(chart.said.dropped)} rows without a time are not drawn`]
-	const view = records[0] ? views[chart.kind](chart) : []
-	patch(box, [...view, ['p', { class: 'note' }, sentences(notes)], ['p', { class: 'unseen', 'aria-live': 'polite' }]])
+		said?.dropped && `${exact(said.dropped)} rows without a time are not drawn`]
+	const [view, planOf] = kinds[kind]
+	patch(box, [...(records[0] ? view(chart) : []), ['p', { class: 'note' }, sentences(notes)], ['p', { class: 'unseen', 'aria-live': 'polite' }]])
+	chart.plan = planOf?.(chart)
+	if (pointed === chart) chart.point < chart.order.length ? point(chart, chart.point) : unpoint()
 }
 
 function prepare(chart) {
 	const { metric: { chart: kind }, result, width } = chart
 	const said = /line|bar|stacked/.test(kind) ? read(result, kind) : null
-	assign(chart, { said, plan: null, kind: said ? 'panels' : kind === 'number' && result.records[0] ? 'number' : 'table' })
-	if (!said) return
-	chart.panels = panelsOf(chart)
-	if (kind === 'hbar' || (kind !== 'line' && !said.timed && !said.ordered && !hasRoom(said, width))) chart.kind = 'rows'
-}
-
-function finish(chart, measured) {
-	if (chart.kind === 'panels') plot(chart, measured)
-	if (chart.kind === 'rows') planRows(chart)
-	if (pointed !== chart) return
-	if (chart.point < chart.plan?.count) point(chart, chart.point)
-	else unpoint()
+	if (!said) return { said, order: [], kind: kind === 'number' && !result.columns.some(isText) ? 'number' : 'table' }
+	const isFull = !said.ordered && every(said.x, width - 60) > 1
+	const panels = panelsOf({ ...chart, said })
+	return { said, panels, order: [...said.x.keys()], kind: kind === 'hbar' || (kind !== 'line' && isFull) ? 'rows' : 'panels' }
 }
 
 // --- Tooltips: the same for mouse, touch and keys
 
-const tip = assign(document.createElement('div'), { className: 'tip', popover: 'manual', hidden: true, ariaHidden: 'true' })
+const tip = assign(document.createElement('div'), { className: 'tip', popover: 'manual', ariaHidden: 'true' })
+document.body.append(tip)
 let pointed
 
 export function unpoint() {
 	if (!pointed) return
 	pointed.plan?.mark()
 	pointed = pointed.point = null
-	tip.hidePopover?.()
-	tip.hidden = true
+	tip.hidePopover()
 }
 
-// All digits, but for zeros that say nothing.
-const precise = (raw, unit) => exact(typeof raw === 'string' ? raw.replace(/(\.\d\d\d*?)0+$/, '$1') : raw, unit)
-
-// Events at one time are told together.
-function entries({ panels, said }, i) {
-	const together = said.loose ? [...said.x.keys()].filter((other) => said.x[other] === said.x[i]) : [i]
+// Rows of one time are told together.
+function entries({ panels, said: { x } }, i) {
+	const together = [...x.keys()].filter((other) => x[other] === x[i])
 	return panels.flatMap(({ series, unit }) => {
 		const list = series.flatMap(({ name, colour, raws }) => together.filter((each) => raws[each] !== undefined)
-			.map((each) => ({ name, colour, value: precise(raws[each], unit) })))
-		return series[1]?.from ? [...list, { name: 'Total', colour: 'none', value: plain(sumAt({ series }, i), unit) }] : list
+			.map((each) => ({ name, colour, value: exact(raws[each], unit) })))
+		return series[1]?.from ? [...list, { name: 'Total', value: plain(total(series, i), unit) }] : list
 	})
 }
 
 function point(chart, n) {
 	if (pointed !== chart) unpoint()
 	pointed = assign(chart, { point: n })
-	const { plan, said } = chart
-	const all = entries(chart, plan.slot(n))
-	const list = all[24] ? [...all.slice(0, 20), { name: `${all.length - 20} more`, colour: 'none', value: '' }] : all
-	const title = said.label(plan.slot(n))
-	const line = ({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', { dir: 'auto' }, name], ['em', {}, value]]]
+	const { plan, said, order } = chart
+	const all = entries(chart, order[n])
+	const more = { name: `${all.length - 20} more`, value: '' }
+	const list = isLong(all, 20) ? [...all.slice(0, 20), more] : all
+	const title = said.label(order[n])
+	const line = ({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', {}, name], ['em', {}, value]]]
 	plan.mark(n)
-	tell([['b', { dir: 'auto' }, title], ...list.map(line)], plan.place(n))
+	tell([['b', {}, title], ...list.map(line)], chart.box.querySelector('.lit, .on .label'))
 	return `${title}: ${list.map(({ name, value }) => `${name} ${value}`).join(', ') || 'no value'}`
 }
 
-function tell(view, { x, top, bottom }) {
-	if (!tip.isConnected) document.body.append(tip)
+// Beside what it is about, where there is room.
+function tell(view, node) {
 	patch(tip, view)
-	tip.hidden = false
-	if (!tip.matches(':popover-open')) tip.showPopover?.()
+	tip.showPopover()
 	const { offsetWidth: width, offsetHeight: height } = tip
-	const left = x + 14 + width > innerWidth ? x - 14 - width : x + 14
-	const y = top + height > innerHeight ? bottom - height : top
-	const inside = (at, size, room) => `${max(8, min(at, room - size - 8))}px`
-	assign(tip.style, { left: inside(left, width, innerWidth), top: inside(y, height, innerHeight) })
-}
-
-function below(node, indent) {
-	const { left, top, bottom } = node.getBoundingClientRect()
-	return { x: left + indent, top: bottom + 5, bottom: top - 5 }
+	const { left, right, top } = node.getBoundingClientRect()
+	const x = right + 14 + width > innerWidth ? left - 14 - width : right + 14
+	assign(tip.style, { left: `${clamp(8, x, innerWidth - width - 8)}px`, top: `${clamp(8, top, innerHeight - height - 8)}px` })
 }
 
 // A label that is cut or a figure that is rounded, in full.
@@ -747,7 +611,7 @@ function tellAll(node) {
 	if (!node.dataset.full && said.scrollWidth <= said.clientWidth) return
 	unpoint()
 	pointed = {}
-	tell([['b', { dir: 'auto' }, node.dataset.full || said.textContent]], below(node, -14))
+	tell([['b', {}, node.dataset.full || said.textContent]], node)
 }
 
 function over(event, chart) {
@@ -758,33 +622,25 @@ function over(event, chart) {
 	else if (pointed !== chart || n !== chart.point) point(chart, n)
 }
 
-function focused({ target }) {
-	if (pointed && !pointed.box) unpoint()
-	if (target.matches('[data-full], .legend button')) tellAll(target)
-}
-
 function keyed(event, chart) {
 	if (!chart.plan || !event.target.matches('svg, .bars')) return
-	const [now, last] = [pointed === chart ? chart.point : null, chart.plan.count - 1]
-	const [on, back] = [now == null ? 0 : now + 1, now == null ? last : now - 1]
-	const next = { ArrowRight: on, ArrowDown: on, ArrowLeft: back, ArrowUp: back, Home: 0, End: last }[event.key]
-	if (next === undefined) return
+	const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key]
+	if (!step) return
+	const { order: { length }, point: now } = chart
+	const from = pointed === chart ? now : step > 0 ? -1 : length
 	event.preventDefault()
-	chart.box.querySelectorAll('.bars li')[clamp(0, next, last)]?.scrollIntoView({ block: 'nearest' })
-	write(chart.box.lastElementChild, point(chart, clamp(0, next, last)))
-}
-
-const acts = {
-	toggle: ({ hidden }, name) => hidden.delete(name) || hidden.add(name),
-	more: (chart) => { chart.limit += 40 },
-	fewer: (chart) => { chart.limit = MOST },
-	rows: (chart) => { chart.open = (chart.open || ROWS) + ROWS },
-	close: (chart) => { chart.open = 0 },
+	write(chart.box.lastElementChild, point(chart, clamp(0, from + step, length - 1)))
+	chart.box.querySelector('.lit, .on').scrollIntoView({ block: 'nearest' })
 }
 
 function clicked({ target }, chart) {
-	const { act, name } = target.closest('[data-act]')?.dataset || {}
-	if (act) redraw(chart, acts[act](chart, name) && {})
+	const button = target.closest('button')
+	if (!button) return
+	const { hidden, open } = chart
+	const name = button.textContent
+	if (!button.ariaPressed) chart.open = !open
+	else if (!hidden.delete(name)) hidden.add(name)
+	render(chart)
 }
 
 const heard = {
@@ -792,10 +648,9 @@ const heard = {
 	pointerdown: over,
 	pointerleave: ({ pointerType }) => pointerType === 'touch' || unpoint(),
 	keydown: keyed,
-	focusin: focused,
+	focusin: (event, chart) => (event.target.matches('svg, .bars') ? pointed === chart || unpoint() : over(event, chart)),
 	focusout: ({ relatedTarget }, { box }) => box.contains(relatedTarget) || unpoint(),
 	click: clicked,
-	scroll: scrolled,
 }
 addEventListener('keydown', ({ key }) => key === 'Escape' && unpoint(), true)
 addEventListener('scroll', () => pointed?.plan && point(pointed, pointed.point), { capture: true, passive: true })

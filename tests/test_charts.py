@@ -156,17 +156,13 @@ def test_two_hundred_names_are_horizontal_bars_the_largest_first(page: Any) -> N
     assert [int(text) for text in items.locator("b").all_inner_texts()] == values
 
 
-def test_a_table_has_all_rows_for_whoever_scrolls(page: Any) -> None:
+def test_a_table_has_all_rows_for_whoever_asks(page: Any) -> None:
     rows = [{"n": n} for n in range(1000)]
     box = show(page, "table", {"n": "int4"}, rows, truncated=True)
     expect(box.get_by_text("The first 1,000 rows, there are more.")).to_be_visible()
-    expect(box.get_by_role("button", name="800 more")).to_be_attached()
-    for _ in range(6):
-        box.get_by_role("group", name="Result").evaluate("(group) => group.scrollTo(0, group.scrollHeight)")
-        page.wait_for_timeout(50)
+    box.get_by_role("button", name="800 more").click()
+    expect(box.locator("tbody tr")).to_have_count(1000)
     expect(box.locator("tbody tr").last).to_have_text("999")
-    assert box.locator("tbody tr").count() == 1000
-    assert box.get_by_role("button").count() == 0
 
 
 def test_rows_that_cannot_be_placed_are_counted(page: Any) -> None:
@@ -217,7 +213,7 @@ def test_an_axis_spans_the_period_and_not_the_data(page: Any) -> None:
     ("unit", "columns", "axes"),
     [
         ("", {"revenue": 1_200_000, "orders": 25}, [["revenue"], ["orders"]]),
-        ("", {"price": "19.5", "orders": 25}, [["price"], ["orders"]]),
+        ("", {"price": "19.5", "orders": 325}, [["price"], ["orders"]]),
         (
             "USD",
             {"sales": "900.5", "cost_eur": "800.5", "margin_pct": "11.1"},
@@ -279,9 +275,9 @@ def test_a_legend_entry_hides_and_shows_its_series(page: Any) -> None:
         ("de-DE", "1234567.80", "EUR", "1.234.567,80 €"),
         ("en-US", "99.98712345", "%", "99.987%"),
         ("de-DE", "99.987", "%", "99,987 %"),
-        ("en-US", "0.00012345", "", "0.000123"),
-        ("en-US", 42, "hours", "42 hours"),
-        ("en-US", "33.3333333333333333", "parts", "33.33"),
+        ("en-US", "0.000123456", "", "0.00012346"),
+        ("en-US", 42, "hours", "42 hr"),
+        ("en-US", "33.3333333333333333", "parts", "33.333"),
         ("en-US", "9223372036854775807", "", "9,223,372,036,854,775,807"),
         ("en-US", "NaN", "", "NaN"),
     ],

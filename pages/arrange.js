@@ -1,81 +1,84 @@
 // Arranging is a mode: nothing is stored until it is done, because it is for everybody.
 
 import { api, explain, pathOf } from './api.js'
-import { $, notice, say } from './dom.js'
-import { arrange, bottom, clamp, compact, fill, neighbour, rows, sorted } from './places.js'
+import { $, notice } from './dom.js'
+import { arrange, bottom, clamp, fill, rowBeyond, sorted } from './places.js'
 import { all, part, tileOf, tiles } from './tiles.js'
 
-const { abs, ceil, floor, max, min, round } = Math
+const { ceil, floor, max, min, round } = Math
 const { assign } = Object
 
 const ROW = 32 // pixels
-const NARROWEST = { number: 170, other: 240 } // pixels
+
+// By what a tile shows: the narrowest in pixels, the lowest in rows, the tallest on a phone; and for tiles that nobody
+// has placed the height, how many stand in a row at most, and where: numbers come first and tables last.
+const SIZES = {
+	number: { narrowest: 170, lowest: 4, tallest: 5, h: 6, most: 4, y: -1e6 },
+	chart: { narrowest: 240, lowest: 7, tallest: 11, h: 9, most: 3, y: 1e6 },
+	table: { narrowest: 240, lowest: 7, tallest: 11, h: 10, most: 2, y: 2e6 },
+}
+
 const grid = $('grid')
-const screen = {}
+let screen = null // the breakpoint whose layouts hold, and how many columns it has
 let places = []
 let steps = null // while arranging, the places before each change
 let drag = null
 
+const sizeOf = ({ metric: { chart } }) => SIZES[chart] || SIZES.chart
 const placeOf = ({ id }) => places.find((item) => item.id === id)
-const stored = ({ metric }) => metric.layouts.find((item) => item.breakpoint === (screen.small ? 'lg' : screen.name))
-const isShown = ({ cell }) => !cell.hidden
+const stored = ({ metric }) => metric.layouts.find(({ breakpoint }) => breakpoint === screen.breakpoint)
 export const isArranging = () => !!steps || grid.ariaBusy === 'true'
 
 // --- Where everything goes
 
-// Where all of md is at x = 0, it was one column; react-grid-layout's own has ten.
 function measure() {
-	const md = all().flatMap(({ metric }) => metric.layouts.filter(({ breakpoint }) => breakpoint === 'md'))
-	const name = innerWidth < 640 ? 'sm' : innerWidth < 1000 && md[0] ? 'md' : 'lg'
-	const columns = { sm: 1, md: md.some(({ x }) => x) ? 10 : 1, lg: 12 }[name]
-	assign(screen, { name, columns, small: name === 'sm' })
+	if (innerWidth < 640) return { breakpoint: 'lg', columns: 1 }
+	const hasMd = all().some(({ metric }) => metric.layouts.some(({ breakpoint }) => breakpoint === 'md'))
+	return innerWidth < 1000 && hasMd ? { breakpoint: 'md', columns: 10 } : { breakpoint: 'lg', columns: 12 }
 }
 
-function narrowest(chart) {
-	const pixels = NARROWEST[chart] || NARROWEST.other
-	return min(screen.columns, ceil(screen.columns * pixels / max(pixels, grid.clientWidth)))
+function narrowest(size) {
+	return min(screen.columns, ceil(screen.columns * size.narrowest / max(size.narrowest, grid.clientWidth)))
 }
 
-// Numbers first and tables last, for tiles that nobody has placed.
-function unplaced(placed) {
+// In rows of as many as fit, the last as full as the others.
+function inRows(list, size) {
 	const { columns } = screen
-	const free = all().filter((tile) => isShown(tile) && !stored(tile))
-	const ids = (test) => free.filter(({ metric }) => test(metric.chart)).map(({ id }) => id)
-	const most = (wanted, chart) => min(wanted, floor(columns / narrowest(chart)))
-	const numbers = rows(ids((chart) => chart === 'number'), { columns, most: most(4, 'number'), y: 0, h: 6 })
-	const y = bottom(placed)
-	const charts = rows(ids((chart) => !['number', 'table'].includes(chart)), { columns, most: most(3), y, h: 9 })
-	const below = bottom([...charts, { y, h: 0 }])
-	const tables = rows(ids((chart) => chart === 'table'), { columns, most: most(2), y: below, h: 10 })
-	return { numbers, rest: [...charts, ...tables] }
+	const most = min(size.most, floor(columns / narrowest(size)))
+	const each = ceil(list.length / ceil(list.length / most))
+	return list.map(({ id }, n) => {
+		const [row, i] = [floor(n / each), n % each]
+		const share = columns / min(each, list.length - row * each)
+		const x = round(i * share)
+		return { id, x, y: size.y + row * size.h, w: round((i + 1) * share) - x, h: size.h }
+	})
 }
 
 function fit(item) {
-	const { columns, small } = screen
 	const tile = tiles.get(item.id)
-	const { chart } = tile.metric
-	const w = clamp(narrowest(chart), item.w, columns)
-	const hasFields = !part(tile, '.fields').hidden
-	const h = max(chart === 'number' ? 4 + 2 * hasFields : 7 + hasFields, item.h)
-	const most = !small ? Infinity : chart === 'number' ? 5 : 11
-	return { ...item, w, x: clamp(0, item.x, columns - w), h: min(h, most), static: !!item.static && !small }
+	const { columns } = screen
+	const size = sizeOf(tile)
+	const w = clamp(narrowest(size), item.w, columns)
+	const lowest = size.lowest + (part(tile, '.fields').hidden ? 0 : 2)
+	const h = max(lowest, columns > 1 ? item.h : min(item.h, size.tallest))
+	return { ...item, x: clamp(0, item.x, columns - w), w, h }
 }
 
 function wishes() {
-	const placed = all().filter((tile) => isShown(tile) && stored(tile)).map((tile) => ({ ...stored(tile), id: tile.id }))
-	const { numbers, rest } = unplaced(placed)
-	const lower = (item) => ({ ...item, y: item.y + bottom(numbers) })
-	return sorted([...numbers, ...[...placed, ...rest].map(lower)]).map(fit)
+	const list = all().filter(({ cell }) => !cell.hidden)
+	const placed = list.filter(stored).map((tile) => ({ ...stored(tile), id: tile.id }))
+	const free = list.filter((tile) => !stored(tile))
+	const rows = Object.values(SIZES).flatMap((size) => inRows(free.filter((tile) => sizeOf(tile) === size), size))
+	return sorted([...placed, ...rows]).map(fit)
 }
 
-function putAt({ style }, { x, y, w, h }) {
-	const share = 100 / screen.columns
-	style.cssText = `left:${x * share}%; width:${w * share}%; top:${y * ROW}px; height:${h * ROW}px`
-}
-
-function lay(next, held) {
+function lay(next) {
 	places = next
-	for (const item of next) if (item.id !== held) putAt(tiles.get(item.id).cell, item)
+	const share = 100 / screen.columns
+	for (const { id, x, y, w, h } of next) {
+		const { style } = tiles.get(id).cell
+		style.cssText = `left:${x * share}%; width:${w * share}%; top:${y * ROW}px; height:${h * ROW}px`
+	}
 	grid.style.height = `${bottom(next) * ROW}px`
 }
 
@@ -89,9 +92,9 @@ function order() {
 
 export function layOut() {
 	if (steps) return
-	measure()
-	$('arrange').hidden = screen.small
-	lay(fill(compact(wishes()), screen.columns))
+	screen = measure()
+	$('arrange').hidden = screen.columns === 1
+	lay(fill(wishes(), screen.columns))
 	order()
 }
 
@@ -101,16 +104,12 @@ function setMode(arranging) {
 	steps = arranging ? [] : null
 	document.body.classList.toggle('arranging', arranging)
 	$('undo').disabled = true
-	for (const { cell, id } of all()) {
-		cell.classList.toggle('movable', arranging && !placeOf({ id })?.static)
-		part({ cell }, 'section').tabIndex = arranging ? 0 : -1
-	}
+	for (const tile of all()) part(tile, 'section').tabIndex = arranging ? 0 : -1
 }
 
 export function begin() {
 	setMode(true)
 	$('done').focus()
-	say('Arranging. Tab to a tile; arrow keys move it, with Shift they resize it.')
 }
 
 export function undo() {
@@ -127,15 +126,16 @@ export function cancel() {
 
 function keep({ id, x, y, w, h }) {
 	const { metric } = tiles.get(id)
-	const rest = metric.layouts.filter((item) => item.breakpoint !== screen.name)
-	metric.layouts = [...rest, { breakpoint: screen.name, x, y, w, h, static: false }]
+	const { breakpoint } = screen
+	const rest = metric.layouts.filter((item) => item.breakpoint !== breakpoint)
+	metric.layouts = [...rest, { breakpoint, x, y, w, h, static: false }]
 	return () => api('PUT', `${pathOf(id)}/layouts`, metric.layouts)
 }
 
 // One after the other: all at once would want more connections than the service has.
 export async function done() {
 	const differs = (item) => ['x', 'y', 'w', 'h'].some((side) => stored(tiles.get(item.id))?.[side] !== item[side])
-	const stores = (steps.length ? places : []).filter((item) => !item.static && differs(item)).map(keep)
+	const stores = steps.length ? places.filter(differs).map(keep) : []
 	grid.ariaBusy = 'true'
 	cancel()
 	try {
@@ -154,65 +154,52 @@ function step(before) {
 
 // --- Moving, by pointer and by keys
 
-function nudge(from, item, { x = 0, y = 0, w = 0, h = 0 }, held) {
+function nudge(from, item, { x = 0, y = 0, w = 0, h = 0 }) {
 	const { columns } = screen
-	const wide = clamp(min(2, columns), item.w + w, columns - item.x)
+	const wide = clamp(2, item.w + w, columns - item.x)
 	const place = { x: clamp(0, item.x + x, columns - wide), y: max(0, item.y + y) }
-	lay(arrange(from, { ...item, ...place, w: wide, h: max(3, item.h + h) }), held)
-	return placeOf(item)
+	lay(arrange(from, { ...item, ...place, w: wide, h: max(3, item.h + h) }))
 }
 
 function grab({ button, target, pageX, pageY, pointerId }) {
-	if (button || drag || !target.closest('.movable :is(.head, .handle)')) return
 	const tile = tileOf(target)
+	if (!steps || button || drag || !tile || !target.closest('.head, .handle')) return
 	drag = { tile, resize: target.matches('.handle'), x: pageX, y: pageY, from: places, item: placeOf(tile) }
+	tile.cell.classList.add('held')
 	tile.cell.setPointerCapture(pointerId)
 }
 
-function pull(event) {
+function pull({ pageX, pageY }) {
 	if (!drag) return
-	const { tile: { id, cell }, from, item, resize } = drag
-	const [dx, dy] = [event.pageX - drag.x, event.pageY - drag.y]
-	if (!drag.begun && abs(dx) + abs(dy) < 4) return
-	drag.begun = true
-	cell.classList.add('held')
-	const wide = grid.clientWidth / screen.columns
-	const [x, y] = [round(dx / wide), round(dy / ROW)]
-	if (resize) assign(cell.style, { width: `${item.w * wide + dx}px`, height: `${item.h * ROW + dy}px` })
-	else cell.style.transform = `translate(${dx}px, ${dy}px)`
-	putAt($('ghost'), nudge(from, item, resize ? { w: x, h: y } : { x, y }, id))
-	if (event.clientY > innerHeight - 48) scrollBy(0, 14)
+	const x = round((pageX - drag.x) / grid.clientWidth * screen.columns)
+	const y = round((pageY - drag.y) / ROW)
+	nudge(drag.from, drag.item, drag.resize ? { w: x, h: y } : { x, y })
 }
 
-function release(keep) {
-	const { tile, from, begun } = drag || {}
+function release(keeping) {
+	if (!drag) return
+	const { tile, from } = drag
 	drag = null
-	if (!begun) return
 	tile.cell.classList.remove('held')
-	lay(keep ? places : from)
-	if (keep) step(from)
+	if (keeping) step(from)
+	else lay(from)
 	part(tile, 'section').focus()
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }
 
 // Up and down pass a neighbour: nothing floats, so one row is no place.
-function moveKeys({ key, shiftKey }, tile) {
-	const [dx, dy] = ARROWS[key]
-	const [from, item] = [places, placeOf(tile)]
-	const next = neighbour(places, item, dy)
-	const y = next ? next.y - item.y + (dy > 0 && next.h - item.h) : 0
-	const now = nudge(from, item, shiftKey ? { w: dx, h: dy } : { x: dx, y: dy && y })
-	step(from)
-	say(`Column ${now.x + 1}, row ${now.y + 1}, ${now.w} wide, ${now.h} high`)
-}
-
 function pressed(event) {
 	if (event.key === 'Escape') release()
 	const tile = steps && tileOf(event.target)
-	if (!tile || !(event.key in ARROWS) || !tile.cell.matches('.movable')) return
+	const [dx, dy] = ARROWS[event.key] || []
+	if (!tile || dx === undefined) return
 	event.preventDefault()
-	moveKeys(event, tile)
+	const [from, item] = [places, placeOf(tile)]
+	nudge(from, item, event.shiftKey ? { w: dx, h: dy } : { x: dx, y: dy && rowBeyond(from, item, dy) - item.y })
+	step(from)
+	const { x, y, w, h } = placeOf(tile)
+	notice(`Column ${x + 1}, row ${y + 1}, ${w} wide, ${h} high`)
 }
 
 assign(grid, { onpointerdown: grab, onpointermove: pull })

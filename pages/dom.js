@@ -4,9 +4,6 @@ import { sentences, write } from './charts.js'
 
 export const $ = (id) => document.getElementById(id)
 
-// To a screen reader only.
-export const say = (text) => write($('spoken'), text)
-
 export function notice(...parts) {
 	write($('notice'), sentences(parts))
 	clearTimeout(notice.timer)

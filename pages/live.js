@@ -2,54 +2,45 @@
 
 import { api, authorization, hasToken, pathOf } from './api.js'
 import { parse } from './charts.js'
-import { $, notice } from './dom.js'
+import { $ } from './dom.js'
 import { sent } from './fields.js'
-import { before, isOfPeriod, periodParams, spanOf } from './period.js'
-import { accept, all, keyOf, kindOf, redraw, tiles } from './tiles.js'
+import { before, ownParameters, periodParams, spanOf } from './period.js'
+import { askAgain } from './signin.js'
+import { accept, all, isWaiting, keyOf, kindOf, redraw, tiles } from './tiles.js'
 import { view } from './view.js'
 
-const MOST = 200 // subscriptions of one socket
 const SLOWEST = 30 // seconds between two tries to connect
 
 let socket = null
 let tries = 0
 let timer
-let refused // called with why the socket was closed: refused or scope
-let lost // called when a metric is gone or cannot be worked out
-let running = false
 
-const isConnecting = () => socket?.readyState === WebSocket.CONNECTING
 const isOpen = () => socket?.readyState === WebSocket.OPEN
 const send = (message) => socket.send(JSON.stringify(message))
-const isWaiting = ({ fault, missing }) => !!fault || missing.length > 0
 
-export const { dataset: shown } = $('state')
-export const whenClosed = (listener) => { refused = listener }
-export const whenLost = (listener) => { lost = listener }
+export const setState = (state) => { $('state').dataset.state = state }
 
 // --- What each is asked for
 
 function paramsOf({ id, metric }) {
 	const params = periodParams(metric, spanOf(view))
 	const missing = []
-	for (const parameter of metric.parameters.filter((each) => !isOfPeriod(each))) {
-		const value = view.values[keyOf({ id }, parameter)]
+	for (const parameter of ownParameters(metric)) {
+		const value = view[keyOf({ id }, parameter)]
 		if (value) params[parameter.name] = sent(value, parameter.type)
 		else if (parameter.required) missing.push(parameter)
 	}
 	return { params, missing }
 }
 
-// With every, those too that are asked for what they were asked for before.
-export function ask(every) {
+export function ask() {
 	for (const tile of all()) {
 		const { params, missing } = paramsOf(tile)
 		const key = JSON.stringify(params)
-		if (key === tile.key && !every && missing.length === tile.missing.length) continue
-		if (key !== tile.key) unsubscribe(tile)
-		const other = key !== tile.key && { key, etag: null, busy: true, problem: null, previous: null }
-		redraw(tile, { params, missing, ...other })
-		if (running && !isConnecting()) refresh(tile)
+		if (key === tile.key && missing.length === tile.missing.length) continue
+		unsubscribe(tile)
+		redraw(tile, { params, missing, key, etag: null, busy: true, problem: null, previous: null })
+		if (socket?.readyState !== WebSocket.CONNECTING) refresh(tile)
 	}
 }
 
@@ -61,21 +52,18 @@ async function load(tile) {
 	if (tile.key === key) take(tile, answer)
 }
 
-// A number is compared with the period before, where the metric can be asked for it.
+// A number is compared with the period before.
 async function loadPrevious(tile) {
-	const span = spanOf(view)
-	const names = tile.metric.parameters.map(({ name }) => name)
-	const earlier = span && names.includes('start_date') && names.includes('end_date') && before(span)
+	const { id, metric, key, params } = tile
+	const earlier = before(metric, spanOf(view))
 	if (!earlier || kindOf(tile) !== 'number') return
-	const { key } = tile
-	const query = new URLSearchParams({ ...tile.params, ...periodParams(tile.metric, earlier) })
-	const answer = await api('GET', `${pathOf(tile.id)}?${query}`).catch(() => null)
+	const query = queryOf({ params: { ...params, ...periodParams(metric, earlier) } })
+	const answer = await api('GET', `${pathOf(id)}?${query}`).catch(() => null)
 	if (answer && tile.key === key) redraw(tile, { previous: answer.data })
 }
 
 function take(tile, answer) {
 	accept(tile, answer)
-	if ([404, 500].includes(answer.problem?.status)) lost()
 	if (!answer.problem && !tile.previous) loadPrevious(tile)
 }
 
@@ -88,29 +76,25 @@ export function unsubscribe(tile) {
 
 export function refresh(tile) {
 	if (isWaiting(tile)) return unsubscribe(tile)
-	const room = tile.asked || all().filter(({ asked }) => asked).length < MOST
-	if (!isOpen() || !room) return load(tile)
+	if (!isOpen()) return load(tile)
 	tile.asked = tile.params
 	send({ type: 'subscribe', id: tile.id, params: tile.params })
 }
 
-function hear(message) {
-	const { id, params, etag, result } = message
+function hear({ id, params, etag, result, ...problem }) {
 	const tile = tiles.get(id)
 	tries = 0
-	if (!id) notice(message.title, message.detail)
-	if (JSON.stringify(params) === tile?.key) take(tile, { etag, data: result, problem: !result && message })
+	if (tile?.key === JSON.stringify(params)) take(tile, result ? { etag, data: result } : { problem })
 }
 
 export function connect() {
 	clearTimeout(timer)
-	running = true
 	if (socket) return
 	socket = new WebSocket(new URL('live', location.origin.replace('http', 'ws') + location.pathname))
 	socket.onopen = () => {
 		if (hasToken()) send(authorization())
-		shown.state = 'live'
-		ask(true)
+		setState('live')
+		all().forEach(refresh)
 	}
 	socket.onmessage = ({ data }) => hear(parse(data))
 	socket.onclose = disconnected
@@ -119,9 +103,9 @@ export function connect() {
 function disconnected({ code }) {
 	socket = null
 	for (const tile of all()) tile.asked = null
-	const why = { 4401: 'refused', 4403: 'scope' }[code]
-	shown.state = why ? 'off' : 'down'
-	if (why) return refused(why)
+	const refused = code === 4401 || code === 4403
+	setState(refused ? 'off' : 'down')
+	if (refused) return askAgain('refused')
 	const seconds = Math.min(SLOWEST, 2 ** tries++) * (0.5 + Math.random()) // jitter, or all pages return at once
 	timer = setTimeout(connect, seconds * 1000)
 	for (const tile of all()) if (!isWaiting(tile) && (!tile.result || tile.busy)) load(tile)
@@ -129,13 +113,12 @@ function disconnected({ code }) {
 
 // With another token, or the same one renewed.
 export function reconnect() {
-	if (!isOpen()) return running && connect()
-	send(authorization())
-	ask(true)
+	if (isOpen()) send(authorization())
+	else connect()
 }
 
 export function poll() {
-	if (document.hidden || !running) return
+	if (document.hidden) return
 	ask()
 	for (const tile of all().filter((each) => !isWaiting(each))) {
 		if (!tile.asked || tile.problem) refresh(tile)

@@ -2,25 +2,18 @@
 
 import { api, download, explain, hasToken, inFull, pathOf } from './api.js'
 import { begin, cancel, done, isArranging, layOut, undo } from './arrange.js'
-import { unpoint, write } from './charts.js'
-import { $, notice, say } from './dom.js'
-import { learnEnums } from './fields.js'
-import { ask, connect, poll, queryOf, reconnect, refresh, shown, unsubscribe, whenClosed, whenLost } from './live.js'
-import { close, editSql, keep, makeTile, preview, showDefinition, whenKept } from './maker.js'
-import { askAgain, isAsking, mayWrite, whenSignedIn } from './signin.js'
-import {
-	add, all, fieldsInto, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf,
-} from './tiles.js'
+import { write } from './charts.js'
+import { $, notice } from './dom.js'
+import { learnLabels } from './fields.js'
+import { ask, connect, poll, queryOf, reconnect, refresh, setState, unsubscribe } from './live.js'
+import { close, keep, makeTile, preview, showDefinition } from './maker.js'
+import { mayWrite, whenSignedIn } from './signin.js'
+import { add, all, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf } from './tiles.js'
 import { look, readUrl, view, whenLooking } from './view.js'
 
 const EVERY = { list: 15, poll: 30 } // seconds
-const MANY = 8 // tiles, from which on one wants to find them
 
 // --- What one looks at
-
-function showTheme() {
-	document.documentElement.dataset.theme = view.theme
-}
 
 function flipTheme() {
 	const dark = matchMedia('(prefers-color-scheme: dark)').matches
@@ -28,52 +21,51 @@ function flipTheme() {
 	look({ theme: now === 'dark' ? 'light' : 'dark' })
 }
 
-function showPeriod() {
-	for (const id of ['period', 'from', 'to', 'find']) if ($(id) !== document.activeElement) $(id).value = view[id]
+function showHeader() {
+	document.documentElement.dataset.theme = view.theme || ''
+	for (const id of ['period', 'from', 'to', 'find']) if ($(id) !== document.activeElement) $(id).value = view[id] || ''
 	$('custom').hidden = view.period !== 'custom'
-	$('to').min = $('custom').hidden ? '' : view.from
+	$('to').min = view.from || ''
 }
 
 function choosePeriod() {
 	const [period, from, to] = ['period', 'from', 'to'].map((id) => $(id).value)
-	if ($('to').reportValidity()) look({ period, from, to })
+	if ($('custom').hidden || $('to').reportValidity()) look({ period, from, to })
 }
 
 function findTiles() {
-	const wanted = view.find.toLowerCase().split(/\s+/).filter(Boolean)
-	let found = 0
+	const wanted = (view.find || '').toLowerCase().split(/\s+/)
 	for (const tile of all()) {
 		const text = summaryOf(tile).toLowerCase()
 		tile.cell.hidden = tile.id !== view.tile && !wanted.every((word) => text.includes(word))
-		found += !tile.cell.hidden
 	}
-	$('finding').hidden = all().length <= MANY && !view.find
-	$('none').hidden = found > 0 || !known.begun
+	$('none').hidden = !shownList || all().some(({ cell }) => !cell.hidden)
 	const nothing = 'No metrics yet. Make a tile, or put an SQL file into the queries directory.'
 	write($('none'), all().length ? `No tile’s title or description has “${view.find}”.` : nothing)
 }
 
-function showAll(fresh) {
-	showTheme()
-	showPeriod()
-	const common = shareParameters()
-	fieldsInto($('shared'), common.map(({ id, parameter }) => [id, parameter.name, parameter]), fresh)
+function showAll() {
+	showHeader()
+	shareParameters()
 	for (const tile of all()) {
-		showFields(tile, fresh)
+		showFields(tile)
 		redraw(tile)
 	}
-	findTiles()
-	layOut()
+	showFound()
 	showOpened()
 	ask()
 }
 
-whenLooking((change) => {
-	const [name, more] = Object.keys(change)
-	if (name === 'tile' && !more) return showOpened()
-	if (name !== 'find') return showAll()
+function showFound() {
 	findTiles()
 	layOut()
+}
+
+whenLooking((change) => {
+	const [name, more] = Object.keys(change)
+	if (more || !['tile', 'find'].includes(name)) showAll()
+	else if (name === 'find') showFound()
+	else showOpened()
 })
 
 // --- A tile as large as the window
@@ -86,7 +78,7 @@ function showOpened() {
 		other.cell.classList.toggle('open', other === tile)
 		other.cell.inert = !!tile && other !== tile
 	}
-	for (const node of document.querySelectorAll('body > header, #banner, #auth')) node.inert = !!tile
+	for (const node of document.querySelectorAll('body > header, body > .bar')) node.inert = !!tile
 	document.body.classList.toggle('opened', !!tile)
 	if (tile === opened) return
 	const focused = tile || opened
@@ -96,15 +88,9 @@ function showOpened() {
 
 // --- The list of metrics
 
-const known = { begun: false, text: '' }
+let shownList = ''
 
-// What is named here is no longer in the list because it does not compile, or because it is gone.
-async function faultOf(id) {
-	const { data } = await api('GET', `${pathOf(id)}/definition`).catch(() => ({}))
-	return data?.fault ? data : null
-}
-
-// Ids of what does not compile; the list has none of them.
+// Ids of what does not compile, which the list has not; and whether a model reads prompts.
 async function readHealth() {
 	const answer = await fetch('health/ready', { cache: 'no-store' }).catch(() => null)
 	const { checks = {} } = (await answer?.json().catch(() => null)) || {}
@@ -112,37 +98,28 @@ async function readHealth() {
 	return (checks['metrics:files'] || []).map(({ componentId }) => componentId).filter(Boolean)
 }
 
-async function broken(listed) {
+// What does not compile, as it was when it was last seen.
+async function readBroken(listed) {
 	const names = new Set([...await readHealth(), ...tiles.keys()])
 	for (const { id } of listed) names.delete(id)
-	const faults = await Promise.all([...names].map(faultOf))
-	return faults.filter(Boolean)
+	const reading = [...names].map((id) => api('GET', `${pathOf(id)}/definition`).catch(() => ({})))
+	const definitions = (await Promise.all(reading)).map(({ data }) => data).filter((data) => data?.fault)
+	return definitions.map((data) => ({ unit: '', chart: 'bar', layouts: [], ...tiles.get(data.id)?.metric, ...data }))
 }
-
-// As it was when it was last seen.
-const asMetric = (definition) =>
-	({ unit: '', chart: 'bar', layouts: [], ...tiles.get(definition.id)?.metric, ...definition })
 
 function drop(tile) {
 	unsubscribe(tile)
 	remove(tile)
 }
 
-function merge(metrics, faults) {
-	const listed = new Map([...metrics, ...faults.map(asMetric)].map((metric) => [metric.id, metric]))
-	for (const tile of all()) if (!listed.has(tile.id)) drop(tile)
-	for (const metric of listed.values()) {
+function showList(metrics) {
+	const ids = new Set(metrics.map(({ id }) => id))
+	for (const tile of all()) if (!ids.has(tile.id)) drop(tile)
+	for (const metric of metrics) {
 		const tile = tiles.get(metric.id) || add(metric)
-		const fault = faults.find(({ id }) => id === metric.id) || null
-		const mended = tile.fault && !fault
-		redraw(tile, { metric, fault, ...(mended && { key: null, problem: null, busy: true }) })
-		if (fault) unsubscribe(tile)
+		const isOther = !tile.metric.fault !== !metric.fault // broken or mended: asked anew
+		redraw(tile, { metric, ...(isOther && { key: null }) })
 	}
-}
-
-function showList(metrics, faults) {
-	merge(metrics, faults)
-	known.begun = true
 	connect()
 	showAll()
 }
@@ -151,13 +128,11 @@ async function readList() {
 	const { data } = await api('GET', 'metrics')
 	const text = JSON.stringify(data)
 	write($('banner'))
-	if (text === known.text || isArranging()) return
-	const first = !tiles.size
-	known.text = text
-	if (first) showList(data.metrics, []) // whatever else has to be asked for
-	const faults = await broken(data.metrics)
-	if (!first || faults.length) showList(data.metrics, faults)
-	if (await learnEnums(data.metrics).catch(() => false)) showAll(true)
+	if (text === shownList || isArranging()) return
+	shownList = text
+	if (!tiles.size) showList(data.metrics) // whatever else has to be asked for
+	const [broken] = await Promise.all([readBroken(data.metrics), learnLabels(data.metrics).catch(() => null)])
+	showList([...data.metrics, ...broken])
 }
 
 async function list(always) {
@@ -165,34 +140,32 @@ async function list(always) {
 	try {
 		await readList()
 	} catch (problem) {
-		if (!known.begun) shown.state = 'off'
+		if (!shownList) setState('off')
 		write($('banner'), problem.status !== 401 && explain(problem))
 	}
 }
 
-// --- Signing in
-
-whenClosed(askAgain)
-whenLost(() => list())
 whenSignedIn(() => {
 	reconnect()
-	known.text = ''
 	list(true)
 })
 
 // --- What a tile's menu does
 
-async function confirmed(box, tile) {
-	write(box.querySelector('b'), titleOf(tile))
-	box.returnValue = ''
-	box.showModal()
-	return new Promise((resolve) => { box.onclose = () => resolve(box.returnValue) })
-}
-
 async function change(...request) {
 	const answer = await api(...request).catch((problem) => notice('Not changed', inFull(problem)))
 	list(true)
 	return !!answer
+}
+
+function rename(tile) {
+	const title = prompt('New title', titleOf(tile))
+	if (title) change('PATCH', pathOf(tile.id), { title, version: tile.metric.version })
+}
+
+async function deleteMetric(tile) {
+	if (!confirm(`Delete “${titleOf(tile)}”?\n\nThe metric and its query go, for everybody. This cannot be undone.`)) return
+	if (await change('DELETE', `${pathOf(tile.id)}?version=${tile.metric.version}`)) drop(tile)
 }
 
 async function saveCsv(tile) {
@@ -209,21 +182,14 @@ async function saveCsv(tile) {
 
 const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`
 
-function curlOf(tile) {
-	const query = queryOf(tile)
-	const url = new URL(pathOf(tile.id) + (query && `?${query}`), location.origin + location.pathname)
-	return `curl ${shellQuoted(url.href)}${hasToken() ? ' -H "Authorization: Bearer $TOKEN"' : ''}`
-}
-
-// Without https there is no clipboard, and the text is shown instead.
-async function copy(text) {
+async function copyCurl(tile) {
+	const url = new URL(`${pathOf(tile.id)}?${queryOf(tile)}`, location.origin + location.pathname)
+	const text = `curl ${shellQuoted(url.href)}${hasToken() ? ' -H "Authorization: Bearer $TOKEN"' : ''}`
 	try {
 		await navigator.clipboard.writeText(text)
 		notice('Copied', text)
 	} catch {
-		$('copied').value = text
-		$('copying').showModal()
-		$('copied').select()
+		prompt('Copy this', text) // without https there is no clipboard
 	}
 }
 
@@ -231,30 +197,22 @@ const actions = {
 	theme: flipTheme,
 	make: makeTile,
 	close,
-	editSql,
 	arrange: begin,
 	undo,
 	done,
 	cancel,
 	open: (tile) => look({ tile: tile.id }),
 	shut: () => look({ tile: '' }),
-	retry: (tile) => { redraw(tile, { problem: null, busy: true }); refresh(tile) },
+	retry(tile) {
+		redraw(tile, { problem: null, busy: true })
+		refresh(tile)
+	},
 	csv: saveCsv,
-	curl: (tile) => copy(curlOf(tile)),
+	curl: copyCurl,
 	definition: (tile) => showDefinition(tile, mayWrite()).catch((problem) => notice(explain(problem))),
-	as(tile, { dataset: { as } }) {
-		unpoint()
-		look({ as: { ...view.as, [tile.id]: as } })
-	},
-	async rename(tile) {
-		$('name').value = titleOf(tile)
-		if (!await confirmed($('renaming'), tile)) return
-		change('PATCH', pathOf(tile.id), { title: $('name').value, version: tile.metric.version })
-	},
-	async delete(tile) {
-		if (!await confirmed($('deleting'), tile)) return
-		if (await change('DELETE', `${pathOf(tile.id)}?version=${tile.metric.version}`)) drop(tile)
-	},
+	as: (tile, button) => look({ [`as.${tile.id}`]: button.dataset.as }),
+	rename,
+	delete: deleteMetric,
 }
 
 function clicked({ target }) {
@@ -267,58 +225,44 @@ function clicked({ target }) {
 function escaped({ key, defaultPrevented }) {
 	if (key !== 'Escape' || defaultPrevented || document.querySelector('dialog[open]')) return
 	const menu = document.querySelector('.menu[open]')
-	unpoint()
 	if (menu) {
 		menu.open = false
 		menu.querySelector('summary').focus()
 	} else if (view.tile) look({ tile: '' })
 }
 
-function moveInMenu(event) {
-	const step = { ArrowDown: 1, ArrowUp: -1 }[event.key]
-	const menu = step && event.target.closest('.menu')
-	if (!menu) return
-	event.preventDefault()
-	menu.open = true
-	const items = [...menu.querySelectorAll('.items button')].filter((item) => item.checkVisibility())
-	const at = items.indexOf(document.activeElement)
-	items[(at + step + items.length) % items.length].focus()
-}
-
-function seen() {
-	list()
-	poll()
-	if (known.begun && !isAsking()) connect()
-}
-
-async function showKept(id) {
+async function keepTile() {
+	const id = await keep()
+	if (!id) return
 	await list(true)
 	const tile = tiles.get(id)
 	if (!tile) return
 	tile.cell.scrollIntoView({ block: 'nearest' })
 	part(tile, 'section').focus()
-	say(`${titleOf(tile)} is on the dashboard`)
 }
 
-whenKept(showKept)
+function onSubmit(id, act) {
+	$(id).addEventListener('submit', (event) => {
+		event.preventDefault()
+		act()
+	})
+}
 
-const forms = { make: preview, keeping: keep }
-document.addEventListener('submit', (event) => {
-	const submit = forms[event.target.id]
-	if (!submit) return
-	event.preventDefault()
-	submit()
-})
+function refreshAll() {
+	list()
+	poll()
+}
+
+onSubmit('make', preview)
+onSubmit('keeping', keepTile)
 document.addEventListener('click', clicked)
 document.addEventListener('keydown', escaped)
-document.addEventListener('keydown', moveInMenu)
-document.addEventListener('visibilitychange', seen)
-window.addEventListener('online', seen)
+document.addEventListener('visibilitychange', refreshAll)
+window.addEventListener('online', refreshAll)
 for (const id of ['period', 'custom']) $(id).addEventListener('change', choosePeriod)
 $('find').addEventListener('input', () => look({ find: $('find').value.trim() }))
 readUrl() // that one came back from signing in to
-showTheme()
-showPeriod()
+showHeader()
 list(true)
 setInterval(list, EVERY.list * 1000)
 setInterval(poll, EVERY.poll * 1000)

@@ -15,8 +15,7 @@ let signedIn // called whenever there is another token
 const TEXTS = {
 	wanted: 'Sign in to see the numbers.',
 	ended: 'Your sign-in has ended. Sign in again; what is shown stays until then.',
-	refused: 'The service does not accept your sign-in. Ask for access, or sign out and sign in as somebody else.',
-	scope: 'You are signed in, but may not read here. Ask for access, or sign out and sign in as somebody else.',
+	refused: 'The service does not accept this sign-in, or not for reading. Ask for access, or sign in as somebody else.',
 	down: 'The sign-in page cannot be reached at the moment. Try again in a while.',
 	foreign: 'That sign-in was not begun in this tab, so it does not count. Sign in again.',
 	late: 'That sign-in took too long or was used before. Sign in again.',
@@ -25,7 +24,6 @@ const TEXTS = {
 
 // The service decides; this is for what the page offers.
 export const mayWrite = () => !access || access.scopes.every((scope) => session.scopes?.includes(scope))
-export const isAsking = () => $('auth').open || !$('signin').hidden
 export const whenSignedIn = (listener) => { signedIn = listener }
 
 // --- Tokens
@@ -33,7 +31,7 @@ export const whenSignedIn = (listener) => { signedIn = listener }
 function claimsOf(token) {
 	try {
 		const [, payload] = token.replaceAll('-', '+').replaceAll('_', '/').split('.')
-		return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(payload), (char) => char.charCodeAt(0))))
+		return JSON.parse(atob(payload))
 	} catch {
 		return {}
 	}
@@ -43,7 +41,6 @@ function take(token) {
 	session.scopes = `${claimsOf(token).scope ?? ''}`.split(' ')
 	useToken(token)
 	$('signin').hidden = true
-	$('auth').open = false
 	show()
 	signedIn?.()
 }
@@ -56,23 +53,18 @@ function show() {
 
 function ask(text) {
 	write($('entry'), text)
-	write($('enter'), token_endpoint ? 'Sign in' : 'Try again')
+	write($('enter'), client_id ? token_endpoint ? 'Sign in' : 'Try again' : 'Use token')
+	$('pasting').hidden = !!client_id
+	$('token').required = !client_id
 	$('signin').hidden = false
 }
 
-function askToken(why) {
-	$('auth').dataset.why = why
-	Object.assign($('auth'), { hidden: false, open: true })
-	$('token').focus()
-}
-
-// Why: no token is there (wanted), or the service does not take it (refused), or not for reading (scope).
+// Why: no token is there (wanted), or the service does not take it (refused).
 export function askAgain(why) {
-	if (isAsking()) return
-	if (!client_id) return askToken(why)
-	const over = Date.now() >= session.until // the clock of a laptop that slept stood still, and nothing was renewed
-	if (why === 'refused' && over) return session.refresh ? renew() : ask(TEXTS.ended)
-	ask(TEXTS[token_endpoint ? why : 'down'])
+	if (!$('signin').hidden) return
+	// The clock of a laptop that slept stood still, and nothing was renewed.
+	if (Date.now() >= session.until) renew()
+	else ask(TEXTS[client_id && !token_endpoint ? 'down' : why])
 }
 
 // --- Signing in
@@ -86,15 +78,11 @@ function addressOf(endpoint, params) {
 	return url
 }
 
-// A browser's own page about a server that is down would be in the place of the numbers.
-async function reach() {
-	await fetch(token_endpoint, { mode: 'no-cors', signal: AbortSignal.timeout(5000) }).catch(() => fail(TEXTS.down))
-}
-
 async function signIn(prompt) {
 	if (!token_endpoint) return location.reload()
 	if (!crypto.subtle) fail(TEXTS.plain)
-	await reach()
+	// A browser's own page about a server that is down would be in the place of the numbers.
+	await fetch(token_endpoint, { mode: 'no-cors', signal: AbortSignal.timeout(5000) }).catch(() => fail(TEXTS.down))
 	const [state, nonce, verifier] = [random(), random(), random()]
 	const challenge = new Uint8Array(await crypto.subtle.digest('SHA-256', new TextEncoder().encode(verifier)))
 	sessionStorage.setItem('signing-in', JSON.stringify({ state, nonce, verifier, where: location.href }))
@@ -112,7 +100,7 @@ function takeAnswer() {
 	if (!answer.state || !(answer.code || answer.error)) return
 	history.replaceState(null, '', begun.where ?? home)
 	if (begun.state !== answer.state) fail(TEXTS.foreign)
-	if (/^(login|interaction|consent|account_selection)_required$/.test(answer.error)) fail(TEXTS.wanted)
+	if (/_required$/.test(answer.error)) fail(TEXTS.wanted) // there is nobody whom the provider knows
 	if (answer.error) fail(`The provider did not sign you in: ${answer.error_description || words(answer.error)}.`)
 	return { ...begun, code: answer.code }
 }
@@ -133,32 +121,31 @@ async function redeem({ code, verifier, nonce }) {
 	const claims = claimsOf(tokens.id_token ?? '')
 	// Its signature need not be checked: it came from the token endpoint itself (OpenID Connect Core 1.0, 3.1.3.7).
 	if (claims.nonce !== nonce || claims.iss !== issuer || ![claims.aud].flat().includes(client_id)) fail(TEXTS.foreign)
-	$('signout').title = `Signed in as ${claims.name ?? claims.email ?? claims.sub}`
 	adopt(tokens)
 }
 
-function adopt({ access_token, refresh_token = session.refresh, id_token = session.id, expires_in }) {
-	const seconds = expires_in ?? claimsOf(access_token).exp - Date.now() / 1000
-	const [soon, most] = [refresh_token ? Math.max(seconds * 0.75, seconds - 60) : seconds, 2 ** 31 - 1] // what a timer takes
-	clearTimeout(session.timer)
-	Object.assign(session, { refresh: refresh_token, id: id_token, until: Date.now() + seconds * 1000 })
-	session.timer = setTimeout(renew, Math.min(soon * 1000, most))
+function adopt({ access_token, refresh_token = session.refresh, id_token = session.id, expires_in = 3600 }) {
+	const soon = expires_in * (refresh_token ? 750 : 1000)
+	Object.assign(session, { refresh: refresh_token, id: id_token, until: Date.now() + expires_in * 1000 })
+	renewIn(Math.min(soon, 2 ** 31 - 1)) // what a timer takes
 	sessionStorage.setItem('signed-in', 'yes')
 	take(access_token)
 }
 
-async function renew() {
+function renewIn(milliseconds) {
 	clearTimeout(session.timer)
+	session.timer = setTimeout(renew, milliseconds)
+}
+
+async function renew() {
 	if (!session.refresh) return ask(TEXTS.ended)
 	if (session.renewing) return
 	session.renewing = true
 	try {
 		adopt(await fetchTokens({ grant_type: 'refresh_token', refresh_token: session.refresh }))
 	} catch ({ message }) {
-		const down = message === TEXTS.down
-		if (down) session.timer = setTimeout(renew, 10000)
-		else session.refresh = null
-		if (!down || Date.now() >= session.until) ask(down ? message : TEXTS.ended)
+		if (message === TEXTS.down && Date.now() < session.until) renewIn(10000)
+		else ask(message === TEXTS.down ? message : TEXTS.ended)
 	}
 	session.renewing = false
 }
@@ -186,20 +173,20 @@ async function resume() {
 	await new Promise(() => {}) // the page is about to go
 }
 
-const say = ({ message }) => ask(message)
-const submitted = (act) => (event) => act(event.preventDefault())
+const sayWhy = ({ message }) => ask(message)
 
-function paste() {
+function entered(event) {
+	event.preventDefault()
+	if (client_id) return signIn().catch(sayWhy)
 	const { value } = $('token')
 	$('token').value = ''
 	take(value.trim())
 }
 
-$('paste').onsubmit = submitted(paste)
-$('signin').onsubmit = submitted(() => signIn().catch(say))
+$('signin').onsubmit = entered
 $('signout').onclick = signOut
 // A page that comes back as it was left would show what a signed-out person may not see.
 window.onpageshow = ({ persisted }) => { if (persisted) location.reload() }
 whenRefused((sent) => askAgain(sent ? 'refused' : 'wanted'))
 show()
-if (client_id) await resume().catch(say)
+if (client_id) await resume().catch(sayWhy)

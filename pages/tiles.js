@@ -4,7 +4,7 @@ import { explain, inFull } from './api.js'
 import { draw, sentences, unpoint, words, write } from './charts.js'
 import { $ } from './dom.js'
 import { field, learnValues } from './fields.js'
-import { isOfPeriod, ownPeriod, spanOf, takesPeriod } from './period.js'
+import { axisOf, ownParameters, ownPeriod, spanOf } from './period.js'
 import { look, view } from './view.js'
 
 const { assign } = Object
@@ -14,13 +14,14 @@ export const all = () => [...tiles.values()]
 export const tileOf = (node) => tiles.get(node?.closest('.cell')?.dataset.id)
 export const part = (tile, name) => tile.cell.querySelector(name)
 export const titleOf = ({ metric }) => metric.title || words(metric.id)
+export const summaryOf = (tile) => sentences([titleOf(tile), tile.metric.description])
 
 export function add(metric) {
 	const cell = $('tile').content.firstElementChild.cloneNode(true)
 	cell.dataset.id = metric.id
 	const tile = { id: metric.id, cell, metric, params: {}, missing: [], busy: true }
 	tiles.set(metric.id, tile)
-	$('grid').insertBefore(cell, $('ghost'))
+	$('grid').append(cell)
 	return tile
 }
 
@@ -32,66 +33,63 @@ export function remove(tile) {
 
 // --- Kinds: what can be drawn of these columns
 
-const NUMBERS = /^(int[248]|numeric|float[48])$/
-const TIMES = /^(date|timestamp(tz)?)$/
+const isNumber = ({ type }) => /^(int[248]|numeric|float[48])$/.test(type)
+const isTime = ({ type }) => /^(date|timestamp(tz)?)$/.test(type)
 
 export function guessChart(columns) {
-	const numeric = columns.map(({ type }) => NUMBERS.test(type))
-	if (numeric.every(Boolean)) return columns.length < 4 ? 'number' : 'table'
-	if (!numeric.includes(true)) return 'table'
-	return columns.some(({ type }) => TIMES.test(type)) ? 'line' : 'bar'
+	if (columns.every(isNumber)) return columns.length < 4 ? 'number' : 'table'
+	if (!columns.some(isNumber)) return 'table'
+	return columns.some(isTime) ? 'line' : 'bar'
 }
 
 function kindsOf({ metric: { chart, columns } }) {
-	const guessed = guessChart(columns)
-	const chartKind = ['number', 'table'].includes(chart) ? guessed : chart
-	const kinds = { table: 'table', chart: chartKind, number: 'number' }
-	if (['number', 'table'].includes(chartKind)) delete kinds.chart
-	if (!columns.some(({ type }) => NUMBERS.test(type))) delete kinds.number
-	return kinds
+	const kinds = { table: 'table' }
+	if (columns.some(isNumber)) kinds.number = 'number'
+	const drawn = [chart, guessChart(columns)].find((kind) => kind !== 'number' && kind !== 'table')
+	return drawn ? { ...kinds, chart: drawn } : kinds
 }
 
 export function kindOf(tile) {
-	return kindsOf(tile)[view.as[tile.id]] || tile.metric.chart
+	return kindsOf(tile)[view[`as.${tile.id}`]] || tile.metric.chart
 }
 
 // --- Parameters of its own; a name that several tiles share is asked for once, at the top
 
 let shared = new Map()
 const same = ({ name, type }) => `${name} ${type}`
+const isShared = (parameter) => shared.has(same(parameter))
 
 export function shareParameters() {
-	const found = new Map()
-	for (const { id, metric } of all()) {
-		for (const parameter of metric.parameters.filter((each) => !isOfPeriod(each))) {
-			const key = same(parameter)
-			found.set(key, { id, parameter, count: (found.get(key)?.count || 0) + 1 })
-		}
+	const seen = new Set()
+	shared = new Map()
+	for (const parameter of all().flatMap(({ metric }) => ownParameters(metric))) {
+		const key = same(parameter)
+		if (seen.has(key)) shared.set(key, parameter)
+		seen.add(key)
 	}
-	shared = new Map([...found].filter(([, { count }]) => count > 1))
-	return [...shared.values()]
+	fieldsInto($('shared'), [...shared.values()])
 }
 
-export const keyOf = ({ id }, parameter) => (shared.has(same(parameter)) ? '' : `${id}.`) + parameter.name
-export const setValue = (key) => (value) => look({ values: { __proto__: null, ...view.values, [key]: value } })
+export const keyOf = ({ id }, parameter) => (isShared(parameter) ? 'p.' : `p.${id}.`) + parameter.name
 
 // Made anew only when the parameters are others, or typing would lose its place.
-export function fieldsInto(box, list, fresh) {
-	const key = JSON.stringify(list)
-	if (box.made !== key || fresh) {
-		box.replaceChildren(...list.map(([id, name, parameter]) => field(id, parameter, view.values[name], setValue(name))))
+function fieldsInto(box, parameters, tile) {
+	const keys = parameters.map((parameter) => keyOf(tile || {}, parameter))
+	const made = JSON.stringify([keys, parameters])
+	if (box.made !== made) {
+		box.replaceChildren(...parameters.map((parameter, i) => field(parameter, (value) => look({ [keys[i]]: value }))))
 	}
-	assign(box, { made: key, hidden: !list.length })
-	list.forEach(([, name], i) => {
+	assign(box, { made, hidden: !keys[0] })
+	keys.forEach((key, i) => {
 		const input = box.children[i].querySelector('input, select')
-		if (input !== document.activeElement) input.value = view.values[name] || ''
+		if (input !== document.activeElement) input.value = view[key] || ''
 	})
 }
 
-export function showFields(tile, fresh) {
-	const isOwn = (parameter) => !isOfPeriod(parameter) && (parameter.required || !shared.has(same(parameter)))
-	const own = tile.metric.parameters.filter(isOwn)
-	fieldsInto(part(tile, '.fields'), own.map((parameter) => [tile.id, keyOf(tile, parameter), parameter]), fresh)
+// One that is required is asked for where it is wanted, too.
+export function showFields(tile) {
+	const parameters = ownParameters(tile.metric).filter((each) => each.required || !isShared(each))
+	fieldsInto(part(tile, '.fields'), parameters, tile)
 }
 
 // --- Drawing, once a frame however much has changed
@@ -109,8 +107,10 @@ function drawDirty() {
 	for (const tile of list) if (tiles.has(tile.id)) show(tile)
 }
 
-function stateOf({ fault, missing, problem, result }) {
-	if (fault) return 'broken'
+export const isWaiting = ({ metric, missing }) => !!metric.fault || missing.length > 0
+
+function stateOf({ metric, missing, problem, result }) {
+	if (metric.fault) return 'broken'
 	if (missing.length) return 'ask'
 	if (problem) return result ? 'stale' : 'error'
 	if (!result) return 'loading'
@@ -124,7 +124,7 @@ function placeOfFault({ id, source, fault, place }) {
 }
 
 function label(tile) {
-	const { cell, metric, problem, result, fault, missing } = tile
+	const { cell, metric, problem, result, missing } = tile
 	const title = titleOf(tile)
 	const texts = {
 		h2: title,
@@ -134,32 +134,25 @@ function label(tile) {
 		'.full': problem && inFull(problem),
 		'.age': result && `As of ${new Date(tile.at).toLocaleTimeString()}.`,
 		'.asked': `Choose ${missing.map(({ name }) => words(name)).join(' and ')}.`,
-		'.fault': fault && placeOfFault(fault),
+		'.fault': metric.fault && placeOfFault(metric),
 	}
 	for (const name in texts) write(part(tile, name), texts[name])
-	assign(part(tile, 'h2'), { title })
+	part(tile, 'h2').title = title
 	part(tile, '.about').title = metric.description
-	assign(part(tile, 'section'), { ariaLabel: title, ariaBusy: !!tile.busy && !fault && !missing.length })
-	const [kinds, now] = [kindsOf(tile), kindOf(tile)]
-	const status = problem ? problem.status || 0 : ''
-	assign(cell.dataset, { state: stateOf(tile), chart: now, editable: metric.is_editable, status })
-	for (const kind of ['table', 'chart', 'number']) {
-		part(tile, `[data-as=${kind}]`).hidden = !kinds[kind] || kinds[kind] === now
+	assign(part(tile, 'section'), { ariaLabel: title, ariaBusy: tile.busy && !isWaiting(tile) })
+	const [kinds, chart] = [kindsOf(tile), kindOf(tile)]
+	assign(cell.dataset, { state: stateOf(tile), chart, editable: metric.is_editable, status: problem?.status ?? '' })
+	for (const button of cell.querySelectorAll('[data-as]')) {
+		const kind = kinds[button.dataset.as]
+		button.hidden = !kind || kind === chart
 	}
-}
-
-function optionsOf({ metric, previous }) {
-	const span = spanOf(view)
-	const spans = span && !span.all && takesPeriod(metric)
-	const iso = (at) => new Date(at).toISOString().slice(0, span.exact ? 24 : 10)
-	return { before: previous, ...(spans && { from: iso(span.from), to: iso(span.to) }) }
 }
 
 function show(tile) {
-	const { metric, result } = tile
+	const { metric, result, previous } = tile
 	label(tile)
 	const shown = { ...metric, title: titleOf(tile), chart: kindOf(tile) }
-	if (result) draw(part(tile, '.view'), shown, result, optionsOf(tile))
+	if (result) draw(part(tile, '.view'), shown, result, { before: previous, ...axisOf(metric, spanOf(view)) })
 }
 
 // What came in: a result, or a problem beside which the last result stays. No data means that what there is, is new.
@@ -169,5 +162,3 @@ export function accept(tile, { etag, data, problem }) {
 	learnValues(result)
 	redraw(tile, { busy: false, problem: null, etag, at: Date.now(), result })
 }
-
-export const summaryOf = (tile) => sentences([titleOf(tile), tile.metric.description])

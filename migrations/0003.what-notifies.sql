@@ -108,7 +108,10 @@ LANGUAGE plpgsql
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_class WHERE oid = relation AND relkind IN ('r', 'p')) THEN
-        RAISE EXCEPTION '% is no table; for a view, name the tables that it reads', COALESCE(relation::text, 'this');
+        RAISE EXCEPTION '%', COALESCE(
+            relation || ' is no table; for a view, name the tables that it reads',
+            'there is no such table'
+        );
     END IF;
     EXECUTE format(
         'CREATE OR REPLACE TRIGGER metrics_api_watch AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '

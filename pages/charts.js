@@ -9,12 +9,12 @@
 //     draw(document.getElementById('cost'), metric, parse(await answer.text()), { from: '2025-06-01', to: '2025-06-30' })
 //   </script>
 //
-// draw(box, metric, result, options) draws into a box that has a height, and again when its size changes; called again
-// it moves what is there. The chart is number, line, bar, stacked, hbar or table; what it cannot draw becomes a table.
-// parse keeps all digits of the service's answer. Options: from and to, the period that was asked for (ISO 8601), which
-// time axes span; before, the result of the period before, with which a number is compared.
+// draw(box, metric, result, options) draws into a box that has a height; called again, it moves what is there. The chart
+// is number, line, bar, stacked, hbar or table; what it cannot draw becomes a table. parse keeps all digits of the
+// service's answer. Options: from and to, the period that was asked for (ISO 8601), which time axes span; before, the
+// result of the period before, with which a number is compared.
 
-const { abs, ceil, floor, log10, max, min, sign } = Math
+const { abs, ceil, floor, log10, max, min } = Math
 const { assign } = Object
 const clamp = (low, value, high) => max(low, min(value, high))
 
@@ -37,7 +37,7 @@ export function patch(parent, views) {
 
 function set(node, name, value) {
 	if (name === 'style') node.style.cssText = value // as a strict policy wants it
-	else if (value == null || value === false) node.removeAttribute(name)
+	else if (value == null) node.removeAttribute(name)
 	else node.setAttribute(name, value)
 }
 
@@ -110,9 +110,9 @@ function cell(value, column) {
 }
 
 const SHORT = { '%': 'percent', pct: 'percent', percent: 'percent', usd: 'USD', eur: 'EUR', gbp: 'GBP', ms: 'millisecond',
-	seconds: 'second', hours: 'hour', kg: 'kilogram', mb: 'megabyte', gb: 'gigabyte' }
+	seconds: 'second', hours: 'hour' }
 
-// The metric's, unless a column's name ends in one of its own.
+// The metric's, unless a column's name ends in another.
 function unitOf({ name }, { unit = '' }) {
 	const own = name.toLowerCase().split('_').at(-1)
 	return SHORT[own] || SHORT[unit.toLowerCase()] || unit
@@ -123,9 +123,10 @@ function unitOf({ name }, { unit = '' }) {
 
 function read({ columns, records }, chart) {
 	const [[time], numbers, texts] = [isTime, isNumber, isText].map((test) => columns.filter(test))
-	const heads = time ? [] : !texts[0] ? numbers.splice(0, 1) : chart === 'stacked' ? texts.splice(0, 1) : texts.splice(0)
+	const heads = time ? [] : texts[0] ? texts.splice(0, chart === 'stacked' ? 1 : Infinity) : numbers.splice(0, 1)
 	const join = (row, list) => list.map((column) => cell(row[column.name], column)).join(' · ')
-	const all = records.map((row) => ({ row, at: time ? millis(row[time.name]) : join(row, heads), name: join(row, texts) }))
+	const placed = (row) => ({ row, at: time ? millis(row[time.name]) : join(row, heads), name: join(row, texts) })
+	const all = records.map(placed)
 	const rows = time ? all.filter(({ at }) => isFinite(at)).sort((a, b) => a.at - b.at) : all
 	if (!rows[0] || !numbers[0]) return null
 	const x = placesOf(rows)
@@ -151,7 +152,7 @@ function seriesOf(rows, numbers) {
 		const values = raws.map(number)
 		const size = values.reduce((sum, value) => sum + abs(value), 0)
 		const title = [name, (!name || numbers[1]) && words(column.name)].filter(Boolean).join(' · ')
-		return { name: title, column, raws, values, size }
+		return { name: title, column, raws, values, to: values, size }
 	}))
 }
 
@@ -185,20 +186,21 @@ function axes(series, metric) {
 
 function panelsOf(chart) {
 	const { said, metric, hidden } = chart
-	const isStacked = metric.chart === 'stacked'
 	let n = 0
+	const coloured = (each) => ({ ...each, colour: `c${n % MOST} d${floor(n++ / MOST) % 3}` })
 	return axes(said.series, metric).map(({ unit, all }) => {
-		const coloured = largestFirst(all).map((each) => ({ ...each, to: each.values, colour: `c${n % MOST} d${floor(n++ / MOST) % 3}` }))
-		const chosen = few(chart, coloured, MOST)
+		const ordered = largestFirst(all).map(coloured)
+		const chosen = few(chart, ordered, MOST)
 		const series = chosen.filter(({ name }) => !hidden.has(name))
-		return { unit, all, chosen, series: isStacked ? stack([...series, ...sumUp(coloured.slice(chosen.length), said.x)], said.x) : series }
+		const rest = ordered.slice(chosen.length)
+		return { unit, all, chosen, series: metric.chart === 'stacked' ? stack(series, rest, said.x) : series }
 	})
 }
 
 // Each from the end of the one before to its own; what is below zero goes down.
-function stack(series, x) {
+function stack(series, rest, x) {
 	const [up, down] = [x.map(() => 0), x.map(() => 0)]
-	return series.map((each) => {
+	return [...series, ...sumUp(rest, x)].map((each) => {
 		const sides = x.map((_, i) => (each.values[i] < 0 ? down : up))
 		const from = sides.map((side, i) => side[i])
 		return { ...each, from, to: sides.map((side, i) => (side[i] += each.values[i] || 0)) }
@@ -244,20 +246,15 @@ function ticks([low, high], count) {
 	return Array.from({ length: ceil(high / step - 1e-9) - first + 1 }, (_, i) => +((first + i) * step).toPrecision(12))
 }
 
-function levelNames(levels, unit) {
-	const notation = max(...levels.map(abs)) < 1e4 ? 'standard' : 'compact'
-	return levels.map((level) => amount(level, signOf(unit), { notation, maximumSignificantDigits: 12 }))
-}
-
 const STEPS = [1, 5, 15, 60, 180, 360, 720, 1440, 2880, 10080, 20160].map((minutes) => minutes * 6e4)
 const MONDAY = 4 * DAY // the epoch's first
 
 function timeTicks(low, high, width) {
 	const fits = (step) => (high - low) / step <= max(1, width / 60)
 	const step = STEPS.find(fits)
-	const months = [1, 3, 6, 12, 60, 120].find((n) => fits(n * 30 * DAY)) || 600
+	const months = [1, 2, 3, 6, 12, 60, 120].find((n) => fits(n * 30 * DAY)) || 600
 	const at = (n) => (step ? MONDAY + n * step : Date.UTC(1970, n * months))
-	const name = (p) => (p % DAY ? { timeStyle: 'short' } : step ? { month: 'short', day: 'numeric' } : { month: 'short', year: 'numeric' })
+	const name = (p) => (p % DAY ? { timeStyle: 'short' } : { month: 'short', [step ? 'day' : 'year']: 'numeric' })
 	const list = []
 	for (let n = floor((low - MONDAY) / (step || months * 31 * DAY)); at(n) <= high; n++) list.push(at(n))
 	return list.filter((p) => p >= low).map((p) => [p, date(p, name(p))])
@@ -266,7 +263,7 @@ function timeTicks(low, high, width) {
 // --- Places across. Time spans the period that was asked for, and what lies beyond it.
 
 function span(x, { from, to }) {
-	const whole = to?.length === 10 && x.some((at) => at % DAY) ? DAY : 0 // a period's last day counts to its end
+	const whole = to?.length === 10 && x.some((at) => at % DAY) && DAY // a period's last day counts to its end
 	const ends = [x[0], x.at(-1), millis(from), millis(to) + whole].filter(isFinite)
 	return [min(...ends), max(...ends)]
 }
@@ -282,7 +279,7 @@ function acrossTime({ said, options }, isBar, left, right) {
 	return { at: said.x.map(at), step: isBar ? at(low + gap) - at(low) : 0, marks }
 }
 
-// Of every how many names one has room.
+// One of how many names has room.
 const every = (x, width) => ceil((x.length / width) * max(24, ...x.map((name) => measure(name) + 10)))
 
 function acrossNames({ said: { x } }, isBar, left, right) {
@@ -323,14 +320,11 @@ function lines({ said, series }, { at }, { y }) {
 
 function bars({ series }, { at, step }, { y }) {
 	const whole = clamp(1, step * 0.78, 64)
-	const width = series[0]?.from ? whole : whole / series.length
+	const each = series[0]?.from ? whole : whole / series.length
+	const width = max(1, each - 1)
 	return series.map(({ values, from, to, colour }, n) => {
-		const bar = (value, i) => {
-			const [x, start] = [at[i] - whole / 2 + (from ? 0 : n * width), y(from ? from[i] : 0)]
-			const height = y(to[i]) - start
-			const [across, down] = [max(1, width - 1), sign(height) * max(1, abs(height))]
-			return value ? `M${path([[x, start]])}h${across}v${down}h${-across}Z` : ''
-		}
+		const left = (i) => at[i] - whole / 2 + (from ? 0 : n * each)
+		const bar = (value, i) => (value ? `M${path([[left(i), y(from ? from[i] : 0)]])}h${width}V${y(to[i])}h${-width}Z` : '')
 		return ['path', { class: `column ${colour}`, d: values.map(bar).join('') }]
 	})
 }
@@ -341,24 +335,26 @@ function scale({ series, unit }, fromZero, height, isLast) {
 	const [top, bottom] = [10, height - (isLast ? 22 : 8)]
 	const levels = ticks(reach(series, fromZero), floor((bottom - top) / 40))
 	const y = between(levels[0], levels.at(-1), bottom, top)
-	return { levels, names: levelNames(levels, unit), y, top, bottom, isLast }
+	const notation = max(...levels.map(abs)) < 1e4 ? 'standard' : 'compact'
+	const names = levels.map((level) => amount(level, signOf(unit), { notation, maximumSignificantDigits: 12 }))
+	return { levels, names, y, top, bottom, isLast }
 }
 
 function plot(chart) {
 	const { box, panels, said, metric: { chart: kind } } = chart
 	const svgs = [...box.querySelectorAll('.panels svg')]
-	const sizes = svgs.map((svg) => svg.getBoundingClientRect())
-	const scales = panels.map((panel, n) => scale(panel, kind !== 'line', sizes[n].height, !panels[n + 1]))
+	const scales = panels.map((panel, n) => scale(panel, kind !== 'line', svgs[n].clientHeight, !panels[n + 1]))
 	const left = max(26, ...scales.flatMap(({ names }) => names.map((name) => measure(name) + 12)))
-	const right = max(120, sizes[0].width) - 26
+	const right = max(120, svgs[0].clientWidth) - 26
 	const places = { left, right, ...(said.timed ? acrossTime : acrossNames)(chart, kind !== 'line', left, right) }
+	const { at } = places
 	const isLine = kind === 'line' || (kind === 'stacked' && said.timed && places.step < 9) // no room for bars
 	const draw = isLine ? lines : bars
 	panels.forEach((panel, n) => patch(svgs[n], drawing(scales[n], places, draw({ ...panel, said }, places, scales[n]))))
-	const lightUp = (i) => ({ series }, n) => patch(svgs[n].lastChild, i == null ? [] : lit(i, places, scales[n], isLine ? series : []))
 	return {
-		near: ({ offsetX }) => nearest(places.at, offsetX),
-		mark: (i) => panels.forEach(lightUp(i)),
+		near: ({ offsetX: x }) => at.reduce((best, each, i) => (abs(each - x) < abs(at[best] - x) ? i : best), 0),
+		mark: (i) => panels.forEach(({ series }, n) =>
+			patch(svgs[n].lastChild, i == null ? [] : lit(i, places, scales[n], isLine ? series : []))),
 	}
 }
 
@@ -380,18 +376,17 @@ function lit(i, { at, step }, { top, bottom, y }, series) {
 		...spots.map(({ colour, to }) => ['circle', { class: `spot ${colour}`, cx: at[i], cy: y(to[i]), r: 4.5 }])]
 }
 
-const nearest = (at, p) => at.reduce((best, each, i) => (abs(each - p) < abs(at[best] - p) ? i : best), 0)
-
 function summary({ metric: { title, chart }, said: { label, x } }, panels) {
-	const range = (unit) => ({ name, values }) => `${name} from ${extent(values).map((value) => plain(value, unit)).join(' to ')}`
-	const ranges = panels.flatMap(({ series, unit }) => series.map(range(unit)))
+	const range = ({ name, values }, unit) => `${name} from ${extent(values).map((value) => plain(value, unit)).join(' to ')}`
+	const ranges = panels.flatMap(({ series, unit }) => series.map((each) => range(each, unit)))
 	return sentences([`${title || ''}, ${chart} chart, ${label(0)} to ${label(x.length - 1)}`, ...ranges])
 }
 
 function panelsView(chart) {
+	const attributes = { role: 'img', 'aria-roledescription': 'chart, arrow keys read its points' }
 	const figure = (panel, n) => ['figure', {}, [
 		['ul', { class: 'legend' }, legend(chart, panel)],
-		['svg', { role: 'img', tabindex: n ? null : 0, 'aria-roledescription': 'chart, arrow keys read its points', 'aria-label': summary(chart, [panel]) }],
+		['svg', { ...attributes, tabindex: n ? null : 0, 'aria-label': summary(chart, [panel]) }],
 	]]
 	return [['div', { class: 'panels' }, chart.panels.map(figure)]]
 }
@@ -406,11 +401,10 @@ function opener({ open }, list, limit) {
 }
 
 function legend(chart, { chosen, all, unit }) {
-	const { panels, hidden } = chart
-	const toggles = chosen.map(({ name, colour }) => button(colour, name, `${!hidden.has(name)}`))
-	const buttons = chosen[1] || panels[1] ? [...toggles, ...opener(chart, all, MOST)] : []
-	const caption = captionOf(unit)
-	return [...buttons.map((each) => ['li', { class: null }, [each]]), ...(caption ? [['li', { class: 'caption' }, caption]] : [])]
+	const toggles = chosen.map(({ name, colour }) => button(colour, name, `${!chart.hidden.has(name)}`))
+	const parts = chosen[1] || chart.panels[1] ? [...toggles, ...opener(chart, all, MOST)] : []
+	if (captionOf(unit)) parts.push(['span', { class: 'caption' }, captionOf(unit)])
+	return parts.map((part) => ['li', {}, [part]])
 }
 
 // --- Horizontal bars: the largest first, unless the names have an order of their own
@@ -419,8 +413,7 @@ function rowsView(chart) {
 	const { panels, said, height } = chart
 	const all = [...said.x.keys()]
 	if (!said.ordered) all.sort((a, b) => total(panels[0].series, b) - total(panels[0].series, a))
-	const lanes = max(1, ...panels.map(({ series }) => (series[0]?.from ? 1 : series.length)))
-	const fit = max(1, floor((height - 40) / (10 + 15 * lanes)))
+	const fit = max(1, floor(height / 25) - 2) // rows of one bar, beside what else there is
 	chart.order = few(chart, all, fit)
 	const scales = panels.map(({ series }) => between(...reach(series, true), 0, 100))
 	const style = `grid-template-columns: fit-content(55%) repeat(${panels.length}, minmax(36px, 1fr) max-content)`
@@ -441,8 +434,7 @@ function track({ series, unit }, at, i) {
 	const isStacked = series[0]?.from
 	const lanes = isStacked ? [series.map(bar)] : series.map((each) => [bar(each)])
 	const amounts = isStacked ? [total(series, i)] : series.map(({ raws }) => raws[i])
-	const zero = ['s', { style: `left: ${at(0)}%` }]
-	return [['span', { class: 'track' }, lanes.map((pieces) => ['span', {}, [...pieces, zero]])],
+	return [['span', { class: 'track' }, lanes.map((pieces) => ['span', {}, pieces])],
 		['span', { class: 'amounts' }, amounts.map((value) => ['b', {}, plain(value, signOf(unit))])]]
 }
 
@@ -456,10 +448,7 @@ function rowsPlan({ box }) {
 
 // --- Numbers: in time, the newest row is the figure
 
-function newest(records, time) {
-	const at = (row) => millis(row[time.name])
-	return time ? records.reduce((last, row) => (at(row) > at(last) ? row : last)) : records[0]
-}
+const newest = (records, time) => records.reduce((a, b) => (time && b[time.name] > a[time.name] ? b : a))
 
 function numberView(chart) {
 	const { metric, result: { columns, records }, options: { before } } = chart
@@ -472,20 +461,21 @@ function numberView(chart) {
 		return ['div', {}, [
 			['dt', {}, words(column.name) + since],
 			['dd', {}, figure(chart, value, unit)],
-			['dd', { class: 'change' }, old ? change(value, old[column.name], unit) : ''],
+			['dd', { class: 'change' }, change(value, old?.[column.name], unit)],
 			['dd', { class: 'spark' }, spark(chart, column)],
 		]]
 	}
 	return [['dl', { tabindex: 0 }, columns.filter(isNumber).map(told)]]
 }
 
-// Shrinks to fit (by its style), and is shortened when that would be too small to be read.
+// Shrinks to fit by its style, and is shortened before it is too small to be read.
 function figure({ width }, value, unit) {
 	const sign = signOf(unit)
 	const long = plain(value, sign)
 	const said = long.length * 10 > width ? amount(value, sign, { notation: 'compact', maximumSignificantDigits: 4 }) : long
 	const full = said === exact(value, sign) ? null : exact(value, unit)
-	return [['b', { style: `--length: ${said.length}`, tabindex: full && '0', 'data-full': full }, said], ['small', {}, captionOf(unit)]]
+	const attributes = { style: `--length: ${said.length}`, tabindex: full && '0', 'data-full': full }
+	return [['b', attributes, said], ['small', {}, captionOf(unit)]]
 }
 
 function change(now, before, unit) {
@@ -499,9 +489,10 @@ function change(now, before, unit) {
 function spark({ result, options }, column) {
 	const said = read(result, 'line')
 	if (!said?.timed || !said.x[1]) return []
-	const series = said.series.filter((each) => each.column === column).map((each) => ({ ...each, to: each.values, colour: 'c0' }))
+	const series = said.series.filter((each) => each.column === column).map((each) => ({ ...each, colour: 'c0' }))
 	const [at, y] = [between(...span(said.x, options), 1, 99), between(...reach(series), 29, 3)]
-	return [['svg', { viewBox: '0 0 100 32', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, lines({ said, series }, { at: said.x.map(at) }, { y })]]
+	const line = lines({ said, series }, { at: said.x.map(at) }, { y })
+	return [['svg', { viewBox: '0 0 100 32', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, line]]
 }
 
 // --- Tables
@@ -525,15 +516,17 @@ const sizes = new ResizeObserver((entries) => {
 })
 
 export function draw(box, metric, result, options = {}) {
-	if (!charts.has(box)) adopt(box)
-	render(assign(charts.get(box), { metric, result, options }))
+	const chart = charts.get(box) || adopt(box)
+	render(assign(chart, { metric, result, options }))
 }
 
 function adopt(box) {
-	charts.set(box, { box, hidden: new Set(), open: false })
+	const chart = { box, hidden: new Set(), open: false }
+	charts.set(box, chart)
 	box.classList.add('drawn')
-	for (const type in heard) box.addEventListener(type, (event) => heard[type](event, charts.get(box)))
+	for (const type in heard) box.addEventListener(type, (event) => heard[type](event, chart))
 	sizes.observe(box)
+	return chart
 }
 
 function render(chart) {
@@ -544,7 +537,8 @@ function render(chart) {
 	const notes = [!records[0] && 'No rows', truncated && `The first ${exact(records.length)} rows, there are more`,
 		said?.dropped && `${exact(said.dropped)} rows without a time are not drawn`]
 	const [view, planOf] = kinds[kind]
-	patch(box, [...(records[0] ? view(chart) : []), ['p', { class: 'note' }, sentences(notes)], ['p', { class: 'unseen', 'aria-live': 'polite' }]])
+	const last = [['p', { class: 'note' }, sentences(notes)], ['p', { class: 'unseen', 'aria-live': 'polite' }]]
+	patch(box, [...(records[0] ? view(chart) : []), ...last])
 	chart.plan = planOf?.(chart)
 	if (pointed === chart) chart.point < chart.order.length ? point(chart, chart.point) : unpoint()
 }
@@ -554,8 +548,8 @@ function prepare(chart) {
 	const said = /line|bar|stacked/.test(kind) ? read(result, kind) : null
 	if (!said) return { said, order: [], kind: kind === 'number' && !result.columns.some(isText) ? 'number' : 'table' }
 	const isFull = !said.ordered && every(said.x, width - 60) > 1
-	const panels = panelsOf({ ...chart, said })
-	return { said, panels, order: [...said.x.keys()], kind: kind === 'hbar' || (kind !== 'line' && isFull) ? 'rows' : 'panels' }
+	const isRows = kind === 'hbar' || (kind !== 'line' && isFull)
+	return { said, panels: panelsOf({ ...chart, said }), order: [...said.x.keys()], kind: isRows ? 'rows' : 'panels' }
 }
 
 // --- Tooltips: the same for mouse, touch and keys
@@ -602,7 +596,8 @@ function tell(view, node) {
 	const { offsetWidth: width, offsetHeight: height } = tip
 	const { left, right, top } = node.getBoundingClientRect()
 	const x = right + 14 + width > innerWidth ? left - 14 - width : right + 14
-	assign(tip.style, { left: `${clamp(8, x, innerWidth - width - 8)}px`, top: `${clamp(8, top, innerHeight - height - 8)}px` })
+	const inside = (at, size, room) => `${clamp(8, at, room - size - 8)}px`
+	assign(tip.style, { left: inside(x, width, innerWidth), top: inside(top, height, innerHeight) })
 }
 
 // A label that is cut or a figure that is rounded, in full.
@@ -626,19 +621,19 @@ function keyed(event, chart) {
 	if (!chart.plan || !event.target.matches('svg, .bars')) return
 	const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key]
 	if (!step) return
-	const { order: { length }, point: now } = chart
-	const from = pointed === chart ? now : step > 0 ? -1 : length
+	const last = chart.order.length - 1
+	const from = pointed === chart ? chart.point : step > 0 ? -1 : last + 1
 	event.preventDefault()
-	write(chart.box.lastElementChild, point(chart, clamp(0, from + step, length - 1)))
+	write(chart.box.lastElementChild, point(chart, clamp(0, from + step, last)))
 	chart.box.querySelector('.lit, .on').scrollIntoView({ block: 'nearest' })
 }
 
 function clicked({ target }, chart) {
 	const button = target.closest('button')
 	if (!button) return
-	const { hidden, open } = chart
+	const { hidden } = chart
 	const name = button.textContent
-	if (!button.ariaPressed) chart.open = !open
+	if (!button.ariaPressed) chart.open = !chart.open
 	else if (!hidden.delete(name)) hidden.add(name)
 	render(chart)
 }
@@ -648,8 +643,8 @@ const heard = {
 	pointerdown: over,
 	pointerleave: ({ pointerType }) => pointerType === 'touch' || unpoint(),
 	keydown: keyed,
-	focusin: (event, chart) => (event.target.matches('svg, .bars') ? pointed === chart || unpoint() : over(event, chart)),
-	focusout: ({ relatedTarget }, { box }) => box.contains(relatedTarget) || unpoint(),
+	focusin: (event, chart) => event.target.matches('svg, .bars') || over(event, chart),
+	focusout: ({ relatedTarget }, { box }) => (pointed?.box && box.contains(relatedTarget)) || unpoint(),
 	click: clicked,
 }
 addEventListener('keydown', ({ key }) => key === 'Escape' && unpoint(), true)

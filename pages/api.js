@@ -2,11 +2,9 @@
 
 import { parse, sentences, words } from './charts.js'
 
-let token = ''
-let refused // called with whether a token was sent
+export let token = ''
+let refused // called with why: a token is wanted, or refused
 
-export const hasToken = () => !!token
-export const authorization = () => ({ type: 'auth', token })
 export const useToken = (text) => { token = text }
 export const whenRefused = (listener) => { refused = listener }
 export const pathOf = (id) => `metrics/${encodeURIComponent(id)}`
@@ -16,7 +14,7 @@ async function answerTo(method, path, headers, body) {
 	const answer = await fetch(path, { method, headers, body, cache: 'no-store' }).catch(() => {
 		throw Object.assign(new Error('unreachable'), { status: 0 })
 	})
-	if (answer.status === 401) refused(!!token)
+	if (answer.status === 401) refused(token ? 'refused' : 'wanted')
 	if (answer.ok || answer.status === 304) return answer
 	const problem = await answer.json().catch(() => ({ title: `Error ${answer.status}` }))
 	throw Object.assign(new Error(problem.title), problem, { status: answer.status })
@@ -25,8 +23,7 @@ async function answerTo(method, path, headers, body) {
 // The data and their ETag; the data are undefined when they are what the ETag says. Throws a problem (RFC 9457).
 export async function api(method, path, body, etag) {
 	// By itself a no-store fetch says no-cache, and every load would run every query.
-	const type = method === 'PATCH' ? 'merge-patch+json' : 'json'
-	const headers = { 'Cache-Control': 'max-stale', 'Content-Type': `application/${type}` }
+	const headers = { 'Cache-Control': 'max-stale', 'Content-Type': 'application/json' }
 	if (etag) headers['If-None-Match'] = etag
 	const answer = await answerTo(method, path, headers, body && JSON.stringify(body))
 	const text = await answer.text()

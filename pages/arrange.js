@@ -6,16 +6,15 @@ import { arrange, bottom, clamp, fill, rowBeyond, sorted } from './places.js'
 import { all, part, tileOf, tiles } from './tiles.js'
 
 const { ceil, floor, max, min, round } = Math
-const { assign } = Object
 
 const ROW = 32 // pixels
 
-// By what a tile shows: the narrowest in pixels, the lowest in rows, the tallest on a phone; and for tiles that nobody
-// has placed the height, how many stand in a row at most, and where: numbers come first and tables last.
+// By what a tile shows: the narrowest in pixels and the lowest in rows; and for tiles that nobody has placed the height,
+// how many stand in a row at most, and where: numbers come first and tables last.
 const SIZES = {
-	number: { narrowest: 170, lowest: 4, tallest: 5, h: 6, most: 4, y: -1e6 },
-	chart: { narrowest: 240, lowest: 7, tallest: 11, h: 9, most: 3, y: 1e6 },
-	table: { narrowest: 240, lowest: 7, tallest: 11, h: 10, most: 2, y: 2e6 },
+	number: { narrowest: 170, lowest: 6, h: 6, most: 4, y: -1e6 },
+	chart: { narrowest: 240, lowest: 8, h: 9, most: 3, y: 1e6 },
+	table: { narrowest: 240, lowest: 8, h: 10, most: 2, y: 2e6 },
 }
 
 const grid = $('grid')
@@ -38,7 +37,7 @@ function measure() {
 }
 
 function narrowest(size) {
-	return min(screen.columns, ceil(screen.columns * size.narrowest / max(size.narrowest, grid.clientWidth)))
+	return min(screen.columns, ceil(screen.columns * size.narrowest / grid.clientWidth))
 }
 
 // In rows of as many as fit, the last as full as the others.
@@ -55,13 +54,10 @@ function inRows(list, size) {
 }
 
 function fit(item) {
-	const tile = tiles.get(item.id)
 	const { columns } = screen
-	const size = sizeOf(tile)
+	const size = sizeOf(tiles.get(item.id))
 	const w = clamp(narrowest(size), item.w, columns)
-	const lowest = size.lowest + (part(tile, '.fields').hidden ? 0 : 2)
-	const h = max(lowest, columns > 1 ? item.h : min(item.h, size.tallest))
-	return { ...item, x: clamp(0, item.x, columns - w), w, h }
+	return { ...item, x: clamp(0, item.x, columns - w), w, h: max(size.lowest, item.h) }
 }
 
 function wishes() {
@@ -84,10 +80,8 @@ function lay(next) {
 
 // Focus and reading order follow the eye.
 function order() {
-	sorted(places).forEach(({ id }, i) => {
-		const [{ cell }, there] = [tiles.get(id), grid.children[i]]
-		if (cell !== there) grid.insertBefore(cell, there)
-	})
+	const cells = sorted(places).map(({ id }) => tiles.get(id).cell)
+	if (cells.some((cell, i) => cell !== grid.children[i])) grid.prepend(...cells)
 }
 
 export function layOut() {
@@ -155,15 +149,13 @@ function step(before) {
 // --- Moving, by pointer and by keys
 
 function nudge(from, item, { x = 0, y = 0, w = 0, h = 0 }) {
-	const { columns } = screen
-	const wide = clamp(2, item.w + w, columns - item.x)
-	const place = { x: clamp(0, item.x + x, columns - wide), y: max(0, item.y + y) }
-	lay(arrange(from, { ...item, ...place, w: wide, h: max(3, item.h + h) }))
+	const wide = min(item.w + w, screen.columns - item.x)
+	lay(arrange(from, fit({ ...item, x: item.x + x, y: item.y + y, w: wide, h: item.h + h })))
 }
 
 function grab({ button, target, pageX, pageY, pointerId }) {
+	if (!steps || button || drag || !target.closest('.head, .handle')) return
 	const tile = tileOf(target)
-	if (!steps || button || drag || !tile || !target.closest('.head, .handle')) return
 	drag = { tile, resize: target.matches('.handle'), x: pageX, y: pageY, from: places, item: placeOf(tile) }
 	tile.cell.classList.add('held')
 	tile.cell.setPointerCapture(pointerId)
@@ -202,7 +194,9 @@ function pressed(event) {
 	notice(`Column ${x + 1}, row ${y + 1}, ${w} wide, ${h} high`)
 }
 
-assign(grid, { onpointerdown: grab, onpointermove: pull })
-assign(grid, { onpointerup: () => release(true), onpointercancel: () => release() })
+grid.onpointerdown = grab
+grid.onpointermove = pull
+grid.onpointerup = () => release(true)
+grid.onpointercancel = () => release()
 document.addEventListener('keydown', pressed)
 window.addEventListener('resize', layOut)

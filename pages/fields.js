@@ -5,9 +5,8 @@ import { words } from './charts.js'
 import { $ } from './dom.js'
 
 const KINDS = {
-	date: ['date'], timestamp: ['datetime-local'], timestamptz: ['datetime-local'], time: ['time'],
-	int2: ['number', '1'], int4: ['number', '1'], int8: ['number', '1'],
-	numeric: ['number', 'any'], float4: ['number', 'any'], float8: ['number', 'any'],
+	date: 'date', timestamp: 'datetime-local', timestamptz: 'datetime-local', time: 'time',
+	int2: 'number', int4: 'number', int8: 'number', numeric: 'number', float4: 'number', float8: 'number',
 }
 const TEXT = /^(text|varchar|bpchar)$/
 const PLAIN = /^(bool|text|varchar|bpchar|uuid|interval|jsonb?|timetz)$/
@@ -64,9 +63,8 @@ function choice(values) {
 function control({ name, type, labels, description }) {
 	if (labels) return choice(labels.map((label) => [label, label]))
 	if (type === 'bool') return choice([['true', 'yes'], ['false', 'no']])
-	const [kind, step = ''] = KINDS[type] || ['text']
 	const placeholder = type.endsWith('[]') ? 'a, b, …' : /default (.+)$/.exec(description)?.[1] || ''
-	const input = make('input', { type: kind, step, placeholder, autocomplete: 'off' })
+	const input = make('input', { type: KINDS[type] || 'text', step: 'any', placeholder, autocomplete: 'off' })
 	if (!TEXT.test(type)) return input
 	input.setAttribute('list', 'suggested')
 	input.onfocus = () => suggest(name)

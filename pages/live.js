@@ -1,12 +1,12 @@
 // What keeps the tiles fresh: one socket for all of them, and asking now and then where that cannot be.
 
-import { api, authorization, hasToken, pathOf } from './api.js'
+import { api, pathOf, token } from './api.js'
 import { parse } from './charts.js'
 import { $ } from './dom.js'
 import { sent } from './fields.js'
 import { before, ownParameters, periodParams, spanOf } from './period.js'
 import { askAgain } from './signin.js'
-import { accept, all, isWaiting, keyOf, kindOf, redraw, tiles } from './tiles.js'
+import { accept, all, isWaiting, keyOf, kindOf, tiles, update } from './tiles.js'
 import { view } from './view.js'
 
 const SLOWEST = 30 // seconds between two tries to connect
@@ -18,7 +18,8 @@ let timer
 const isOpen = () => socket?.readyState === WebSocket.OPEN
 const send = (message) => socket.send(JSON.stringify(message))
 
-export const setState = (state) => { $('state').dataset.state = state }
+const setState = (state) => { $('state').dataset.state = state }
+const authorize = () => send({ type: 'auth', token })
 
 // --- What each is asked for
 
@@ -39,16 +40,16 @@ export function ask() {
 		const key = JSON.stringify(params)
 		if (key === tile.key && missing.length === tile.missing.length) continue
 		unsubscribe(tile)
-		redraw(tile, { params, missing, key, etag: null, busy: true, problem: null, previous: null })
+		update(tile, { params, missing, key, etag: null, busy: true, problem: null, previous: null })
 		if (socket?.readyState !== WebSocket.CONNECTING) refresh(tile)
 	}
 }
 
-export const queryOf = ({ params }) => new URLSearchParams(params).toString()
+const read = (id, params, etag) => api('GET', `${pathOf(id)}?${new URLSearchParams(params)}`, null, etag)
 
 async function load(tile) {
-	const { id, key, etag } = tile
-	const answer = await api('GET', `${pathOf(id)}?${queryOf(tile)}`, null, etag).catch((problem) => ({ problem }))
+	const { id, params, key, etag } = tile
+	const answer = await read(id, params, etag).catch((problem) => ({ problem }))
 	if (tile.key === key) take(tile, answer)
 }
 
@@ -57,9 +58,8 @@ async function loadPrevious(tile) {
 	const { id, metric, key, params } = tile
 	const earlier = before(metric, spanOf(view))
 	if (!earlier || kindOf(tile) !== 'number') return
-	const query = queryOf({ params: { ...params, ...periodParams(metric, earlier) } })
-	const answer = await api('GET', `${pathOf(id)}?${query}`).catch(() => null)
-	if (answer && tile.key === key) redraw(tile, { previous: answer.data })
+	const answer = await read(id, { ...params, ...periodParams(metric, earlier) }).catch(() => null)
+	if (answer && tile.key === key) update(tile, { previous: answer.data })
 }
 
 function take(tile, answer) {
@@ -92,7 +92,7 @@ export function connect() {
 	if (socket) return
 	socket = new WebSocket(new URL('live', location.origin.replace('http', 'ws') + location.pathname))
 	socket.onopen = () => {
-		if (hasToken()) send(authorization())
+		if (token) authorize()
 		setState('live')
 		all().forEach(refresh)
 	}
@@ -113,12 +113,11 @@ function disconnected({ code }) {
 
 // With another token, or the same one renewed.
 export function reconnect() {
-	if (isOpen()) send(authorization())
+	if (isOpen()) authorize()
 	else connect()
 }
 
 export function poll() {
-	if (document.hidden) return
 	ask()
 	for (const tile of all().filter((each) => !isWaiting(each))) {
 		if (!tile.asked || tile.problem) refresh(tile)

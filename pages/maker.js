@@ -63,9 +63,9 @@ export function makeTile() {
 	open({ heading: 'New tile', how: 'prompt' })
 }
 
-function originOf({ id, source: kind, prompt, created_by: by }) {
+function originOf({ id, source: kind, prompt }) {
 	if (kind === 'file') return `It comes from queries/${id}.sql and is edited there.`
-	return sentences([by && `Made by ${by}`, prompt && `From the words “${prompt}”`])
+	return prompt ? `Made from the words “${prompt}”.` : ''
 }
 
 export async function showDefinition(tile, mayWrite) {
@@ -84,15 +84,13 @@ function propose(data) {
 	$('proposal').hidden = false
 	write($('notes'), sentences(notes))
 	draw($('sample'), { title: 'Preview', unit: '', chart: guessChart(columns) }, { columns, records, truncated })
-	$('proposal').scrollIntoView({ block: 'nearest' })
-	if ($('title').value) $('keep').focus()
-	else $('title').focus()
+	$('title').focus()
 }
 
-export async function preview() {
+export async function preview(event) {
+	event.preventDefault()
 	forget()
-	const text = source().value.trim()
-	const body = chosen() === 'prompt' ? { query_generation_prompt: text } : { query: text }
+	const body = { [chosen() === 'prompt' ? 'query_generation_prompt' : 'query']: source().value }
 	$('preview').disabled = true
 	const answer = await api('POST', 'metrics?dry_run=true', body).catch((problem) => ({ problem }))
 	$('preview').disabled = false
@@ -106,12 +104,8 @@ export async function keep() {
 	const request = edited ? ['PATCH', pathOf(edited.id), { ...body, version: edited.version }] : ['POST', 'metrics', body]
 	const answer = await api(...request).catch((problem) => ({ problem }))
 	if (answer.problem) return refuse(answer.problem)
-	close()
-	return answer.data.id
-}
-
-export function close() {
 	$('maker').close()
+	return answer.data.id
 }
 
 $('maker').addEventListener('input', ({ target }) => {

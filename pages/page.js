@@ -1,17 +1,18 @@
 // The dashboard: its header, its menus, and the list of metrics that decides which tiles there are.
 
-import { api, download, explain, hasToken, inFull, pathOf } from './api.js'
+import { api, download, explain, inFull, pathOf, token } from './api.js'
 import { begin, cancel, done, isArranging, layOut, undo } from './arrange.js'
-import { write } from './charts.js'
+import { sentences, write } from './charts.js'
 import { $, notice } from './dom.js'
 import { learnLabels } from './fields.js'
-import { ask, connect, poll, queryOf, reconnect, refresh, setState, unsubscribe } from './live.js'
-import { close, keep, makeTile, preview, showDefinition } from './maker.js'
+import { ask, connect, poll, reconnect, refresh, unsubscribe } from './live.js'
+import { keep, makeTile, preview, showDefinition } from './maker.js'
 import { mayWrite, whenSignedIn } from './signin.js'
-import { add, all, part, redraw, remove, shareParameters, showFields, summaryOf, tileOf, tiles, titleOf } from './tiles.js'
+import { add, all, part, remove, shareParameters, showFields, tileOf, tiles, titleOf, update } from './tiles.js'
 import { look, readUrl, view, whenLooking } from './view.js'
 
-const EVERY = { list: 15, poll: 30 } // seconds
+const EVERY = 30_000 // milliseconds
+const CHOICES = ['period', 'from', 'to', 'find']
 
 // --- What one looks at
 
@@ -23,20 +24,14 @@ function flipTheme() {
 
 function showHeader() {
 	document.documentElement.dataset.theme = view.theme || ''
-	for (const id of ['period', 'from', 'to', 'find']) if ($(id) !== document.activeElement) $(id).value = view[id] || ''
+	for (const id of CHOICES) if ($(id) !== document.activeElement) $(id).value = view[id] || ''
 	$('custom').hidden = view.period !== 'custom'
-	$('to').min = view.from || ''
-}
-
-function choosePeriod() {
-	const [period, from, to] = ['period', 'from', 'to'].map((id) => $(id).value)
-	if ($('custom').hidden || $('to').reportValidity()) look({ period, from, to })
 }
 
 function findTiles() {
 	const wanted = (view.find || '').toLowerCase().split(/\s+/)
 	for (const tile of all()) {
-		const text = summaryOf(tile).toLowerCase()
+		const text = sentences([titleOf(tile), tile.metric.description]).toLowerCase()
 		tile.cell.hidden = tile.id !== view.tile && !wanted.every((word) => text.includes(word))
 	}
 	$('none').hidden = !shownList || all().some(({ cell }) => !cell.hidden)
@@ -49,37 +44,23 @@ function showAll() {
 	shareParameters()
 	for (const tile of all()) {
 		showFields(tile)
-		redraw(tile)
+		update(tile)
 	}
-	showFound()
+	findTiles()
+	layOut()
 	showOpened()
 	ask()
 }
 
-function showFound() {
-	findTiles()
-	layOut()
-}
-
-whenLooking((change) => {
-	const [name, more] = Object.keys(change)
-	if (more || !['tile', 'find'].includes(name)) showAll()
-	else if (name === 'find') showFound()
-	else showOpened()
-})
+whenLooking(showAll)
 
 // --- A tile as large as the window
 
-let opened = null
+let opened
 
 function showOpened() {
-	const tile = tiles.get(view.tile) || null
-	for (const other of all()) {
-		other.cell.classList.toggle('open', other === tile)
-		other.cell.inert = !!tile && other !== tile
-	}
-	for (const node of document.querySelectorAll('body > header, body > .bar')) node.inert = !!tile
-	document.body.classList.toggle('opened', !!tile)
+	const tile = tiles.get(view.tile)
+	for (const other of all()) other.cell.classList.toggle('open', other === tile)
 	if (tile === opened) return
 	const focused = tile || opened
 	opened = tile
@@ -107,18 +88,16 @@ async function readBroken(listed) {
 	return definitions.map((data) => ({ unit: '', chart: 'bar', layouts: [], ...tiles.get(data.id)?.metric, ...data }))
 }
 
-function drop(tile) {
-	unsubscribe(tile)
-	remove(tile)
-}
-
 function showList(metrics) {
 	const ids = new Set(metrics.map(({ id }) => id))
-	for (const tile of all()) if (!ids.has(tile.id)) drop(tile)
+	for (const tile of all().filter(({ id }) => !ids.has(id))) {
+		unsubscribe(tile)
+		remove(tile)
+	}
 	for (const metric of metrics) {
 		const tile = tiles.get(metric.id) || add(metric)
 		const isOther = !tile.metric.fault !== !metric.fault // broken or mended: asked anew
-		redraw(tile, { metric, ...(isOther && { key: null }) })
+		update(tile, { metric, ...(isOther && { key: null }) })
 	}
 	connect()
 	showAll()
@@ -135,27 +114,25 @@ async function readList() {
 	showList([...data.metrics, ...broken])
 }
 
-async function list(always) {
-	if (document.hidden && !always) return
+async function list() {
 	try {
 		await readList()
 	} catch (problem) {
-		if (!shownList) setState('off')
+		if (!shownList) $('state').dataset.state = 'off'
 		write($('banner'), problem.status !== 401 && explain(problem))
 	}
 }
 
 whenSignedIn(() => {
 	reconnect()
-	list(true)
+	list()
 })
 
 // --- What a tile's menu does
 
 async function change(...request) {
-	const answer = await api(...request).catch((problem) => notice('Not changed', inFull(problem)))
-	list(true)
-	return !!answer
+	await api(...request).catch((problem) => notice('Not changed', inFull(problem)))
+	list()
 }
 
 function rename(tile) {
@@ -163,14 +140,14 @@ function rename(tile) {
 	if (title) change('PATCH', pathOf(tile.id), { title, version: tile.metric.version })
 }
 
-async function deleteMetric(tile) {
-	if (!confirm(`Delete “${titleOf(tile)}”?\n\nThe metric and its query go, for everybody. This cannot be undone.`)) return
-	if (await change('DELETE', `${pathOf(tile.id)}?version=${tile.metric.version}`)) drop(tile)
+function deleteMetric(tile) {
+	const sure = confirm(`Delete “${titleOf(tile)}”? The metric and its query go, for everybody. This cannot be undone.`)
+	if (sure) change('DELETE', `${pathOf(tile.id)}?version=${tile.metric.version}`)
 }
 
 async function saveCsv(tile) {
 	try {
-		const { blob, truncated } = await download(`${pathOf(tile.id)}.csv?${queryOf(tile)}`)
+		const { blob, truncated } = await download(`${pathOf(tile.id)}.csv?${new URLSearchParams(tile.params)}`)
 		const href = URL.createObjectURL(blob)
 		Object.assign(document.createElement('a'), { href, download: `${tile.id}.csv` }).click()
 		setTimeout(URL.revokeObjectURL, 1000, href)
@@ -180,11 +157,9 @@ async function saveCsv(tile) {
 	}
 }
 
-const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`
-
 async function copyCurl(tile) {
-	const url = new URL(`${pathOf(tile.id)}?${queryOf(tile)}`, location.origin + location.pathname)
-	const text = `curl ${shellQuoted(url.href)}${hasToken() ? ' -H "Authorization: Bearer $TOKEN"' : ''}`
+	const url = new URL(`${pathOf(tile.id)}?${new URLSearchParams(tile.params)}`, location.origin + location.pathname)
+	const text = `curl '${url.href.replaceAll("'", '%27')}'${token ? ' -H "Authorization: Bearer $TOKEN"' : ''}`
 	try {
 		await navigator.clipboard.writeText(text)
 		notice('Copied', text)
@@ -196,7 +171,7 @@ async function copyCurl(tile) {
 const actions = {
 	theme: flipTheme,
 	make: makeTile,
-	close,
+	close: () => $('maker').close(),
 	arrange: begin,
 	undo,
 	done,
@@ -204,7 +179,7 @@ const actions = {
 	open: (tile) => look({ tile: tile.id }),
 	shut: () => look({ tile: '' }),
 	retry(tile) {
-		redraw(tile, { problem: null, busy: true })
+		update(tile, { problem: null, busy: true })
 		refresh(tile)
 	},
 	csv: saveCsv,
@@ -222,8 +197,8 @@ function clicked({ target }) {
 }
 
 // Escape closes a menu, or else the full screen.
-function escaped({ key, defaultPrevented }) {
-	if (key !== 'Escape' || defaultPrevented || document.querySelector('dialog[open]')) return
+function escaped({ key }) {
+	if (key !== 'Escape' || document.querySelector('dialog[open]')) return
 	const menu = document.querySelector('.menu[open]')
 	if (menu) {
 		menu.open = false
@@ -231,39 +206,29 @@ function escaped({ key, defaultPrevented }) {
 	} else if (view.tile) look({ tile: '' })
 }
 
-async function keepTile() {
+async function keepTile(event) {
+	event.preventDefault()
 	const id = await keep()
 	if (!id) return
-	await list(true)
-	const tile = tiles.get(id)
-	if (!tile) return
-	tile.cell.scrollIntoView({ block: 'nearest' })
-	part(tile, 'section').focus()
-}
-
-function onSubmit(id, act) {
-	$(id).addEventListener('submit', (event) => {
-		event.preventDefault()
-		act()
-	})
+	await list()
+	if (tiles.has(id)) part(tiles.get(id), 'section').focus()
 }
 
 function refreshAll() {
+	if (document.hidden) return
 	list()
 	poll()
 }
 
-onSubmit('make', preview)
-onSubmit('keeping', keepTile)
+$('make').onsubmit = preview
+$('keeping').onsubmit = keepTile
 document.addEventListener('click', clicked)
 document.addEventListener('keydown', escaped)
 document.addEventListener('visibilitychange', refreshAll)
 window.addEventListener('online', refreshAll)
-for (const id of ['period', 'custom']) $(id).addEventListener('change', choosePeriod)
-$('find').addEventListener('input', () => look({ find: $('find').value.trim() }))
+for (const id of CHOICES) $(id).oninput = () => look({ [id]: $(id).value })
 readUrl() // that one came back from signing in to
 showHeader()
-list(true)
-setInterval(list, EVERY.list * 1000)
-setInterval(poll, EVERY.poll * 1000)
-setTimeout(poll, 2000)
+list()
+setInterval(refreshAll, EVERY)
+setTimeout(poll, 2000) // a socket may be kept waiting

@@ -5,18 +5,18 @@ const MINUTE = 6e4
 const DAY = 864e5
 const NAMES = ['start_date', 'end_date', 'day_range']
 
-// Milliseconds, of which the last is not included any more; null: each metric's own period.
-export function spanOf({ period, from, to }, now = Date.now()) {
+// Milliseconds, of which the last is not included any more, from 0 if it has no beginning; null: each metric's own period.
+export function spanOf({ period, from, to }) {
+	const now = new Date()
 	const today = now - now % DAY
+	const minute = Math.ceil(now / MINUTE) * MINUTE
 	const days = (first, last = today) => ({ from: first, to: last + DAY })
-	const minutes = (count) => ({ from: Math.ceil(now / MINUTE - count) * MINUTE, to: Math.ceil(now / MINUTE) * MINUTE })
-	const date = new Date(now)
-	if (period === 'hour') return minutes(60)
-	if (period === 'day') return minutes(24 * 60)
-	if (period === 'month') return days(Date.UTC(date.getUTCFullYear(), date.getUTCMonth()))
-	if (period === 'year') return days(Date.UTC(date.getUTCFullYear(), 0))
-	if (period === 'all') return { ...days(0), all: true }
-	if (period === 'custom') return from || to ? days(Date.parse(from) || 0, Date.parse(to) || today) : null
+	if (period === 'hour') return { from: minute - 60 * MINUTE, to: minute }
+	if (period === 'day') return { from: minute - DAY, to: minute }
+	if (period === 'month') return days(Date.UTC(now.getUTCFullYear(), now.getUTCMonth()))
+	if (period === 'year') return days(Date.UTC(now.getUTCFullYear(), 0))
+	if (period === 'all') return days(0)
+	if (period === 'custom') return from || to ? days(from ? Date.parse(from) : 0, to ? Date.parse(to) : today) : null
 	return +period > 0 ? days(today - (period - 1) * DAY) : null
 }
 
@@ -41,12 +41,12 @@ export function periodParams(metric, span) {
 // The period before, for a metric that can be asked for it.
 export function before({ parameters }, span) {
 	const bounds = parameters.filter(({ name }) => name === 'start_date' || name === 'end_date')
-	return span && !span.all && bounds[1] ? { from: 2 * span.from - span.to, to: span.from } : null
+	return span?.from && bounds[1] ? { from: 2 * span.from - span.to, to: span.from } : null
 }
 
 // What a time axis spans, in ISO 8601.
 export function axisOf(metric, span) {
-	if (!span || span.all || !periodParameters(metric)[0]) return {}
+	if (!span?.from || !periodParameters(metric)[0]) return {}
 	const [from, to] = [span.from, span.to - 1].map((at) => new Date(at).toISOString().slice(0, isOfDays(span) ? 10 : 24))
 	return { from, to }
 }

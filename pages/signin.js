@@ -2,13 +2,14 @@
 // Tokens are in memory alone. After a reload the provider is asked again, for it has a session of its own.
 
 import { useToken, whenRefused } from './api.js'
-import { words, write } from './charts.js'
+import { write } from './charts.js'
 import { $ } from './dom.js'
 
 const fail = (text) => { throw Error(text) }
 const access = JSON.parse($('access').textContent) // null: everybody is let in
 const { client_id, issuer, authorization_endpoint, token_endpoint, end_session_endpoint } = access ?? {}
 const home = new URL('.', location).href // where the provider sends people back to: it has to know it
+const isDown = client_id && !token_endpoint // the provider, when this page was made
 const session = {} // of the provider's tokens, the last ones
 let signedIn // called whenever there is another token
 
@@ -53,9 +54,6 @@ function show() {
 
 function ask(text) {
 	write($('entry'), text)
-	write($('enter'), client_id ? token_endpoint ? 'Sign in' : 'Try again' : 'Use token')
-	$('pasting').hidden = !!client_id
-	$('token').required = !client_id
 	$('signin').hidden = false
 }
 
@@ -64,7 +62,7 @@ export function askAgain(why) {
 	if (!$('signin').hidden) return
 	// The clock of a laptop that slept stood still, and nothing was renewed.
 	if (Date.now() >= session.until) renew()
-	else ask(TEXTS[client_id && !token_endpoint ? 'down' : why])
+	else ask(TEXTS[isDown ? 'down' : why])
 }
 
 // --- Signing in
@@ -79,7 +77,7 @@ function addressOf(endpoint, params) {
 }
 
 async function signIn(prompt) {
-	if (!token_endpoint) return location.reload()
+	if (isDown) return location.reload()
 	if (!crypto.subtle) fail(TEXTS.plain)
 	// A browser's own page about a server that is down would be in the place of the numbers.
 	await fetch(token_endpoint, { mode: 'no-cors', signal: AbortSignal.timeout(5000) }).catch(() => fail(TEXTS.down))
@@ -101,7 +99,7 @@ function takeAnswer() {
 	history.replaceState(null, '', begun.where ?? home)
 	if (begun.state !== answer.state) fail(TEXTS.foreign)
 	if (/_required$/.test(answer.error)) fail(TEXTS.wanted) // there is nobody whom the provider knows
-	if (answer.error) fail(`The provider did not sign you in: ${answer.error_description || words(answer.error)}.`)
+	if (answer.error) fail(`The provider did not sign you in: ${answer.error_description || answer.error}.`)
 	return { ...begun, code: answer.code }
 }
 
@@ -111,9 +109,9 @@ async function fetchTokens(fields) {
 		.catch(() => fail(TEXTS.down))
 	const tokens = await answer.json().catch(() => ({}))
 	if (answer.ok && tokens.access_token) return tokens
-	if (answer.status >= 500 || answer.status === 429) fail(TEXTS.down)
+	if (answer.status >= 500) fail(TEXTS.down)
 	if (tokens.error === 'invalid_grant') fail(TEXTS.late)
-	fail(`The provider gave no token: ${tokens.error_description || words(tokens.error ?? `status ${answer.status}`)}.`)
+	fail(`The provider gave no token: ${tokens.error_description || tokens.error || answer.status}.`)
 }
 
 async function redeem({ code, verifier, nonce }) {
@@ -145,7 +143,7 @@ async function renew() {
 		adopt(await fetchTokens({ grant_type: 'refresh_token', refresh_token: session.refresh }))
 	} catch ({ message }) {
 		if (message === TEXTS.down && Date.now() < session.until) renewIn(10000)
-		else ask(message === TEXTS.down ? message : TEXTS.ended)
+		else ask(TEXTS.ended)
 	}
 	session.renewing = false
 }
@@ -168,7 +166,7 @@ async function resume() {
 	if (begun) return redeem(begun)
 	const known = sessionStorage.getItem('signed-in')
 	sessionStorage.removeItem('signed-in')
-	if (!known || !token_endpoint) return
+	if (!known || isDown) return
 	await signIn({ prompt: 'none' })
 	await new Promise(() => {}) // the page is about to go
 }
@@ -183,10 +181,12 @@ function entered(event) {
 	take(value.trim())
 }
 
+write($('enter'), isDown ? 'Try again' : client_id ? 'Sign in' : 'Use token')
+$('pasting').hidden = !!client_id
 $('signin').onsubmit = entered
 $('signout').onclick = signOut
 // A page that comes back as it was left would show what a signed-out person may not see.
 window.onpageshow = ({ persisted }) => { if (persisted) location.reload() }
-whenRefused((sent) => askAgain(sent ? 'refused' : 'wanted'))
+whenRefused(askAgain)
 show()
 if (client_id) await resume().catch(sayWhy)

@@ -1,7 +1,7 @@
 // The tiles: what each shows, and what it says when there is nothing to show.
 
 import { explain, inFull } from './api.js'
-import { draw, sentences, unpoint, words, write } from './charts.js'
+import { draw, unpoint, words, write } from './charts.js'
 import { $ } from './dom.js'
 import { field, learnValues } from './fields.js'
 import { axisOf, ownParameters, ownPeriod, spanOf } from './period.js'
@@ -14,7 +14,6 @@ export const all = () => [...tiles.values()]
 export const tileOf = (node) => tiles.get(node?.closest('.cell')?.dataset.id)
 export const part = (tile, name) => tile.cell.querySelector(name)
 export const titleOf = ({ metric }) => metric.title || words(metric.id)
-export const summaryOf = (tile) => sentences([titleOf(tile), tile.metric.description])
 
 export function add(metric) {
 	const cell = $('tile').content.firstElementChild.cloneNode(true)
@@ -29,6 +28,7 @@ export function remove(tile) {
 	unpoint()
 	tiles.delete(tile.id)
 	tile.cell.remove()
+	tile.key = null // no answer is for it any more
 }
 
 // --- Kinds: what can be drawn of these columns
@@ -86,26 +86,11 @@ function fieldsInto(box, parameters, tile) {
 	})
 }
 
-// One that is required is asked for where it is wanted, too.
 export function showFields(tile) {
-	const parameters = ownParameters(tile.metric).filter((each) => each.required || !isShared(each))
-	fieldsInto(part(tile, '.fields'), parameters, tile)
+	fieldsInto(part(tile, '.fields'), ownParameters(tile.metric).filter((each) => !isShared(each)), tile)
 }
 
-// --- Drawing, once a frame however much has changed
-
-const dirty = new Set()
-
-export function redraw(tile, change) {
-	if (!dirty.size) requestAnimationFrame(drawDirty)
-	dirty.add(assign(tile, change))
-}
-
-function drawDirty() {
-	const list = [...dirty]
-	dirty.clear()
-	for (const tile of list) if (tiles.has(tile.id)) show(tile)
-}
+// --- What is seen of it
 
 export const isWaiting = ({ metric, missing }) => !!metric.fault || missing.length > 0
 
@@ -141,15 +126,15 @@ function label(tile) {
 	part(tile, '.about').title = metric.description
 	assign(part(tile, 'section'), { ariaLabel: title, ariaBusy: tile.busy && !isWaiting(tile) })
 	const [kinds, chart] = [kindsOf(tile), kindOf(tile)]
-	assign(cell.dataset, { state: stateOf(tile), chart, editable: metric.is_editable, status: problem?.status ?? '' })
+	assign(cell.dataset, { state: stateOf(tile), chart, editable: metric.is_editable })
 	for (const button of cell.querySelectorAll('[data-as]')) {
 		const kind = kinds[button.dataset.as]
 		button.hidden = !kind || kind === chart
 	}
 }
 
-function show(tile) {
-	const { metric, result, previous } = tile
+export function update(tile, change) {
+	const { metric, result, previous } = assign(tile, change)
 	label(tile)
 	const shown = { ...metric, title: titleOf(tile), chart: kindOf(tile) }
 	if (result) draw(part(tile, '.view'), shown, result, { before: previous, ...axisOf(metric, spanOf(view)) })
@@ -157,8 +142,8 @@ function show(tile) {
 
 // What came in: a result, or a problem beside which the last result stays. No data means that what there is, is new.
 export function accept(tile, { etag, data, problem }) {
-	if (problem) return redraw(tile, { busy: false, problem })
+	if (problem) return update(tile, { busy: false, problem })
 	const result = data || tile.result
 	learnValues(result)
-	redraw(tile, { busy: false, problem: null, etag, at: Date.now(), result })
+	update(tile, { busy: false, problem: null, etag, at: Date.now(), result })
 }

@@ -6,7 +6,6 @@ export const view = {}
 
 let listener
 
-// The listener is told what has changed, of which nothing is known when the browser went back.
 export const whenLooking = (called) => { listener = called }
 
 export function readUrl() {
@@ -20,12 +19,12 @@ export function look(change) {
 	Object.assign(view, change)
 	const given = new URLSearchParams(Object.entries(view).filter(([, value]) => value))
 	history[opened ? 'pushState' : 'replaceState'](null, '', given.size ? `?${given}` : location.pathname)
-	listener(change)
+	listener()
 }
 
 window.addEventListener('popstate', () => {
 	readUrl()
-	listener({})
+	listener()
 })
 
 readUrl()

@@ -165,7 +165,7 @@ def open_page(browser: Any, service: Service) -> Iterator[Open]:
 
 
 def settle(page: Any) -> Any:
-    expect(page.locator(".cell").first).to_be_visible()
+    expect(page.locator(".cell >> visible=true").first).to_be_visible()
     expect(page.locator(".cell[data-state=loading], .cell [aria-busy=true]")).to_have_count(0)
     return page
 
@@ -639,7 +639,7 @@ def test_arranging_is_undone_cancelled_and_kept(service: Service, open_page: Ope
     drag(page, metric_id, width)
     page.get_by_role("button", name="Done").click()
     dropped = box(page, metric_id)
-    expect(page.locator("#grid")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#grid")).to_have_attribute("aria-busy", "false", timeout=20_000)
     page.reload()
     settle(page)
     assert box(page, metric_id) == dropped
@@ -659,7 +659,7 @@ def test_a_tile_is_moved_and_resized_with_keys(service: Service, open_page: Open
     assert after["x"] > before["x"]
     assert after["height"] == before["height"] + 32
     page.get_by_role("button", name="Done").click()
-    expect(page.locator("#grid")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#grid")).to_have_attribute("aria-busy", "false", timeout=20_000)
     x, _, _, h = place(service, metric_id)
     assert (x, h) == (1, 9)
 

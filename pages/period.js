@@ -16,7 +16,7 @@ export function spanOf({ period, from, to }) {
 	if (period === 'month') return days(Date.UTC(now.getUTCFullYear(), now.getUTCMonth()))
 	if (period === 'year') return days(Date.UTC(now.getUTCFullYear(), 0))
 	if (period === 'all') return days(0)
-	if (period === 'custom') return from || to ? days(from ? Date.parse(from) : 0, to ? Date.parse(to) : today) : null
+	if (period === 'custom') return from || to ? days(Date.parse(from) || 0, Date.parse(to) || today) : null
 	return +period > 0 ? days(today - (period - 1) * DAY) : null
 }
 

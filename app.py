@@ -2631,7 +2631,7 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        check_json(body)
+        await asyncio.to_thread(check_json, body)
         raise flawed(exc, "body") from None
 
 

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar, cast
@@ -729,11 +729,16 @@ async def silent(lab: Lab) -> AsyncIterator[Figure]:
 
 # ------------------------------------------------------------------------------------------------ what stalls others
 
-STALL, SPENT = 0.1, 64  # seconds without an answer of /health/live, MiB beyond those before: at most
+STALL, SPENT = 0.1, 64  # seconds that the loop works without an answer of /health/live, MiB beyond those before
+
+
+def worked(service: Service) -> float:
+    """Seconds for which the loop's thread had a processor: unlike a clock, it does not count what else is running."""
+    return int(Path(f"/proc/{service.process.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 class Pulse(threading.Thread):
-    """Asks for /health/live without a pause, and notes the longest time (seconds) between two answers."""
+    """Asks for /health/live without a pause, and notes for how long the loop worked at most between two answers."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(daemon=True)
@@ -741,18 +746,19 @@ class Pulse(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        client, answered = http.client.HTTPConnection(self.service.url.removeprefix("http://")), time.monotonic()
-        while not self.stopped:
-            client.request("GET", "/health/live")
-            client.getresponse().read()
-            now = time.monotonic()
-            self.longest, answered = max(self.longest, now - answered), now
-            time.sleep(0.005)
+        answered = worked(self.service)
+        with closing(http.client.HTTPConnection(self.service.url.removeprefix("http://"))) as client:
+            while not self.stopped:
+                client.request("GET", "/health/live")
+                client.getresponse().read()
+                now = worked(self.service)
+                self.longest, answered = max(self.longest, now - answered), now
+                time.sleep(0.005)
 
     def figures(self, name: str, spent: float = SPENT) -> Iterator[Figure]:
         self.stopped = True
         self.join()
-        yield Figure(f"{name}: others had no answer for", self.longest, STALL, "s")
+        yield Figure(f"{name}: worked while others waited", self.longest, STALL, "s")
         yield Figure(
             f"{name}: memory at most, above that before", memory(self.service, "VmHWM") - self.before, spent, "MiB"
         )
@@ -777,7 +783,7 @@ def heavy_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
     head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
     trailers = chunked(compose("/metrics", "POST", b"", {"Content-Type": "application/json"}), 0)[0] + b"0\r\n"
     deep = (b"[" * 60 + b"]" * 60 + b",") * 80_000 + b"1"
-    layouts = b'{"breakpoint": "a", "x": 0, "y": 0, "w": 1, "h": 1},' * 180_000
+    layouts = b'{"breakpoint": "a", "x": 0, "y": 0, "w": 1, "h": 1},' * 120_000
     names = ", ".join(f":{'abcdefghij'[n % 10]}{n}" for n in range(12_000))
     records = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "application/x-ndjson"})
     table = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "text/csv"})
@@ -787,7 +793,7 @@ def heavy_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
         "50,000 short headers": (431, [head % (b"a:\r\n" * 50_000)]),
         "10,000 requests at once": (0, [b"GET /x HTTP/1.1\r\n\r\n" * 10_000]),
         "10 MB of 60-deep arrays": (422, [compose("/metrics", "POST", b"[%b]" % deep, {})]),
-        "9 MB of layouts": (
+        "6 MB of layouts": (
             422,
             [compose("/metrics", "POST", b'{"query": "SELECT 1", "layouts": [%b]}' % layouts[:-1], {})],
         ),

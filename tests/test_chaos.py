@@ -20,6 +20,9 @@ HERE = (
     chaos.killed,
     chaos.hostile,
     chaos.slow,
+    chaos.heavy,
+    chaos.frames,
+    chaos.explained,
 )
 # The suite asks whether the service comes back; how soon is for `python tests/chaos.py`, on a machine of its own.
 TIME_OUT = 30  # seconds

@@ -444,6 +444,18 @@ def test_a_name_that_several_tiles_share_is_asked_for_once(open_page: Open) -> N
     assert {row[2] for row in cells(page, "recent-alerts")} == {"End of life"}
 
 
+def test_a_shared_name_may_be_one_that_every_object_has(open_page: Open, made: Made) -> None:
+    one, other = (made(f"SELECT COALESCE(:constructor::text, 'nobody') AS who, {n} AS n") for n in (1, 2))
+    page = open_page()
+    for metric_id in (one, other):
+        show_table(page, metric_id)
+        assert cells(page, metric_id)[0][0] == "nobody"
+    page.locator("header").get_by_label("Constructor").fill("Lotus")
+    page.keyboard.press("Enter")
+    for metric_id in (one, other):
+        expect(tile(page, metric_id).locator("tbody td").first).to_have_text("Lotus")
+
+
 def test_an_enums_labels_can_be_chosen(service: Service, open_page: Open) -> None:
     """Its type is made where the demonstration's owner would make it."""
     page = open_page(wait=False)

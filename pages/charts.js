@@ -109,7 +109,7 @@ function cell(value, column) {
 	return typeof value === 'object' ? JSON.stringify(value) : String(value)
 }
 
-const SHORT = { '%': 'percent', pct: 'percent', percent: 'percent', usd: 'USD', eur: 'EUR', gbp: 'GBP', ms: 'millisecond',
+const SHORT = { '%': 'percent', pct: 'percent', percent: 'percent', usd: 'USD', eur: 'EUR', ms: 'millisecond',
 	seconds: 'second', hours: 'hour' }
 
 // The metric's, unless a column's name ends in another.
@@ -156,14 +156,15 @@ function seriesOf(rows, numbers) {
 	}))
 }
 
-// --- Which series are drawn, on which axis: as many as can be told apart, the largest, and the rest on demand
+// --- Which series are drawn: as many as can be told apart, the largest, and the rest on demand
 
 const MOST = 8 // series
-const ROWS = 200 // of a table
+const ROWS = 200 // at a time
 
-// `2 more` would be no shorter than the two.
-const isLong = (list, limit) => list.length > limit + 2
-const few = ({ open }, list, limit) => (isLong(list, limit) && !open ? list.slice(0, limit) : list)
+function few({ open }, list, limit) {
+	const most = limit + open * ROWS
+	return list.slice(0, list.length > most + 2 ? most : Infinity) // `2 more` would be no shorter than the two
+}
 
 // Otherwise each keeps its place, and with it its colour.
 function largestFirst(all) {
@@ -396,8 +397,10 @@ function panelsView(chart) {
 const button = (colour, label, pressed = null) =>
 	['button', { type: 'button', class: colour, 'aria-pressed': pressed }, [['i', {}], ['span', {}, label]]]
 
-function opener({ open }, list, limit) {
-	return isLong(list, limit) ? [button('plain', open ? 'Fewer' : `${exact(list.length - limit)} more`)] : []
+function opener(chart, list, limit) {
+	const rest = list.length - few(chart, list, limit).length
+	if (rest) return [button('more plain', `${exact(rest)} more`)]
+	return chart.open ? [button('fewer plain', 'Fewer')] : []
 }
 
 function legend(chart, { chosen, all, unit }) {
@@ -480,9 +483,8 @@ function figure({ width }, value, unit) {
 
 function change(now, before, unit) {
 	const [a, b] = [number(now), number(before)]
-	if (a == null || b == null) return ''
-	const signed = { signDisplay: 'exceptZero', maximumFractionDigits: 1 }
-	const by = b ? amount((a - b) / abs(b), '', { ...signed, style: 'percent' }) : amount(a, '', signed)
+	if (a == null || !b) return '' // of nothing there is no per cent
+	const by = amount((a - b) / abs(b), '', { style: 'percent', signDisplay: 'exceptZero', maximumFractionDigits: 1 })
 	return `${by} from ${plain(before, signOf(unit))} before`
 }
 
@@ -521,7 +523,7 @@ export function draw(box, metric, result, options = {}) {
 }
 
 function adopt(box) {
-	const chart = { box, hidden: new Set(), open: false }
+	const chart = { box, hidden: new Set(), open: 0 }
 	charts.set(box, chart)
 	box.classList.add('drawn')
 	for (const type in heard) box.addEventListener(type, (event) => heard[type](event, chart))
@@ -580,8 +582,8 @@ function point(chart, n) {
 	pointed = assign(chart, { point: n })
 	const { plan, said, order } = chart
 	const all = entries(chart, order[n])
-	const more = { name: `${all.length - 20} more`, value: '' }
-	const list = isLong(all, 20) ? [...all.slice(0, 20), more] : all
+	const list = few({ open: 0 }, all, 20)
+	if (list.length < all.length) list.push({ name: `${all.length - list.length} more`, value: '' })
 	const title = said.label(order[n])
 	const line = ({ name, colour, value }) => ['p', {}, [['i', { class: colour }], ['span', {}, name], ['em', {}, value]]]
 	plan.mark(n)
@@ -631,9 +633,9 @@ function keyed(event, chart) {
 function clicked({ target }, chart) {
 	const button = target.closest('button')
 	if (!button) return
-	const { hidden } = chart
-	const name = button.textContent
-	if (!button.ariaPressed) chart.open = !chart.open
+	const [{ hidden }, name] = [chart, button.textContent]
+	if (button.matches('.more')) chart.open++
+	else if (button.matches('.fewer')) chart.open = 0
 	else if (!hidden.delete(name)) hidden.add(name)
 	render(chart)
 }
@@ -648,5 +650,5 @@ const heard = {
 	click: clicked,
 }
 addEventListener('keydown', ({ key }) => key === 'Escape' && unpoint(), true)
-addEventListener('scroll', () => pointed?.plan && point(pointed, pointed.point), { capture: true, passive: true })
+addEventListener('scroll', () => pointed?.plan && point(pointed, pointed.point), true)
 addEventListener('pointerdown', ({ target }) => pointed?.box?.contains(target) || unpoint(), true)

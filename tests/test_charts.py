@@ -160,7 +160,8 @@ def test_a_table_has_all_rows_for_whoever_asks(page: Any) -> None:
     rows = [{"n": n} for n in range(1000)]
     box = show(page, "table", {"n": "int4"}, rows, truncated=True)
     expect(box.get_by_text("The first 1,000 rows, there are more.")).to_be_visible()
-    box.get_by_role("button", name="800 more").click()
+    for more in (800, 600, 400, 200):
+        box.get_by_role("button", name=f"{more} more").click()
     expect(box.locator("tbody tr")).to_have_count(1000)
     expect(box.locator("tbody tr").last).to_have_text("999")
 

@@ -9,7 +9,7 @@ const KINDS = {
 	int2: 'number', int4: 'number', int8: 'number', numeric: 'number', float4: 'number', float8: 'number',
 }
 const TEXT = /^(text|varchar|bpchar)$/
-const PLAIN = /^(bool|text|varchar|bpchar|uuid|interval|jsonb?|timetz)$/
+const PLAIN = /^(bool|uuid|interval|jsonb?|timetz)$|\[\]$/
 
 const make = (tag, attributes, ...children) => {
 	const node = Object.assign(document.createElement(tag), attributes)
@@ -20,7 +20,7 @@ const option = (value, text = value) => make('option', { value, textContent: tex
 
 // --- What can be chosen: an enum's labels, and values that results have shown
 
-const isEnum = ({ type }) => !(type in KINDS) && !PLAIN.test(type) && !type.endsWith('[]')
+const isEnum = ({ type }) => !(type in KINDS) && !TEXT.test(type) && !PLAIN.test(type)
 
 // Labels stand in the document alone.
 export async function learnLabels(metrics) {

@@ -18,7 +18,6 @@ let timer
 const isOpen = () => socket?.readyState === WebSocket.OPEN
 const send = (message) => socket.send(JSON.stringify(message))
 
-const setState = (state) => { $('state').dataset.state = state }
 const authorize = () => send({ type: 'auth', token })
 
 // --- What each is asked for
@@ -93,7 +92,7 @@ export function connect() {
 	socket = new WebSocket(new URL('live', location.origin.replace('http', 'ws') + location.pathname))
 	socket.onopen = () => {
 		if (token) authorize()
-		setState('live')
+		$('state').dataset.state = 'live'
 		all().forEach(refresh)
 	}
 	socket.onmessage = ({ data }) => hear(parse(data))
@@ -104,7 +103,7 @@ function disconnected({ code }) {
 	socket = null
 	for (const tile of all()) tile.asked = null
 	const refused = code === 4401 || code === 4403
-	setState(refused ? 'off' : 'down')
+	$('state').dataset.state = refused ? 'off' : 'down'
 	if (refused) return askAgain('refused')
 	const seconds = Math.min(SLOWEST, 2 ** tries++) * (0.5 + Math.random()) // jitter, or all pages return at once
 	timer = setTimeout(connect, seconds * 1000)

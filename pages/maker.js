@@ -13,7 +13,7 @@ const source = () => (chosen() === 'prompt' ? $('prompt') : $('query'))
 
 // --- What the service says against the text, at its place
 
-function select(area, { line, column }) {
+function select(area, line, column) {
 	const start = area.value.split('\n').slice(0, line - 1).join('\n').length + (line > 1) + column - 1
 	const [word] = /^[\w$.]+|/.exec(area.value.slice(start))
 	area.setSelectionRange(start, start + Math.max(1, word.length))
@@ -26,7 +26,7 @@ function refuse(problem) {
 	write($('refused'), isPlaced ? `Line ${line}, column ${column}: ${message}.` : inFull(problem))
 	source().setAttribute('aria-invalid', 'true')
 	source().focus()
-	if (isPlaced) select($('query'), { line: +line, column: +column })
+	if (isPlaced) select($('query'), +line, +column)
 }
 
 // --- The dialog

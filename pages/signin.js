@@ -176,9 +176,8 @@ const sayWhy = ({ message }) => ask(message)
 function entered(event) {
 	event.preventDefault()
 	if (client_id) return signIn().catch(sayWhy)
-	const { value } = $('token')
-	$('token').value = ''
-	take(value.trim())
+	take($('token').value.trim())
+	$('signin').reset()
 }
 
 write($('enter'), isDown ? 'Try again' : client_id ? 'Sign in' : 'Use token')

@@ -3966,7 +3966,7 @@ app.router.redirect_slashes = False
 
 say = functools.partial(print, flush=True)
 KEEP_ALIVE, TICK = 75, 5  # seconds; a connection is kept for longer than balancers keep theirs
-MAX_PIPELINED = 256  # requests that wait for the answer of the one before
+MAX_PIPELINED = 1000  # requests that wait for the answer of the one before: more than come in one piece by themselves
 
 
 class Connection(HttpToolsProtocol):

@@ -1005,7 +1005,7 @@ async def keep_session(conn: asyncpg.Connection) -> None:
 
 
 GUEST_POOL_SIZE = 2
-MAX_WAITING = 1000  # for one pool
+MAX_WAITING = 1000  # for one pool, or for the answers before on one connection
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
 MAX_UPLOAD_TIME = 600  # seconds for all of a body
@@ -3757,9 +3757,8 @@ async def protected_resource(request: Request[State]) -> Response:
     if request.state["verifier"].open:
         raise Problem(404, "Without JWT_ISSUER no token is needed.")
     about = {"resource": f"{base_url(request.scope)}/mcp", "authorization_servers": [settings.jwt_issuer]}
-    scopes = {"scopes_supported": [settings.jwt_read_scope, settings.jwt_write_scope]}
-    about |= scopes | {"bearer_methods_supported": ["header"]}
-    return json_response(about, headers={"Cache-Control": "no-store"})
+    about["scopes_supported"] = [settings.jwt_read_scope, settings.jwt_write_scope]
+    return json_response(about | {"bearer_methods_supported": ["header"]}, headers={"Cache-Control": "no-store"})
 
 
 # ------------------------------------------------------------------------------------------------ routes
@@ -3966,7 +3965,6 @@ app.router.redirect_slashes = False
 
 say = functools.partial(print, flush=True)
 KEEP_ALIVE, TICK = 75, 5  # seconds; a connection is kept for longer than balancers keep theirs
-MAX_PIPELINED = 1000  # requests that wait for the answer of the one before: more than come in one piece by themselves
 
 
 class Connection(HttpToolsProtocol):
@@ -3987,7 +3985,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.begun = True
-        if len(self.pipeline) >= MAX_PIPELINED:
+        if len(self.pipeline) >= MAX_WAITING:
             raise ValueError("too many requests in one piece")  # the parser stops, and the connection is closed
         super().on_message_begin()
 
@@ -4025,6 +4023,8 @@ class Connection(HttpToolsProtocol):
         if self.piece and self.cycle.keep_alive:
             self.app_state["seen"].remember(self.piece, self.cycle.scope)
         super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()  # until these are answered, or they would become more and more
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing: uvicorn's own timer knows nothing of what is answered without it."""

@@ -27,6 +27,7 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 NO_OPERATOR = re.compile(r"[^-+*/<>=~!@#%^&|`?]+")
+MAX_COMMENTS = 1000
 COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
@@ -82,6 +83,9 @@ class Statement(NamedTuple):
 
 def parse_statement(sql: str) -> Statement:
     """Find the named parameters and drop a trailing semicolon; raises BadStatement."""
+    # PostgreSQL would look for the ends of nested ones for seconds, and heed no limit meanwhile.
+    if sql.count("/*") > MAX_COMMENTS:
+        raise BadStatement(f"more than {MAX_COMMENTS} block comments begin in it")
     parts: list[tuple[str, int]] = []
     names: dict[str, int] = {}
     position = 0

@@ -18,6 +18,8 @@ BACKSLASH = "\\"
 
 # Each is refused when it is sent, with a reason.
 REFUSED = {
+    # It takes PostgreSQL's lexer as long as it likes.
+    "comments in comments": f"SELECT 1 AS a {'/*' * 45_000}",
     # It writes.
     "insert": "INSERT INTO metrics (id) VALUES ('total')",
     "insert returning": "INSERT INTO metrics (id) VALUES ('total') RETURNING id",

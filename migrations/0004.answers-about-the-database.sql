@@ -214,7 +214,8 @@ $$;
 -- Why SQL that nobody reviewed may not say a name or an operator: what lets a SELECT do more than read, and whatever is
 -- not PostgreSQL's own and calls what has the rights of its owner, or is written in a language that knows no bounds,
 -- unless the caller was granted that by name: a function, an operator (in a run of their characters, which PostgreSQL
--- takes apart), a type that is cast or checked by it. Everybody may call what nobody took from PUBLIC.
+-- takes apart), a type that is cast or checked by it. Everybody may call what nobody took from PUBLIC. The comparisons
+-- and casts of an extension are in C, too, and its operators have the names of PostgreSQL's own: these are no reason.
 CREATE FUNCTION why_not_said(name text) RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE
@@ -233,16 +234,26 @@ RETURN CASE
         AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = current_user::regrole)
         AND (
             lower(p.proname) = why_not_said.name
-            OR EXISTS (SELECT FROM pg_operator WHERE oprcode = p.oid AND strpos(why_not_said.name, oprname) > 0)
-            OR EXISTS (
-                SELECT
-                FROM pg_type AS t
-                LEFT JOIN pg_cast AS c ON t.oid IN (c.castsource, c.casttarget)
-                LEFT JOIN pg_constraint AS k ON k.contypid = t.oid
-                LEFT JOIN pg_depend AS d ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
-                WHERE t.oid >= 16384
-                AND lower(t.typname) = why_not_said.name
-                AND (c.castfunc = p.oid OR (d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid))
+            OR (
+                (
+                    p.prosecdef
+                    OR NOT EXISTS (
+                        SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = p.oid AND deptype = 'e'
+                    )
+                )
+                AND (
+                    EXISTS (SELECT FROM pg_operator WHERE oprcode = p.oid AND strpos(why_not_said.name, oprname) > 0)
+                    OR EXISTS (
+                        SELECT
+                        FROM pg_type AS t
+                        LEFT JOIN pg_cast AS c ON t.oid IN (c.castsource, c.casttarget)
+                        LEFT JOIN pg_constraint AS k ON k.contypid = t.oid
+                        LEFT JOIN pg_depend AS d ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
+                        WHERE t.oid >= 16384
+                        AND lower(t.typname) = why_not_said.name
+                        AND (c.castfunc = p.oid OR (d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid))
+                    )
+                )
             )
         )
         LIMIT 1

@@ -290,6 +290,8 @@ async def sandbox(cluster: str, start_service: Serve, request: pytest.FixtureReq
             DATABASE_URL=url, HARDEN_DATABASE=request.param, STATEMENT_TIMEOUT="0.5", POOL_TIMEOUT="5"
         )
         owner = await asyncpg.connect(url)
+        # It has operators of its own, called as PostgreSQL's, as extensions do.
+        await owner.execute("CREATE EXTENSION citext")
         await owner.execute(f"CREATE TABLE secret AS SELECT '{KEY}' AS password")
         await owner.execute(
             "INSERT INTO metrics (id, parts_flagged) SELECT 'total', n FROM generate_series(1, 20) AS n"

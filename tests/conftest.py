@@ -104,6 +104,16 @@ def issuer() -> Iterator[Issuer]:
     issuer.close()
 
 
+@pytest.fixture(scope="session")
+async def triggers(cluster: str, service: Service) -> None:
+    """For tests that write past the service and expect that it hears of it."""
+    conn = await asyncpg.connect(cluster)
+    watched = await conn.fetchval("SELECT 'metrics'::regclass IN (SELECT relation FROM watches)")
+    await conn.close()
+    if not watched:
+        pytest.skip("the engine has no triggers for this table")
+
+
 @pytest.fixture
 async def owner(cluster: str, service: Service) -> AsyncIterator[asyncpg.Connection]:
     """The owner's connection to a database without records and without metrics of the database's own."""

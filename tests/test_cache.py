@@ -815,6 +815,7 @@ async def test_ddl_under_traffic_gives_no_error_and_columns_agree_with_records_a
 # What the service knows of a metric
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_tiles_place_changes_without_a_run(one: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
     before, csv = await get(one, "readings", tag="layout"), await get(one, "readings.csv", tag="layout")
     await owner.execute("INSERT INTO layout_items VALUES ('readings', 'lg', 1, 2, 3, 4, true)")
@@ -831,6 +832,7 @@ async def test_a_tiles_place_changes_without_a_run(one: httpx.AsyncClient, owner
     assert (await get(one, "readings.csv", tag="layout")).headers["etag"] == csv.headers["etag"]
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_title_changes_without_a_run(one: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
     await owner.execute("INSERT INTO queries VALUES ('titled', 'SELECT CLOCK_TIMESTAMP() AS ran_at FROM readings')")
     await owner.execute("INSERT INTO metric_configurations (id, query_id, source) VALUES ('titled', 'titled', 'api')")

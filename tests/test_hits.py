@@ -208,6 +208,7 @@ def test_head_and_conditional_requests_have_answers_of_their_own(issuer: Issuer,
     assert warm(wire, compose("/metrics/echo?n=7005", If_None_Match='"other"', **headers)).body == full.body
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_record_that_is_written_shows_within_half_a_second(
     guarded: Service, owner: asyncpg.Connection, issuer: Issuer, wire: Wire
 ) -> None:

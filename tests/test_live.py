@@ -139,6 +139,7 @@ async def nobody_is_left(service: Service) -> bool:
 # ---- results
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_result_comes_at_once_and_again_when_a_write_changes_it(
     board: Dashboard, owner: asyncpg.Connection, client: httpx.AsyncClient
 ) -> None:
@@ -192,6 +193,7 @@ async def test_an_array_is_a_list_of_texts_or_numbers(board: Dashboard) -> None:
     assert message["result"]["records"][0]["texts"] == ["a,b", ""]
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_nothing_comes_when_the_bytes_are_the_same(
     board: Dashboard, service: Service, owner: asyncpg.Connection
 ) -> None:
@@ -222,6 +224,7 @@ async def test_a_trailing_slash_makes_no_difference(service: Service, owner: asy
         assert (await board.subscribe("total"))["type"] == "result"
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_what_is_not_watched_any_more_is_silent(board: Dashboard, owner: asyncpg.Connection) -> None:
     await board.subscribe("total")
     await board.subscribe("records", series="total")
@@ -248,6 +251,7 @@ async def test_a_query_that_nobody_waits_for_any_more_is_cancelled(board: Dashbo
     assert await board.collect(0.2) == []
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_to_subscribe_again_answers_again_and_changes_still_come_once(
     board: Dashboard, owner: asyncpg.Connection
 ) -> None:
@@ -258,6 +262,7 @@ async def test_to_subscribe_again_answers_again_and_changes_still_come_once(
     assert len(await board.collect(0.5)) == 1
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_one_metric_may_be_watched_with_several_params(board: Dashboard, owner: asyncpg.Connection) -> None:
     await board.subscribe("records", series="total")
     await board.subscribe("records", series="echo")
@@ -342,6 +347,7 @@ async def test_200_subscriptions_are_had_and_the_next_is_a_problem(board: Dashbo
     assert (await board.subscribe("echo", n=200))["type"] == "result", "one that went made room"
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_result_that_fails_later_is_a_problem_and_comes_back(
     board: Dashboard, owner: asyncpg.Connection, add_query: AddQuery
 ) -> None:
@@ -354,6 +360,7 @@ async def test_a_result_that_fails_later_is_a_problem_and_comes_back(
     assert (await board.receive())["result"]["records"] == [{"inverse": 3}]
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_what_fails_is_asked_for_less_and_less_often_logged_rarely_and_told_at_once_when_a_change_mends_it(
     board: Dashboard, service: Service, owner: asyncpg.Connection, add_query: AddQuery
 ) -> None:
@@ -377,6 +384,7 @@ async def test_what_fails_is_asked_for_less_and_less_often_logged_rarely_and_tol
 # ---- how often, and at what cost
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_two_who_watch_the_same_cost_one_query_a_change(
     board: Dashboard, service: Service, owner: asyncpg.Connection
 ) -> None:
@@ -406,6 +414,7 @@ async def test_what_fails_on_its_data_is_one_line_of_the_log_with_the_reason(sta
     assert any('["0"]' in line["key"] for line in lines)
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_under_200_writes_a_second_ten_messages_come_at_most_and_the_last_is_the_last_state(
     board: Dashboard, service: Service, owner: asyncpg.Connection
 ) -> None:
@@ -449,6 +458,7 @@ class Watcher(asyncio.Protocol):
             self.transport.write(struct.pack("!BB4x", 0x81, 0x80 | len(text)) + text)
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_500_subscribers_have_a_change_by_at_most_two_queries(
     service: Service, owner: asyncpg.Connection
 ) -> None:
@@ -526,6 +536,7 @@ async def test_a_dashboard_may_change_all_of_its_tiles_at_once(board: Dashboard)
 # ---- readers that are slow, and readers that are gone
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_client_that_vanishes_leaves_nothing_behind(service: Service, owner: asyncpg.Connection) -> None:
     async with AsyncExitStack() as stack:
         boards = [await stack.enter_async_context(dashboard(service)) for _ in range(5)]
@@ -549,6 +560,7 @@ def resident(service: Service) -> float:
     return int(found[1]) / 1024
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_reader_that_takes_nothing_is_told_and_closed(
     board: Dashboard, service: Service, owner: asyncpg.Connection, add_query: AddQuery
 ) -> None:
@@ -570,6 +582,7 @@ async def test_a_reader_that_takes_nothing_is_told_and_closed(
         assert "5 s" in reason
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_reader_that_comes_back_in_time_has_the_newest_result_next(
     service: Service, owner: asyncpg.Connection, add_query: AddQuery
 ) -> None:
@@ -608,6 +621,7 @@ async def test_an_edited_metric_sends_what_it_says_now_and_a_deleted_one_a_probl
     assert (await board.subscribe(metric_id))["status"] == 404
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_an_edited_file_sends_what_it_says_now_and_nothing_when_that_is_the_same(
     board: Dashboard, service: Service, owner: asyncpg.Connection, add_query: AddQuery
 ) -> None:
@@ -780,6 +794,7 @@ async def test_roles_are_asked_for_each_metric(guarded: Service, issuer: Issuer,
         assert (await board.subscribe("payroll"))["result"]["records"] == [{"n": 1}]
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_claims_are_bound_and_tenants_see_their_own_alone(
     guarded: Service, issuer: Issuer, owner: asyncpg.Connection
 ) -> None:
@@ -827,6 +842,7 @@ async def test_an_expired_token_closes_4401(guarded: Service, issuer: Issuer) ->
         assert [(await board.closing())[0] for board in (one, other)] == [4401, 4401]
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_renewed_token_keeps_the_socket_open_and_sends_nothing(
     guarded: Service, issuer: Issuer, token: str, owner: asyncpg.Connection
 ) -> None:
@@ -851,6 +867,7 @@ async def test_a_bad_renewal_closes_4401(guarded: Service, issuer: Issuer, token
         assert (await board.closing())[0] == 4401
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_renewal_with_other_roles_and_claims_is_what_counts(
     guarded: Service, issuer: Issuer, owner: asyncpg.Connection
 ) -> None:

@@ -1284,25 +1284,19 @@ async def test_redis_killed_in_mid_traffic_costs_only_its_hits(
         shared.start()
 
 
-async def test_frozen_redis_costs_a_tenth_of_a_second_once(
+async def test_frozen_redis_costs_its_hits_and_nothing_else(
     near: httpx.AsyncClient, far: httpx.AsyncClient, shared: Redis
 ) -> None:
-    """Also one that is back after it was gone, which is left alone for a while as well.
-
-    Ten waits would take a second.
-    """
+    """Also one that is back after it was gone, which is left alone for a while as well."""
     await eventually(lambda: sharing(near, far), 15)
     for number in range(10):
         assert record(await get(near, "readings", tag="frozen", p=number))["p"] == number
     shared.process.send_signal(signal.SIGSTOP)
     try:
-        sent = time.monotonic()
-        await asyncio.gather(*(get(far, "readings", tag="first", p=number) for number in range(10)))
-        assert time.monotonic() < sent + 0.9
-        sent = time.monotonic()
-        for number in range(10):
-            assert status(await get(far, "readings", tag="frozen", p=number)) == "fwd=miss"
-        assert time.monotonic() < sent + 0.9
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(get(far, "readings", tag="first", p=number) for number in range(10)))
+            for number in range(10):
+                assert status(await get(far, "readings", tag="frozen", p=number)) == "fwd=miss"
     finally:
         shared.process.send_signal(signal.SIGCONT)
 

@@ -1434,8 +1434,7 @@ async def check_names(conn: asyncpg.Connection, statement: Statement, schema: st
     if any(text.lower().startswith('u&"') for text, _ in statement.parts):
         raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
     names = statement.words()
-    asked = "SELECT name, reason FROM UNNEST($1::text[]) AS name CROSS JOIN {}.why_not_said(name) AS reason"
-    if refused := await conn.fetchrow(f"{asked.format(schema)} WHERE reason IS NOT NULL LIMIT 1", list(names)):
+    if refused := await conn.fetchrow(f"SELECT name, reason FROM {schema}.why_not_said($1) LIMIT 1", list(names)):
         raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 

@@ -215,7 +215,8 @@ $$;
 -- not PostgreSQL's own and calls what has the rights of its owner, or is written in a language that knows no bounds,
 -- unless the caller was granted that by name: a function, an operator (in a run of their characters, which PostgreSQL
 -- takes apart), a type that is cast or checked by it. Everybody may call what nobody took from PUBLIC. The comparisons
--- and casts of an extension are in C, too, and its operators have the names of PostgreSQL's own: these are no reason.
+-- and casts of an extension are in C, too, and its operators and aggregates have the names of PostgreSQL's own: these
+-- are no reason.
 CREATE FUNCTION why_not_said(names text[]) RETURNS TABLE (name text, reason text)
 LANGUAGE sql STABLE
 AS $$
@@ -240,6 +241,8 @@ AS $$
         SELECT said, oid
         FROM lent
         JOIN said ON said = lower(proname)
+        WHERE counts
+        OR NOT EXISTS (SELECT FROM pg_proc AS own WHERE own.proname = lent.proname AND own.oid < 16384)
         UNION ALL
         SELECT said, lent.oid
         FROM lent

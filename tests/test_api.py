@@ -230,6 +230,7 @@ async def test_a_definition_is_for_whoever_may_read_the_metric(
     (two[0].queries / "payroll.sql").unlink()
 
 
+@pytest.mark.usefixtures("triggers")
 async def test_a_patch_leaves_the_queries_of_other_metrics_alone(
     api: httpx.AsyncClient, owner: asyncpg.Connection
 ) -> None:

@@ -186,7 +186,7 @@ async def test_distributing_says_what_is_missing_before_it_begins_and_goes_on_wh
     with another_database(cluster, "spread") as url:
         missing = await run(url, "distribute")
         assert (missing.returncode, "The database spread has no extension citus" in missing.stderr) == (1, True)
-        await run(url, "migrate")
+        assert (await run(url, "migrate")).returncode == 0
         conn = await asyncpg.connect(url)
         await conn.execute(STAND_INS)
         for login in (await conn.fetchval("SELECT CURRENT_USER"), "metrics_reader", "metrics_guest"):

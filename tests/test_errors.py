@@ -278,6 +278,7 @@ CREATE TRIGGER full_disk BEFORE INSERT ON metrics EXECUTE FUNCTION full_disk()
 
 
 @pytest.mark.anyio
+@pytest.mark.usefixtures("triggers")
 async def test_a_full_disk_is_no_fault_of_the_records(client: httpx.AsyncClient, owner: asyncpg.Connection) -> None:
     await owner.execute(FULL_DISK)
     try:

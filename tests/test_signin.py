@@ -42,6 +42,8 @@ def service(start_service: Serve, free_ports: list[int]) -> Iterator[Service]:
     with provider_on(free_ports[0]):
         issuer = f"http://127.0.0.1:{free_ports[0]}"
         started = start_service(JWT_ISSUER=issuer, JWT_CLIENT_IDS="dashboard", BROWSER_CLIENT_ID="dashboard")
+        # A provider that is slow at first is one that cannot be reached, for the page.
+        wait_until(lambda: "token_endpoint" in httpx.get(started.url).text)
         yield started
         started.stop()
 

@@ -136,7 +136,7 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])
-def test_the_docs_page_tries_operations_out_below_the_prefix(page: Any, prefix: str, path: str) -> None:
+def test_the_docs_page_tries_operations_out_below_the_prefix(page: Any, prefix: str, path: str, tmp_path: Path) -> None:
     page.goto(prefix + path)
     page.click("#operations-tag-metrics")
     page.click("#operations-metrics-read_total")
@@ -144,14 +144,16 @@ def test_the_docs_page_tries_operations_out_below_the_prefix(page: Any, prefix: 
     page.click("#operations-metrics-read_total .execute")
     page.wait_for_selector("#operations-metrics-read_total .live-responses-table >> text=records")
     assert page.locator(".request-url pre").inner_text() == f"{prefix}/metrics/total"
+    page.screenshot(path=tmp_path / "docs.png")
     page.click("text=Dashboard")
     page.wait_for_selector(".cell[data-id=total][data-state=ready]")
     assert page.url == f"{prefix}/"
 
 
-def test_the_dashboard_and_its_socket_are_below_the_prefix(page: Any, prefix: str) -> None:
+def test_the_dashboard_and_its_socket_are_below_the_prefix(page: Any, prefix: str, tmp_path: Path) -> None:
     sockets: list[str] = []
     page.on("websocket", lambda socket: sockets.append(socket.url))
     page.goto(f"{prefix}/")
     page.wait_for_selector(".cell[data-id=total][data-state=ready]")
     assert sockets == [f"{prefix.replace('http', 'ws')}/live"]
+    page.screenshot(path=tmp_path / "dashboard.png")

@@ -65,16 +65,6 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.supervisors import Multiprocess
 
 from migrations import connections
-from migrations.connections import (
-    GuestSession,
-    Login,
-    MigrationFailed,
-    Session,
-    Target,
-    TransactionPooling,
-    connect,
-    derived_login,
-)
 from pages import mcp
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
@@ -145,6 +135,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sql_model_timeout: Timeout = 20
     log_level: Level = "info"
 
+    @property
+    def scopes(self) -> tuple[str, str]:
+        """What reading wants, and what writing wants as well."""
+        return self.jwt_read_scope, self.jwt_write_scope
+
 
 class CommandError(Exception):
     """What a person at a terminal is told before the process exits with 1."""
@@ -208,7 +203,8 @@ def contradictions(settings: Settings) -> Iterator[str]:
     """What is wrong with values that are each of the right type; URLs may hold passwords and are not repeated."""
     for name in ("database_url", "reader_database_url", "guest_database_url"):
         try:
-            _ = (url := getattr(settings, name)) and Target(name.upper(), url)
+            if url := getattr(settings, name):
+                connections.Target(name.upper(), url)
         except ValueError as exc:
             yield f"{name.upper()} {exc}"
     if settings.sql_model_url and split_url(settings.sql_model_url).scheme not in ("http", "https"):
@@ -400,15 +396,11 @@ class PoolBusy(Exception):
 # What a database that is down, starting, stopping or out of reach makes asyncpg raise.
 DATABASE_DOWN = (
     OSError,
-    asyncpg.PostgresConnectionError,
+    *connections.SERVER_DOWN,
+    *connections.NAMED_IN_VAIN,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
 )
 # A division by zero, a subquery with two rows, what a function raises or asserts, what a domain does not take.
 FAILS_ON_DATA = (
@@ -688,9 +680,6 @@ def parse_endpoints(issuer: str, body: bytes) -> dict[str, str]:
     return endpoints
 
 
-T = TypeVar("T")
-
-
 class Verifier:
     """Turns an Authorization header into a caller; without JWT_ISSUER, or with AUTH=off, everybody is let in."""
 
@@ -783,7 +772,7 @@ async def authenticate(scope: Scope, header: bytes) -> Caller:
 def check_scopes(scope: Scope, writes: bool) -> None:
     """Raises Problem 403."""
     verifier, caller = scope["state"]["verifier"], scope["caller"]
-    wanted = [verifier.settings.jwt_read_scope, *([verifier.settings.jwt_write_scope] if writes else [])]
+    wanted = verifier.settings.scopes[: 2 if writes else 1]
     if not (verifier.open or caller.scopes.issuperset(wanted)):
         challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'}
         raise Problem(403, f"The token lacks a scope; it needs {' and '.join(wanted)}.", headers=challenge)
@@ -985,15 +974,15 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {HTTPException: answer_http}
 # ------------------------------------------------------------------------------------------------ database
 
 
-def database_logins(settings: Settings) -> dict[str, Login]:
+def database_logins(settings: Settings) -> dict[str, connections.Login]:
     """The gate and the catalog are the guest once more: they must not wait for bad queries, nor for each other."""
-    owner = Target("DATABASE_URL", settings.database_url or "")
+    owner = connections.Target("DATABASE_URL", settings.database_url or "")
     reads, guests = settings.reader_database_url, settings.guest_database_url
-    replicas = Target("READER_DATABASE_URL", reads) if reads else None
-    reader = derived_login(owner, replicas, owner, "metrics_reader")
-    named = Target("GUEST_DATABASE_URL", guests) if guests else None
-    guest = derived_login(owner, named, replicas or owner, "metrics_guest")
-    logins = {"owner": Login(owner), "upload": Login(owner), "reader": reader}
+    replicas = connections.Target("READER_DATABASE_URL", reads) if reads else None
+    reader = connections.derived_login(owner, replicas, owner, "metrics_reader")
+    named = connections.Target("GUEST_DATABASE_URL", guests) if guests else None
+    guest = connections.derived_login(owner, named, replicas or owner, "metrics_guest")
+    logins = {"owner": connections.Login(owner), "upload": connections.Login(owner), "reader": reader}
     logins |= dict.fromkeys(("guest", "gate", "catalog"), guest)
     if replicas:
         logins |= {"reader on primary": reader, "guest on primary": guest}
@@ -1076,14 +1065,14 @@ class Database:
         guest = name.startswith(("guest", "gate", "catalog"))
         primary = {"target_session_attrs": "primary"} if name.endswith("on primary") else {}
         return asyncpg.create_pool(
-            self.logins[name],  # as connect() wants it
+            self.logins[name],  # as connections.connect() wants it
             **primary,
             min_size=0,
             max_size=GUEST_POOL_SIZE if guest else self.settings.pool_size,
             reset=keep_session if name.startswith(("reader", "guest")) else None,
-            connection_class=GuestSession if guest else Session,
+            connection_class=connections.GuestSession if guest else connections.Session,
             server_settings=self.session(name),
-            connect=functools.partial(connect, patience=self.settings.pool_timeout / 2),
+            connect=functools.partial(connections.connect, patience=self.settings.pool_timeout / 2),
         )
 
     def session(self, name: str) -> dict[str, str]:
@@ -1152,7 +1141,7 @@ class Database:
             async with asyncio.timeout(1):
                 if name not in self.probes or self.probes[name].is_closed():
                     login, session = self.logins[name], self.session(name) | {"statement_timeout": "1000"}
-                    self.probes[name] = await connect(login, patience=0.4, server_settings=session)
+                    self.probes[name] = await connections.connect(login, patience=0.4, server_settings=session)
                 started = time.perf_counter()
                 # Neither a table that is not there yet nor one that is not for this login is the server's fault.
                 with suppress(asyncpg.SyntaxOrAccessError):
@@ -1977,7 +1966,7 @@ async def listen_once(database: Database, changes: Changes, outdated: asyncio.Ev
             outdated.set()
 
     login, session = database.logins["owner"], database.session("listener")
-    conn = await connect(login, patience=2, timeout=5, command_timeout=5, server_settings=session)
+    conn = await connections.connect(login, patience=2, timeout=5, command_timeout=5, server_settings=session)
     try:
         conn.add_termination_listener(lambda _: lost.set())
         changes.last.clear()
@@ -2578,6 +2567,7 @@ class Seen:
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
 SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
+T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
 FLAWS = {
     r"^Expected (.*), got (.*)$": r"must be \1, not \2",
@@ -3095,22 +3085,27 @@ def page_headers(tokens_from: str = "") -> dict[str, str]:
     return own | {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
+@functools.cache
+def page_text(name: str) -> str:
+    return (HERE / "pages" / name).read_text()
+
+
 async def dashboard(request: Request[State]) -> Response:
     """The page, told how people are let in; without the endpoints where they sign in while the issuer is down."""
     settings, verifier = request.state["settings"], request.state["verifier"]
-    access: dict[str, Any] = {"scopes": [settings.jwt_read_scope, settings.jwt_write_scope]}
+    access: dict[str, Any] = {"scopes": settings.scopes}
     if settings.browser_client_id and not verifier.open:
         endpoints = await verifier.endpoints.soon()
         access |= {"issuer": settings.jwt_issuer, "client_id": settings.browser_client_id, **endpoints}
     block = encode(None if verifier.open else access).replace(b"<", b"\\u003c").decode()
-    text = (HERE / "pages" / "dashboard.html").read_text().replace("{access}", block)
+    text = page_text("dashboard.html").replace("{access}", block)
     return Response(text, headers=page_headers(access.get("token_endpoint", "")), media_type="text/html")
 
 
 async def docs(request: Request[State]) -> Response:
     """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
     root = "../" if request.scope["raw_path"].endswith(b"/") else ""
-    text = (HERE / "pages" / "docs.html").read_text().replace("{root}", root)
+    text = page_text("docs.html").replace("{root}", root)
     return Response(text, headers=page_headers(), media_type="text/html")
 
 
@@ -3534,7 +3529,7 @@ STRANGER = Caller(roles=frozenset())
 def fixed_document(settings: Settings, secured: bool) -> Schema:
     """pages/openapi.json with the scopes that are wanted here, or without what an open service does not ask for."""
     text = (HERE / "pages" / "openapi.json").read_bytes()
-    for name, scope in (("READ", settings.jwt_read_scope), ("WRITE", settings.jwt_write_scope)):
+    for name, scope in zip(("READ", "WRITE"), settings.scopes, strict=True):
         text = text.replace(f'"JWT_{name}_SCOPE"'.encode(), encode(scope))
     fixed: Schema = msgspec.json.decode(text)
     fixed["info"]["version"] = VERSION
@@ -3586,7 +3581,7 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
         kind = "".join(word.capitalize() for word in name.split("_"))
         records = {"type": "array", "items": {"$ref": REF.format(name=f"{kind}Record")}}
         properties = schemas["MetricResult"]["properties"] | {"records": records}
-        schemas[f"{kind}Record"] = record_schema([c.name for c in metric.columns], metric.column_types)
+        schemas[f"{kind}Record"] = record_schema(metric.columns, metric.column_types)
         schemas[f"{kind}Result"] = schemas["MetricResult"] | {"title": f"{kind}Result", "properties": properties}
         result = {"$ref": REF.format(name=f"{kind}Result")}
         paths[f"/metrics/{metric.id}"] = {"get": metric_operation(metric, name, paths["/metrics/{id}"]["get"], result)}
@@ -3674,7 +3669,7 @@ def metric_tool(metric: Metric) -> Schema:
     columns = ", ".join(f"{column.name} {column.type}" for column in metric.columns)
     said = (about.description, f"Unit: {about.unit}." if about.unit else "", f"Columns: {columns}.")
     taken = {p.name: parameter_schema(types[p.name]) | {"description": p.description or p.type} for p in parameters}
-    record = record_schema([column.name for column in metric.columns], metric.column_types)
+    record = record_schema(metric.columns, metric.column_types)
     required = [parameter.name for parameter in parameters if parameter.required]
     return mcp.result_tool(metric.id, about.title, " ".join(filter(None, said)), taken, required, record)
 
@@ -3756,7 +3751,7 @@ async def protected_resource(request: Request[State]) -> Response:
     if request.state["verifier"].open:
         raise Problem(404, "Without JWT_ISSUER no token is needed.")
     about = {"resource": f"{base_url(request.scope)}/mcp", "authorization_servers": [settings.jwt_issuer]}
-    about["scopes_supported"] = [settings.jwt_read_scope, settings.jwt_write_scope]
+    about["scopes_supported"] = settings.scopes
     return json_response(about | {"bearer_methods_supported": ["header"]}, headers={"Cache-Control": "no-store"})
 
 
@@ -3807,7 +3802,7 @@ async def with_database(settings: Settings, tell: Callable[[str], None]) -> Asyn
         wanted = ("migrations.apply", *(() if settings.data_dir.exists() else ("yoyo", "seed.dataset")))
         loading = asyncio.to_thread(lambda: [import_module(name) for name in wanted])
         server, _ = await asyncio.gather(embedded.start(settings.data_dir), loading)
-        Target("DATABASE_URL", server.dsn)  # for which PGOPTIONS and its like count, too
+        connections.Target("DATABASE_URL", server.dsn)  # for which PGOPTIONS and its like count, too
     except (embedded.EmbeddedError, ValueError) as exc:
         raise CommandError(str(exc)) from exc
     log.info("To open the embedded database: %s", server.psql)
@@ -3866,7 +3861,7 @@ async def start(state: State, embedded: bool) -> None:
             await catalog.reload()
             return
         except Exception as exc:
-            told = isinstance(exc, TransactionPooling)
+            told = isinstance(exc, connections.TransactionPooling)
             catalog.fault = str(exc) if told else f"not applied yet ({type(exc).__name__}); the log has the reason"
             warn("the start has to wait for the database", reason=f"{type(exc).__name__}: {exc}")
         await asyncio.sleep(min(0.25 * 2**attempt, 2))
@@ -4284,7 +4279,7 @@ def main() -> int:
             serve(settings, options)
             return 0
         return asyncio.run(run_command(settings, options))
-    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, MigrationFailed) as exc:
+    except (CommandError, *DATABASE_DOWN, asyncpg.PostgresError, connections.MigrationFailed) as exc:
         print(exc, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ const clamp = (low, value, high) => max(low, min(value, high))
 
 const SVG = 'http://www.w3.org/2000/svg'
 
-export function patch(parent, views) {
+function patch(parent, views) {
 	views.forEach(([tag, attributes, content], i) => {
 		const space = tag === 'svg' ? SVG : parent.namespaceURI
 		let node = parent.children[i]
@@ -97,8 +97,8 @@ const moment = (at) => date(at, { dateStyle: 'medium', ...(at % DAY && { timeSty
 
 // --- Columns
 
-const isNumber = ({ type }) => /^(int[248]|numeric|float[48])$/.test(type)
-const isTime = ({ type }) => /^(date|timestamp(tz)?)$/.test(type)
+export const isNumber = ({ type }) => /^(int[248]|numeric|float[48])$/.test(type)
+export const isTime = ({ type }) => /^(date|timestamp(tz)?)$/.test(type)
 const isText = (column) => !isNumber(column) && !isTime(column)
 export const words = (name) => name.replaceAll('_', ' ')
 const number = (value) => (value == null || !isFinite(value) ? null : +value)

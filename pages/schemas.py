@@ -14,6 +14,13 @@ TEXT, ANYTHING = Schema(type="string"), Schema()
 WRITTEN_AS_TEXT = "DEGINRSTV"  # pg_type.typcategory
 
 
+class Column(Protocol):
+    """What a result names its values by."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Type(Protocol):
     """What is known of a type."""
 
@@ -65,6 +72,6 @@ def client_names(ids: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def record_schema(names: Sequence[str], kinds: Sequence[Type]) -> Schema:
-    properties = {name: column_schema(kind) for name, kind in zip(names, kinds, strict=True)}
+def record_schema(columns: Sequence[Column], kinds: Sequence[Type]) -> Schema:
+    properties = {column.name: column_schema(kind) for column, kind in zip(columns, kinds, strict=True)}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -1,7 +1,7 @@
 // The tiles: what each shows, and what it says when there is nothing to show.
 
 import { explain, inFull } from './api.js'
-import { draw, unpoint, words, write } from './charts.js'
+import { draw, isNumber, isTime, unpoint, words, write } from './charts.js'
 import { $ } from './dom.js'
 import { field, learnValues } from './fields.js'
 import { axisOf, ownParameters, ownPeriod, spanOf } from './period.js'
@@ -32,9 +32,6 @@ export function remove(tile) {
 }
 
 // --- Kinds: what can be drawn of these columns
-
-const isNumber = ({ type }) => /^(int[248]|numeric|float[48])$/.test(type)
-const isTime = ({ type }) => /^(date|timestamp(tz)?)$/.test(type)
 
 export function guessChart(columns) {
 	if (columns.every(isNumber)) return columns.length < 4 ? 'number' : 'table'

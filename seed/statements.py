@@ -29,8 +29,6 @@ TOKEN = re.compile(
 NO_OPERATOR = re.compile(r"[^-+*/<>=~!@#%^&|`?]+")
 MAX_COMMENTS = 1000
 COMMENT_EDGE = re.compile(r"/\*|\*/")
-
-
 CHARTS = ("number", "line", "bar", "stacked", "hbar", "table")
 HEADER_LINE = re.compile(r"(?i)--[ \t]*(title|description|unit|chart|ttl|roles|tables|param|claim)\b[ \t]*(.*)")
 

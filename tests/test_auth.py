@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from conftest import ROOT, Serve, Service, wait_until
+from conftest import Serve
+from helpers import ROOT, Service, wait_until
 from issuer import (
     ABSENT,
     BOTH_SCOPES,

@@ -10,7 +10,7 @@ import asyncpg
 import bench
 import pytest
 import rig
-from conftest import ROOT, another_database
+from helpers import ROOT, another_database
 
 BENCH = Path(__file__).with_name("bench.py")
 LINE = re.compile(r"(?P<name>.{21}) (not installed| *[\d.]+ \S* +at (least|most) [\d.]+ +(ok|over|under)\b.*)")

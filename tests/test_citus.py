@@ -14,7 +14,8 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from conftest import ROOT, Serve, another_database, eventually
+from conftest import Serve
+from helpers import ROOT, another_database, eventually
 
 from seed import records as seed_records
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Service, wait_until
+from helpers import Service, wait_until
 
 TOOLS = ("openapi-typescript@7.13.0", "typescript@5.9.3")
 USE_PYTHON = """\

@@ -16,10 +16,11 @@ import asyncpg
 import httpx
 import psycopg
 import pytest
-from conftest import ROOT, Serve, wait_until
+from conftest import Serve
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from helpers import ROOT, wait_until
 from psycopg import pq
 from rig import free_port
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Serve, Service, wait_until
+from conftest import Serve
+from helpers import ROOT, Service, wait_until
 from issuer import Issuer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -677,13 +678,6 @@ def test_a_tile_is_moved_and_resized_with_keys(service: Service, open_page: Open
 
 
 # ------------------------------------------------------------------------------------------------ who looks
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    issuer = Issuer("rsa")
-    yield issuer
-    issuer.close()
 
 
 def test_who_may_only_read_is_offered_nothing_else(start_service: Serve, issuer: Issuer, browser: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ROOT, another_database
+from helpers import ROOT, another_database
 
 import app
 from seed.dataset import Accept, Report, load, with_parameters

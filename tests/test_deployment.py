@@ -1128,14 +1128,14 @@ def running(command: list[str], workdir: Path, variables: dict[str, str]) -> Ite
             process.kill()
 
 
-def test_the_image_starts_as_it_stands(tmp_path: Path, database_url: str) -> None:
+def test_the_image_starts_as_it_stands(tmp_path: Path, cluster: str) -> None:
     """Without seed/ and the embedded database, writing nothing; it is gone within 10 s of SIGTERM."""
     workdir = lay_out(tmp_path / "image")
     before = files_below(workdir)
     port = str(free_port())
     start, probe = ([word.replace("8000", port) for word in command_of(k)] for k in ("CMD", "HEALTHCHECK"))
     assert start[0] == probe[0] == "python"
-    with running([sys.executable, *start[1:]], workdir, variables_of(tmp_path, database_url)) as service:
+    with running([sys.executable, *start[1:]], workdir, variables_of(tmp_path, cluster)) as service:
         wait_for(f"http://127.0.0.1:{port}/health", service)
         assert status_of(f"http://127.0.0.1:{port}/metrics") == 401
         assert [status_of(f"http://127.0.0.1:{port}{path}") for path in ("/", "/docs", "/openapi.json")] == [200] * 3

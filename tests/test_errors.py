@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, wait_until
+from conftest import Serve
+from helpers import Service, wait_until
 
 
 @pytest.fixture(scope="module")

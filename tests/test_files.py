@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from conftest import ROOT, Serve, Service, wait_until
+from conftest import Serve
+from helpers import ROOT, Service, wait_until
 
 HEADERS = """\
 -- title: Alerts: by type

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, wait_until
+from conftest import Serve
+from helpers import Service, wait_until
 from issuer import BOTH_SCOPES, Issuer
 
 pytestmark = pytest.mark.anyio

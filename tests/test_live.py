@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, eventually, wait_until
+from conftest import Serve
+from helpers import Service, eventually, wait_until
 from issuer import Issuer
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed

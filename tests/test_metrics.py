@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from conftest import Serve, Service, wait_until
+from conftest import Serve
+from helpers import Service, wait_until
 
 Query = list[tuple[str, str | int | float | bool | None]]
 
@@ -275,9 +276,9 @@ def test_a_value_of_a_rare_type_that_the_database_refuses_is_the_callers_fault(h
 
 
 def test_what_a_function_asserts_of_its_arguments_is_the_callers_fault(
-    http: httpx.Client, narrow: Service, database_url: str
+    http: httpx.Client, narrow: Service, cluster: str
 ) -> None:
-    with psycopg.connect(database_url) as conn:
+    with psycopg.connect(cluster) as conn:
         body = "BEGIN ASSERT n > 0, 'a secret'; RETURN n; END"
         conn.execute(f"CREATE FUNCTION positive_only(n int) RETURNS int LANGUAGE plpgsql AS $${body}$$")
     (narrow.queries / "asserted.sql").write_text("SELECT POSITIVE_ONLY(:n) AS n")
@@ -287,17 +288,17 @@ def test_what_a_function_asserts_of_its_arguments_is_the_callers_fault(
 
 
 def test_a_value_that_a_domain_does_not_take_is_the_callers_fault(
-    http: httpx.Client, narrow: Service, database_url: str
+    http: httpx.Client, narrow: Service, cluster: str
 ) -> None:
-    with psycopg.connect(database_url) as conn:
+    with psycopg.connect(cluster) as conn:
         conn.execute("CREATE DOMAIN positive AS int CHECK (VALUE > 0)")
     (narrow.queries / "domain.sql").write_text("SELECT :n::positive AS n")
     wait_until(lambda: http.get("/metrics/domain?n=1").status_code == 200)
     assert faults(http.get("/metrics/domain?n=0")) == ["n"]
 
 
-def test_who_sends_no_label_of_an_enum_is_told_them(http: httpx.Client, narrow: Service, database_url: str) -> None:
-    with psycopg.connect(database_url) as conn:
+def test_who_sends_no_label_of_an_enum_is_told_them(http: httpx.Client, narrow: Service, cluster: str) -> None:
+    with psycopg.connect(cluster) as conn:
         conn.execute("CREATE TYPE size AS ENUM ('small', 'very large'); CREATE DOMAIN height AS size")
     (narrow.queries / "sizes.sql").write_text("SELECT :size::size AS size, :height::height AS height, :s::size[] AS s")
     query = {"size": "small", "height": "very large", "s": ["small", "very large"]}
@@ -313,10 +314,10 @@ def test_who_sends_no_label_of_an_enum_is_told_them(http: httpx.Client, narrow: 
 
 
 def test_a_domain_over_a_domain_is_checked_as_what_it_is_in_the_end(
-    http: httpx.Client, narrow: Service, database_url: str
+    http: httpx.Client, narrow: Service, cluster: str
 ) -> None:
     """Also as an array's item; PostgreSQL itself would take today."""
-    with psycopg.connect(database_url) as conn:
+    with psycopg.connect(cluster) as conn:
         conn.execute("CREATE DOMAIN day AS date; CREATE DOMAIN workday AS day")
     (narrow.queries / "workday.sql").write_text("SELECT :d::workday AS d, CARDINALITY(:others::workday[]) AS n")
     wait_until(lambda: http.get("/metrics/workday?d=2025-06-02&others=2025-06-03").status_code == 200)

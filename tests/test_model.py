@@ -10,7 +10,8 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, eventually
+from conftest import Serve
+from helpers import Service, eventually
 
 pytestmark = pytest.mark.anyio
 

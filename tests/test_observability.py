@@ -17,7 +17,8 @@ import asyncpg
 import chaos
 import httpx
 import pytest
-from conftest import ROOT, Serve, Service, eventually, wait_until
+from conftest import Serve
+from helpers import ROOT, Service, eventually, wait_until
 from websockets.sync.client import connect
 
 import app
@@ -185,12 +186,12 @@ def test_no_token_is_logged_wherever_it_is_sent(watched: Service, http: httpx.Cl
     ids=["unread", "workers", "full", "none"],
 )
 def test_a_log_that_goes_nowhere_stops_neither_answers_nor_the_end(
-    database_url: str, watched: Service, redirection: str, workers: int
+    cluster: str, watched: Service, redirection: str, workers: int
 ) -> None:
     """A pipe that nobody reads, a full disk, no standard output at all."""
     port = random.randint(10_000, 30_000)  # below those that the system gives to clients meanwhile
     command = f"exec '{sys.executable}' '{ROOT}/app.py' --port {port} --workers {workers} {redirection}"
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "QUERIES_DIR": str(watched.queries)}
+    env = {"PATH": os.environ["PATH"], "DATABASE_URL": cluster, "QUERIES_DIR": str(watched.queries)}
     with (
         subprocess.Popen(["sh", "-c", command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}") as http,

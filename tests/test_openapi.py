@@ -15,7 +15,8 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from conftest import ROOT, Serve, Service, wait_until
+from conftest import Serve
+from helpers import ROOT, Service, wait_until
 from issuer import Issuer
 from openapi_spec_validator import validate
 from starlette.routing import Route

@@ -18,7 +18,8 @@ import psycopg
 import pytest
 import yoyo
 from chaos import Lab, ask, laboratory, log_lines, until_ready
-from conftest import ROOT, Serve, Service, another_database, eventually, wait_until
+from conftest import Serve
+from helpers import ROOT, Service, another_database, eventually, wait_until
 
 from migrations import apply
 

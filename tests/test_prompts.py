@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, another_database
+from conftest import Serve
+from helpers import another_database
 
 from seed.mock_model import mock_sql
 

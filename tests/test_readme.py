@@ -19,7 +19,7 @@ import httpx
 import msgspec
 import pytest
 import yaml
-from conftest import ROOT, wait_for_url, wait_until
+from helpers import ROOT, wait_for_url, wait_until
 
 import app
 from seed import embedded

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, eventually
+from conftest import Serve
+from helpers import Service, eventually
 
 from seed import dataset
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 import chaos
 import pytest
-from conftest import eventually
+from helpers import eventually
 from test_chaos import out_of_bounds
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
-from conftest import ROOT, Serve, Service, wait_until
+from conftest import Serve
+from helpers import ROOT, Service, wait_until
 from test_dashboard import CHROMIUM, DESKTOP, browser, context_of, expect, violations
 
 import app

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import httpx
 import pytest
-from conftest import Serve, Service, another_database, eventually, wait_until
+from conftest import Serve
+from helpers import Service, another_database, eventually, wait_until
 
 pytestmark = pytest.mark.anyio
 

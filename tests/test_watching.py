@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from conftest import ROOT, Serve, Service, another_database
+from conftest import Serve
+from helpers import ROOT, Service, another_database
 
 pytestmark = pytest.mark.anyio
 

@@ -1500,7 +1500,9 @@ class Catalog:
         paths = sorted(self.settings.queries_dir.glob("*.sql"), key=lambda path: path.stem)
         strays = [path.name for path in paths if not METRIC_ID.fullmatch(path.stem)]
         self.stray_files = tuple(map(printable, strays))
-        return {path.stem: read_file(path) for path in paths if path.name not in strays}
+        files = {path: read_file(path) for path in paths if path.name not in strays}
+        # One that was taken away meanwhile is none, rather than one that cannot be read.
+        return {path.stem: file for path, file in files.items() if os.path.lexists(path)}
 
     def file_stamps(self) -> dict[str, tuple[int, ...]]:
         """What tells that a file has been written to or opened to this user, without reading it."""

@@ -49,7 +49,6 @@ import msgspec
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -494,7 +493,7 @@ class LogStream(logging.Handler):
 
     def tell(self, level: str, logger: str, message: str, fields: dict[str, Any]) -> None:
         line = {"time": self.clock().decode(), "level": level, "logger": logger, "message": message}
-        self.put(encode(line | fields))
+        self.put(encode(line | fields) + b"\n")
 
     def put(self, line: bytes) -> None:
         self.lines.append(line)
@@ -502,7 +501,7 @@ class LogStream(logging.Handler):
             self.write()
 
     def write(self) -> None:
-        text = b"".join([self.lines.popleft() + b"\n" for _ in range(len(self.lines))]) if sys.stdout else b""
+        text = b"".join([self.lines.popleft() for _ in range(len(self.lines))]) if sys.stdout else b""
         # A closed pipe or a full disk costs lines, and Python's own buffer a thread that is stuck in it the exit.
         with suppress(OSError, ValueError):
             while text:
@@ -1721,20 +1720,23 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
     given: dict[str, list[str]] = {}
     for name, text in pairs:
         given.setdefault(name, []).append(text)
-    errors = unknown_parameters(metric, given)
+    errors: list[InputError] = []
     values: list[str | None] = []
     for name, kind in zip(metric.names, metric.types, strict=True):
         try:
             if name in claims:
                 values.append(claimed(caller, claims[name], kind))
                 continue
-            values.append(sent(given[name], kind) if name in given else None)
+            texts = given.pop(name, None)
+            values.append(sent(texts, kind) if texts else None)
             if values[-1] is None and name in metric.about.required:
                 raise ValueError("is required")
         except ValueError as exc:
             if name in claims:
                 raise ill_typed_claim(claims[name], kind) from None
             errors.append(InputError(name, str(exc)))
+    if given:
+        errors = unknown_parameters(metric, given) + errors
     if errors:
         raise input_problem(errors)
     return tuple(values)
@@ -2180,19 +2182,19 @@ MIN_GZIP = 1024  # bytes; below, the header costs more than it saves
 def make_answer(about: Definition, entry: Entry, media: str, gzipped: bool, stale: float) -> Answer:
     body = render(about, entry.result, media)
     etag = hashlib.sha256(body).hexdigest()[:32]
-    body_headers = {"content-type": MEDIA_TYPES.get(media, "application/json")}
+    body_headers = [(b"content-type", MEDIA_TYPES.get(media, "application/json").encode())]
     if gzipped and len(body) >= MIN_GZIP:
         body, etag = gzip.compress(body, 5, mtime=0), f"{etag}-gzip"
-        body_headers["content-encoding"] = "gzip"
-    body_headers["content-length"] = str(len(body))
-    headers = {
-        "etag": f'"{etag}"',
-        "cache-control": f"private, max-age={entry.ttl:.0f}, stale-while-revalidate={stale:.0f}",
-        "vary": "Accept, Accept-Encoding, Authorization",
-    }
+        body_headers.append((b"content-encoding", b"gzip"))
+    body_headers.append((b"content-length", b"%d" % len(body)))
+    headers = [
+        (b"etag", b'"%b"' % etag.encode()),
+        (b"cache-control", b"private, max-age=%.0f, stale-while-revalidate=%.0f" % (entry.ttl, stale)),
+        (b"vary", b"Accept, Accept-Encoding, Authorization"),
+    ]
     if entry.result.truncated and media != "json":
-        headers["x-truncated"] = "true"
-    return Answer(Headers(headers).raw, Headers(body_headers).raw, headers["etag"].encode(), body)
+        headers.append((b"x-truncated", b"true"))
+    return Answer(headers, body_headers, headers[0][1], body)
 
 
 @functools.lru_cache(maxsize=256)
@@ -2438,7 +2440,7 @@ class Results:
 MAX_SEEN, MAX_SEEN_BYTES, MAX_PIECE, MAX_MASKS = 8192, 16 * 2**20, 8 * 1024, 4
 # What begins the lines that proxies add, which differ each time and change no answer.
 VOLATILE = re.compile(
-    rb"\r\n(?:(x-request-id)|(traceparent)|x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|forwarded|via|cf-[a-z-]+"
+    rb"(?:(x-request-id)|(traceparent)|x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|forwarded|via|cf-[a-z-]+"
     rb"|tracestate):",
     re.IGNORECASE,
 )
@@ -2447,42 +2449,47 @@ CONTROLS = bytes(set(range(32)) - {ord("\t")}) + b"\x7f"  # what the parser take
 NOT_SEEN = frozenset({b"cache-control", b"content-length", b"expect", b"transfer-encoding", b"upgrade"})
 HIT_LINE = (
     b'{"time":"%b","level":"info","logger":"metrics_api","message":"request","request_id":"%b",%b,"duration_ms":%.3f%b}'
+    b"\n"
 )
 
 
 class Mask(NamedTuple):
-    """The beginnings of a head's volatile lines in their order, and which of them are an id and a traceparent."""
+    """Which lines of a head are volatile and what they begin with, which are not, and which say an id and a trace."""
 
-    lines: tuple[bytes, ...] = ()
-    request_id: int | None = None
-    traceparent: int | None = None
+    volatile: tuple[tuple[int, bytes], ...]
+    others: tuple[int, ...]
+    request_id: int | None
+    traceparent: int | None
 
     def cut(self, piece: bytes) -> tuple[bytes, bytes, bytes] | None:
         """A head without these lines, and the id and the traceparent in them; None for a head with other lines."""
-        kept, values, start = [], [], 0
-        if piece.find(b"\r\n\r\n") != len(piece) - 4:
-            return None  # what stands behind the head's end is no line of it
-        for line in self.lines:
-            if (found := piece.find(line, start)) < 0:
+        lines = piece.split(b"\n")
+        if len(lines) != len(self.volatile) + len(self.others):
+            return None
+        values = []
+        for place, beginning in self.volatile:
+            line = lines[place]
+            if not (line.startswith(beginning) and line.endswith(b"\r")):
                 return None
-            kept.append(piece[start:found])
-            start = piece.find(b"\r\n", found + 2)
-            values.append(piece[found + len(line) : start])
+            values.append(line[len(beginning) :])
         cut = b"".join(values)
-        if len(cut.translate(None, CONTROLS)) < len(cut):
+        if len(cut.translate(None, CONTROLS)) < len(cut) - len(values):
             return None
         given = b"" if self.request_id is None else values[self.request_id].strip()
         parent = b"" if self.traceparent is None else values[self.traceparent].strip()
-        return b"".join([*kept, piece[start:]]), given, parent
+        return b"\n".join([lines[place] for place in self.others]), given, parent
 
 
 def mask_of(piece: bytes) -> Mask | None:
     """None for a head that says twice what is given back, or that has a line which goes on the one before."""
-    found = list(VOLATILE.finditer(piece))
-    ids, traces = ([i for i, line in enumerate(found) if line[group]] for group in (1, 2))
+    lines = piece.split(b"\n")
+    found = {place: line for place, text in enumerate(lines) if (line := VOLATILE.match(text))}
+    ids, traces = ([i for i, line in enumerate(found.values()) if line[group]] for group in (1, 2))
     if len(ids) > 1 or len(traces) > 1 or b"\r\n " in piece or b"\r\n\t" in piece:
         return None
-    return Mask(tuple(line[0] for line in found), *(next(iter(each), None) for each in (ids, traces)))
+    volatile = tuple((place, line[0]) for place, line in found.items())
+    others = tuple(place for place in range(len(lines)) if place not in found)
+    return Mask(volatile, others, *(next(iter(each), None) for each in (ids, traces)))
 
 
 class SeenRequest(msgspec.Struct, eq=False, frozen=True):
@@ -2511,6 +2518,7 @@ class Seen:
         self.requests: dict[bytes, SeenRequest] = {}
         self.bytes = 0
         self.masks: list[Mask] = []  # the last ones: requests come through a few proxies
+        self.given, self.lines = list[tuple[bytes, bytes]](), b""  # what the server says of itself, once a second anew
 
     def forget(self) -> None:
         self.requests.clear()
@@ -2537,7 +2545,7 @@ class Seen:
         seconds = state["instruments"].request(scope["method"], scope["route"].path, status)
         self.requests[key] = SeenRequest(plan, form, etag, scope["caller"], head, has_body, line, seconds, hits)
 
-    def answer(self, piece: bytes, state: State, date: bytes) -> tuple[bytes, bytes] | None:
+    def answer(self, piece: bytes, state: State, server: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
         """The head and body of the answer to a request that was seen before, while what it came to holds."""
         started = time.perf_counter()
         seen, given, parent = self.requests.get(piece), b"", b""
@@ -2552,9 +2560,11 @@ class Seen:
         answer = entry and entry.metric is seen.plan.metric and entry.answers.get(seen.form)
         if not entry or not answer or answer.etag != seen.etag or seen.caller.expires <= time.time():
             return None
+        if server is not self.given:
+            self.given, self.lines = server, b"".join([b"%b: %b\r\n" % pair for pair in server])
         request_id, trace = name_request(state["request_ids"], given, parent)
         trace_line = b"traceparent: %b\r\n" % trace if trace else b""
-        head = b"%b%bage: %d\r\nx-request-id: %b\r\n%b\r\n" % (seen.head, date, entry.age, request_id, trace_line)
+        head = b"%b%bage: %d\r\nx-request-id: %b\r\n%b\r\n" % (seen.head, self.lines, entry.age, request_id, trace_line)
         seconds = time.perf_counter() - started
         seen.seconds.observe(seconds)
         seen.results.inc()
@@ -4009,8 +4019,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def answer_seen(self, piece: bytes) -> bool:
-        date = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
-        if not (answer := self.app_state["seen"].answer(piece, self.app_state, date)):
+        if not (answer := self.app_state["seen"].answer(piece, self.app_state, self.server_state.default_headers)):
             return False
         self.transport.write(b"".join(answer))
         return True

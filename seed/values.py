@@ -111,9 +111,11 @@ def sent(texts: list[str], kind: Type) -> str | None:
         return None
     if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
         return parse_items(split_array(texts[0][1:-1]), kind)
-    if len(texts) > 1 and not kind.is_array:
+    if kind.is_array:
+        return parse_items(texts, kind)
+    if len(texts) > 1:
         raise ValueError("is given more than once")
-    return parse_items(texts, kind)
+    return parse_scalar(with_plus(texts[0], kind.base), kind.base)
 
 
 def split_array(text: str) -> Iterator[str | None]:

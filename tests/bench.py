@@ -17,7 +17,6 @@ import base64
 import csv
 import io
 import json
-import shutil
 import statistics
 import struct
 import sys
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple, cast
 
 import asyncpg
 import msgspec
+from helpers import CHROMIUM
 from rig import (
     COLUMNS,
     NGINX,
@@ -622,7 +622,7 @@ async def wall(bench: Bench) -> list[Figure]:
         from playwright.async_api import async_playwright
     except ImportError:
         return [Figure("wall", None, 0, "")]
-    if not (chromium := shutil.which("chromium")):
+    if not CHROMIUM:
         return [Figure("wall", None, 0, "")]
     queries = bench.home / "wall"
     queries.mkdir()
@@ -634,7 +634,7 @@ async def wall(bench: Bench) -> list[Figure]:
     writes = 20 if bench.short else 3600
     sockets: list[Any] = []
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = await browser.new_page(viewport={"width": 1440, "height": 900})
         page.on("websocket", lambda socket: sockets.append(socket))
         await page.goto(f"http://127.0.0.1:{server.port}/")

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
 import pytest
-from helpers import ROOT, Service, wait_for_url, wait_until
+from helpers import ROOT, Service, chromium, wait_for_url, wait_until
 from issuer import Issuer
 
 sys.path.insert(0, str(ROOT))
@@ -56,9 +58,9 @@ async def cluster(anyio_backend: str) -> AsyncIterator[str]:
     shutil.rmtree(data)
 
 
-@pytest.fixture(scope="session")
-def start_service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Start `python app.py` on a free port, on the session's database unless told otherwise."""
+@contextmanager
+def starting(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """What starts `python app.py` on a free port, on the session's database unless told otherwise."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, ready: bool = True, **env: str) -> Service:
@@ -82,9 +84,23 @@ def start_service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def start_service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """For services that end with their module: each one follows every change of the database."""
+    with starting(cluster, tmp_path_factory) as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
-def service(start_service: Serve) -> Service:
-    return start_service()
+def service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with starting(cluster, tmp_path_factory) as start:
+        yield start()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,13 @@
 
 import asyncio
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import psycopg
@@ -15,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
+# The first is made for this: a third of the work, for it draws no window.
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 
 
 class Service(NamedTuple):
@@ -55,6 +58,20 @@ def wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
         return found[1] if found else None
 
     return wait_until(announced)
+
+
+@contextmanager
+def chromium(*flags: str) -> Iterator[Any]:
+    """A browser; skips the test where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", *flags]
+        )
+        yield browser
+        browser.close()
 
 
 @contextmanager

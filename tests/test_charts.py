@@ -3,17 +3,13 @@
 import datetime
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import ROOT
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no /usr/bin/chromium")
 
 PAGE = """<!doctype html><html lang="en"><title>A page of one's own</title><link rel="stylesheet" href="charts.css">
 <div id="box"></div><script type="module" src="own.js"></script></html>"""
@@ -30,14 +26,6 @@ expect = sync_api.expect
 
 Row = dict[str, Any]
 New = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 def answer(route: Any) -> None:

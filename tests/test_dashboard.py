@@ -25,17 +25,8 @@ from helpers import ROOT, Service, wait_until
 from issuer import Issuer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no /usr/bin/chromium")
 expect = sync_api.expect
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DESKTOP, TABLET, PHONE = (1440, 900), (820, 1180), (390, 844)
 INJECTION = "<img src=x onerror=window.injected=1>"
 ALL_RECORDS = "SELECT CURRENT_DATE AS day, COUNT(*) AS records FROM metrics"
@@ -127,14 +118,6 @@ def write_file(service: Service) -> Iterator[Write]:
     yield write
     for file in files:
         file.unlink()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def context_of(browser: Any, size: tuple[int, int], scheme: str = "light") -> Any:

@@ -1,20 +1,16 @@
 """A page of another site, in a real browser on the machine of an open service, neither reads nor writes there."""
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from helpers import Service
+from helpers import Service, chromium
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no /usr/bin/chromium")
 # Reads, writes without a preflight, as JSON and as text, and listens; null for what the page is not told.
 ATTACK = """async (service) => {
 	const told = (answer) => answer.then((got) => got.text(), () => null)
@@ -51,12 +47,8 @@ def foreign_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    flags = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium.new_page()
-        chromium.close()
+    with chromium("--host-resolver-rules=MAP evil.example 127.0.0.1") as browser:
+        yield browser.new_page()
 
 
 def titles(service: Service) -> set[str]:

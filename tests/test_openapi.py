@@ -6,7 +6,6 @@ CONFORMANCE_EXAMPLES=100 sends a hundred examples to each operation instead of a
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import asyncpg
 import httpx
 import pytest
 from conftest import Serve
-from helpers import ROOT, Service, wait_until
+from helpers import ROOT, Service, chromium, wait_until
 from issuer import Issuer
 from openapi_spec_validator import validate
 from starlette.routing import Route
@@ -252,13 +251,9 @@ def test_docs_need_nothing_from_elsewhere(secured: Service) -> None:
 
 def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> None:
     """By their titles, in a browser that lets nothing run or load that the page's policy does not name."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not (chromium := shutil.which("chromium")):
-        pytest.skip("chromium is not installed")
     from test_dashboard import violations
 
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         page = browser.new_page(reduced_motion="reduce")
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))
@@ -283,7 +278,6 @@ def test_docs_show_what_a_token_may_see(secured: Service, issuer: Issuer) -> Non
         page.click("#operations-metrics-read_for_finance .try-out__btn")
         page.click("#operations-metrics-read_for_finance .execute")
         page.wait_for_selector(".live-responses-table >> text=a secret value")
-        browser.close()
     assert said == []
 
 

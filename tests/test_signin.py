@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,12 +14,9 @@ import httpx
 import pytest
 from conftest import Serve
 from helpers import ROOT, Service, wait_until
-from test_dashboard import CHROMIUM, DESKTOP, browser, context_of, expect, violations
+from test_dashboard import DESKTOP, context_of, expect, violations
 
 import app
-
-__all__ = ["browser"]
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no /usr/bin/chromium")
 
 
 @contextmanager

@@ -1401,7 +1401,7 @@ def scanned(node: dict[str, Any]) -> set[str]:
     return below | {node["Relation Name"]} if node.get("Node Type") == "Seq Scan" else below
 
 
-async def describe_with(database: Database, definition: Definition, guest: str) -> Metric:
+async def describe_with(database: Database, definition: Definition, guest: str, attempts: int = 2) -> Metric:
     """Raises BadStatement, PoolBusy or one of DATABASE_DOWN."""
     login, started = "reader" if definition.source == "file" else guest, time.monotonic()
     schema = await database.schema()
@@ -1412,9 +1412,12 @@ async def describe_with(database: Database, definition: Definition, guest: str) 
         raise connections.meaning(exc.__cause__) or exc from exc.__cause__
     except DATABASE_DOWN as exc:
         # It is parsed several times, each within the limit or heeding none.
-        if time.monotonic() - started > database.settings.statement_timeout and await database.answers():
+        late = time.monotonic() - started > database.settings.statement_timeout
+        if late and await database.answers():
             raise asyncpg.QueryCanceledError("the statement takes longer than STATEMENT_TIMEOUT") from exc
-        raise
+        if late or attempts == 1:
+            raise
+        return await describe_with(database, definition, guest, attempts - 1)
 
 
 async def check_names(conn: asyncpg.Connection, statement: Statement, schema: str) -> None:
@@ -1727,8 +1730,7 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
             if name in claims:
                 values.append(claimed(caller, claims[name], kind))
                 continue
-            texts = given.pop(name, None)
-            values.append(sent(texts, kind) if texts else None)
+            values.append(sent(texts, kind) if (texts := given.pop(name, None)) else None)
             if values[-1] is None and name in metric.about.required:
                 raise ValueError("is required")
         except ValueError as exc:
@@ -2482,13 +2484,12 @@ class Mask(NamedTuple):
 
 def mask_of(piece: bytes) -> Mask | None:
     """None for a head that says twice what is given back, or that has a line which goes on the one before."""
-    lines = piece.split(b"\n")
-    found = {place: line for place, text in enumerate(lines) if (line := VOLATILE.match(text))}
+    found = {place: line for place, text in enumerate(piece.split(b"\n")) if (line := VOLATILE.match(text))}
     ids, traces = ([i for i, line in enumerate(found.values()) if line[group]] for group in (1, 2))
     if len(ids) > 1 or len(traces) > 1 or b"\r\n " in piece or b"\r\n\t" in piece:
         return None
     volatile = tuple((place, line[0]) for place, line in found.items())
-    others = tuple(place for place in range(len(lines)) if place not in found)
+    others = tuple(place for place in range(piece.count(b"\n") + 1) if place not in found)
     return Mask(volatile, others, *(next(iter(each), None) for each in (ids, traces)))
 
 
@@ -2518,7 +2519,6 @@ class Seen:
         self.requests: dict[bytes, SeenRequest] = {}
         self.bytes = 0
         self.masks: list[Mask] = []  # the last ones: requests come through a few proxies
-        self.given, self.lines = list[tuple[bytes, bytes]](), b""  # what the server says of itself, once a second anew
 
     def forget(self) -> None:
         self.requests.clear()
@@ -2545,7 +2545,7 @@ class Seen:
         seconds = state["instruments"].request(scope["method"], scope["route"].path, status)
         self.requests[key] = SeenRequest(plan, form, etag, scope["caller"], head, has_body, line, seconds, hits)
 
-    def answer(self, piece: bytes, state: State, server: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
+    def answer(self, piece: bytes, state: State, date: bytes) -> tuple[bytes, bytes] | None:
         """The head and body of the answer to a request that was seen before, while what it came to holds."""
         started = time.perf_counter()
         seen, given, parent = self.requests.get(piece), b"", b""
@@ -2560,11 +2560,9 @@ class Seen:
         answer = entry and entry.metric is seen.plan.metric and entry.answers.get(seen.form)
         if not entry or not answer or answer.etag != seen.etag or seen.caller.expires <= time.time():
             return None
-        if server is not self.given:
-            self.given, self.lines = server, b"".join([b"%b: %b\r\n" % pair for pair in server])
         request_id, trace = name_request(state["request_ids"], given, parent)
         trace_line = b"traceparent: %b\r\n" % trace if trace else b""
-        head = b"%b%bage: %d\r\nx-request-id: %b\r\n%b\r\n" % (seen.head, self.lines, entry.age, request_id, trace_line)
+        head = b"%b%bage: %d\r\nx-request-id: %b\r\n%b\r\n" % (seen.head, date, entry.age, request_id, trace_line)
         seconds = time.perf_counter() - started
         seen.seconds.observe(seconds)
         seen.results.inc()
@@ -4019,7 +4017,8 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def answer_seen(self, piece: bytes) -> bool:
-        if not (answer := self.app_state["seen"].answer(piece, self.app_state, self.server_state.default_headers)):
+        date = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
+        if not (answer := self.app_state["seen"].answer(piece, self.app_state, date)):
             return False
         self.transport.write(b"".join(answer))
         return True

@@ -30,7 +30,6 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import pytest
 import yaml
-from cfnlint.schema import PROVIDER_SCHEMA_MANAGER  # type: ignore[import-untyped]
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
@@ -631,6 +630,9 @@ def one_repository_deploys(stacks: dict[str, Any]) -> None:
 def the_stack_gets_what_it_calls(stacks: dict[str, Any]) -> None:
     """All that making and deleting the template's types calls, by CloudFormation's own word, and nothing beside."""
     granted = actions(statements(stacks, "StackRole"))
+    # A second of every process of the suite that only this test has a use for.
+    from cfnlint.schema import PROVIDER_SCHEMA_MANAGER  # type: ignore[import-untyped]
+
     services = {action.split(":")[0] for action in granted}
     needed, known = set(), set()
     for kind in {resource["Type"] for resource in stacks["template"]["Resources"].values()}:

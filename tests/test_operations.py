@@ -269,6 +269,8 @@ async def test_workers_finish_what_is_in_flight_before_their_database_stops() ->
     """The one that has nothing to do is gone long before the other."""
     async with laboratory(Lab) as lab:
         service = await lab.serve("--workers", "2", DATABASE_URL="", DATA_DIR=str(lab.place / "data"))
+        # Whichever answers.
+        await eventually(lambda: all_answer(service, "/metrics/sleep?seconds=0"))
         slow = asyncio.create_task(ask(service, "/metrics/sleep?seconds=1.5"))
         await asyncio.sleep(0.7)
         service.process.terminate()
@@ -295,6 +297,10 @@ async def test_a_worker_that_is_killed_while_it_says_nothing_is_replaced_at_once
         await eventually(lambda: started_workers(service, 3), 10)
         service.process.terminate()
         assert service.process.wait(10) == 0
+
+
+async def all_answer(service: Service, path: str) -> bool:
+    return {reply.status for reply in await asyncio.gather(*(ask(service, path) for _ in range(20)))} == {200}
 
 
 async def started_workers(service: Service, count: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from helpers import ROOT, Service, chromium, wait_for_url, wait_until
+from helpers import APP, ROOT, Service, chromium, wait_for_url, wait_until
 from issuer import Issuer
 
 sys.path.insert(0, str(ROOT))
@@ -69,9 +69,9 @@ def starting(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         log = queries.parent / "log"
         settings = {"DATABASE_URL": cluster, "QUERIES_DIR": str(queries), **env}
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        command = [sys.executable, "-W", "error", str(ROOT / "app.py"), "--port", "0", *arguments]
+        command = [*APP, "--port", "0", *arguments]
         with log.open("w") as out:
-            process = subprocess.Popen(command, env=inherited | settings, stdout=out, stderr=out, text=True)
+            process = subprocess.Popen(command, cwd=ROOT, env=inherited | settings, stdout=out, stderr=out, text=True)
         started.append(process)
         service = Service(wait_for_url(process, log), process, log, queries)
         if ready:

@@ -1250,18 +1250,21 @@ async def test_ages_in_redis_do_not_depend_on_clocks_that_agree(
     )
     [instance] = await start(CACHE_URL=shared.url, PYTHONPATH=str(tmp_path))
     async with connect(instance) as far:
-        await eventually(partial(sharing, near, far), 15)
-        tag = f"clock {seconds}"
-        await get(near, "readings", tag=tag)
-        await asyncio.sleep(1.1)
-        answer = await get(far, "readings", tag=tag)
+        for attempt in range(10):  # on a machine that keeps Redis waiting, an entry may be left out
+            await eventually(partial(sharing, near, far), 15)
+            tag = f"clock {seconds} {attempt}"
+            await get(near, "readings", tag=tag)
+            await asyncio.sleep(1.1)
+            answer = await get(far, "readings", tag=tag)
+            if status(answer) == SHARED:
+                break
         assert (status(answer), answer.headers["age"]) == (SHARED, "1")
 
 
 async def test_redis_killed_in_mid_traffic_costs_only_its_hits(
     near: httpx.AsyncClient, far: httpx.AsyncClient, shared: Redis
 ) -> None:
-    assert await sharing(near, far)
+    await eventually(partial(sharing, near, far), 15)
     finished = asyncio.Event()
 
     async def ask(client: httpx.AsyncClient) -> None:

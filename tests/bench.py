@@ -30,13 +30,12 @@ from typing import Any, NamedTuple, cast
 
 import asyncpg
 import msgspec
-from helpers import CHROMIUM
+from helpers import CHROMIUM, ROOT
 from rig import (
     COLUMNS,
     NGINX,
     QUERIES,
     REFERENCE,
-    ROOT,
     WRITE,
     Bench,
     Server,

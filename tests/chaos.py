@@ -721,9 +721,12 @@ async def silent(lab: Lab) -> AsyncIterator[Figure]:
         writer.write(SLOW[name])
     began = time.monotonic()
     for name, (reader, writer) in connections.items():
+        said = b""
         with suppress(TimeoutError):
-            await asyncio.wait_for(reader.read(), max(1.0, 40 - (time.monotonic() - began)))
-        yield Figure(f"a client that {name} is let go", time.monotonic() - began, 35, "s")
+            said = await asyncio.wait_for(reader.read(), max(1.0, 40 - (time.monotonic() - began)))
+        yield Figure(f"a client that {name} is let go", time.monotonic() - began, 36, "s")
+        if b"Content-Length" in SLOW[name]:
+            yield Figure("without being told 408", not said.startswith(b"HTTP/1.1 408"), 0)
         writer.close()
 
 
@@ -1599,7 +1602,10 @@ async def main(names: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
-    bad = 0
+    bad, known = 0, [scenario.__name__ for scenario in SCENARIOS]
+    if unknown := set(names).difference(known):
+        print(f"there is no scenario {', '.join(sorted(unknown))}; choose from {', '.join(known)}", file=sys.stderr)
+        return 2
     for scenario in SCENARIOS:
         if names and scenario.__name__ not in names:
             continue

@@ -8,7 +8,6 @@ What a database that is given cannot do is skipped; that of a Citus cluster may 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +19,6 @@ import httpx
 import pytest
 from helpers import APP, ROOT, Service, chromium, wait_for_url, wait_until
 from issuer import Issuer
-
-sys.path.insert(0, str(ROOT))
 
 from seed import embedded
 

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for what runs as a script
 T = TypeVar("T")
 # `python app.py`, but what is compiled is kept, which is a third of a start.
 APP = [sys.executable, "-W", "error", "-m", "app"]

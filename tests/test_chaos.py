@@ -1,5 +1,7 @@
 """Short runs of what `python tests/chaos.py` does, as far as no other test does it."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import chaos
@@ -45,3 +47,10 @@ def within(figure: chaos.Figure) -> bool:
 @pytest.mark.parametrize("scenario", HERE, ids=lambda scenario: scenario.__name__)
 async def test_the_service_comes_through(scenario: chaos.Scenario, lab: chaos.Lab) -> None:
     assert await out_of_bounds(lab, scenario(lab)) == []
+
+
+async def test_an_unknown_scenario_is_refused_with_the_known_ones() -> None:
+    command = [sys.executable, chaos.__file__, "frozn"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert run.returncode == 2
+    assert "there is no scenario frozn; choose from restart, crash" in run.stderr

@@ -631,6 +631,9 @@ CREATE FUNCTION lent_cast(t lent_type) RETURNS int LANGUAGE sql SECURITY DEFINER
 CREATE CAST (lent_type AS int) WITH FUNCTION lent_cast;
 CREATE DOMAIN lent_domain AS int CHECK (lent_to(VALUE, 1) < VALUE);
 CREATE FUNCTION doubled(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n';
+CREATE FUNCTION tells_salary() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT Lent_Salary()); END $$;
+CREATE FUNCTION tells_in_turn() RETURNS int LANGUAGE sql AS 'SELECT tells_salary()';
+CREATE FUNCTION tells_by_name() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT "lent$""Salary"(); END;
 CREATE EXTENSION dblink;
 """
 TAKEN_BACK = f"""\
@@ -638,7 +641,7 @@ DROP EXTENSION dblink;
 DROP DOMAIN lent_domain;
 DROP CAST (lent_type AS int);
 DROP OPERATOR <=== (int, int);
-DROP FUNCTION lent_salary(), "lent$""Salary" (), doubled(int), lent_to, lent_cast, {LONG};
+DROP FUNCTION tells_salary(), tells_in_turn(), tells_by_name(), lent_salary(), "lent$""Salary" (), doubled(int), lent_to, lent_cast, {LONG};
 DROP TYPE lent_type;
 DROP TABLE salaries;
 """
@@ -654,6 +657,9 @@ LENT_CALLS = (
     "1 OPERATOR(public.<===) 2",
     "ROW(1)::lent_type::int",
     "5::lent_domain",
+    "tells_salary()",
+    "tells_in_turn()",
+    "tells_by_name()",
 )
 
 
@@ -665,8 +671,9 @@ async def test_a_function_with_other_rights_is_called_by_whom_it_was_granted_to(
             assert answer.status_code == 422, answer.text
             assert "TO metrics_guest lets it be called" in answer.json()["detail"]
         assert (await sandbox.post("SELECT doubled(2) AS four")).status_code == 201
-        await sandbox.owner.execute("GRANT EXECUTE ON FUNCTION lent_salary() TO metrics_guest")
-        made = await sandbox.post("SELECT lent_salary() AS salary")
-        assert (await sandbox.run(made.json()["id"])).json()["records"] == [{"salary": 4711}]
+        for name in ("tells_in_turn", "lent_salary"):
+            await sandbox.owner.execute(f"GRANT EXECUTE ON FUNCTION {name}() TO metrics_guest")
+            made = await sandbox.post(f"SELECT {name}() AS salary")
+            assert (await sandbox.run(made.json()["id"])).json()["records"] == [{"salary": 4711}]
     finally:
         await sandbox.owner.execute(TAKEN_BACK)

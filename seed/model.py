@@ -105,6 +105,20 @@ def nearest(prompt: str, examples: Iterable[Example]) -> str:
     return "\n\n".join(texts[:fitting])
 
 
+class Said(msgspec.Struct):
+    content: str
+
+
+class Choice(msgspec.Struct):
+    message: Said
+
+
+class Completion(msgspec.Struct):
+    """What is read of a chat completion, as OpenAI's API reference has it."""
+
+    choices: list[Choice]
+
+
 async def complete(client: httpx.AsyncClient, settings: Settings, messages: list[dict[str, str]]) -> str:
     """One answer of an OpenAI-compatible server; raises ModelFailed."""
     import httpx
@@ -120,8 +134,8 @@ async def complete(client: httpx.AsyncClient, settings: Settings, messages: list
     except ValueError as exc:
         raise ModelFailed(str(exc)) from exc
     try:
-        return msgspec.convert(msgspec.json.decode(body)["choices"][0]["message"]["content"], str)
-    except (ValueError, LookupError, TypeError, RecursionError) as exc:
+        return msgspec.json.decode(body, type=Completion).choices[0].message.content
+    except (ValueError, LookupError, RecursionError) as exc:
         raise ModelFailed("its answer is no chat completion with a text") from exc
 
 

@@ -968,14 +968,16 @@ async def odd_files(lab: Lab) -> AsyncIterator[Figure]:
 
 
 async def model_bomb(lab: Lab) -> AsyncIterator[Figure]:
-    """The model answers with a few hundred bytes that are a quarter of a gigabyte."""
-    bomb = gzip.compress(gzip.compress(b" " * 2**28))
+    """The model answers with a few hundred bytes that are a quarter of a gigabyte, then with a megabyte of brackets."""
+    bomb = gzip.compress(gzip.compress(b" " * 2**28, 1))
+    brackets = b'{"choices": [' + b"[]," * (2**20 // 3 - 10) + b"[]]}"
+    heads = {bomb: b"Content-Encoding: gzip, gzip\r\n", brackets: b""}
+    due = [bomb]
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(bomb), bomb)
-        )
+        head = b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (heads[due[-1]], len(due[-1]))
+        writer.write(head + due[-1])
         await writer.drain()
         writer.close()
 
@@ -984,12 +986,14 @@ async def model_bomb(lab: Lab) -> AsyncIterator[Figure]:
         service = await lab.serve(SQL_MODEL_URL=url)
         prompt = functools.partial(ask, service, "/metrics?dry_run=true", "POST", b'{"query_generation_prompt": "x"}')
         await prompt()  # the first loads what asks the model
-        forget_peak(service)
-        pulse = Pulse(service)
-        reply = await prompt()
-        yield Figure(f"{reply.status}, away from 502", abs(reply.status - 502), 0)
-        for figure in pulse.figures(f"{len(bomb)} bytes"):
-            yield figure
+        for body in heads:
+            due.append(body)
+            forget_peak(service)
+            pulse = Pulse(service)
+            reply = await prompt()
+            yield Figure(f"{reply.status}, away from 502", abs(reply.status - 502), 0)
+            for figure in pulse.figures(f"{len(body)} bytes"):
+                yield figure
 
 
 async def keys_gone(lab: Lab) -> AsyncIterator[Figure]:

@@ -641,7 +641,8 @@ DROP EXTENSION dblink;
 DROP DOMAIN lent_domain;
 DROP CAST (lent_type AS int);
 DROP OPERATOR <=== (int, int);
-DROP FUNCTION tells_salary(), tells_in_turn(), tells_by_name(), lent_salary(), "lent$""Salary" (), doubled(int), lent_to, lent_cast, {LONG};
+DROP FUNCTION tells_salary(), tells_in_turn(), tells_by_name();
+DROP FUNCTION lent_salary(), "lent$""Salary" (), doubled(int), lent_to, lent_cast, {LONG};
 DROP TYPE lent_type;
 DROP TABLE salaries;
 """

@@ -257,6 +257,9 @@ AS $$
         )
         WHERE p.oid >= 16384
         AND NOT EXISTS (SELECT FROM aclexplode(caller.proacl) WHERE grantee = current_user::regrole)
+        AND NOT EXISTS (
+            SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = caller.oid AND deptype = 'e'
+        )
     ),
     refused AS (
         SELECT said, first AS oid

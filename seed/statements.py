@@ -102,6 +102,9 @@ def parse_statement(sql: str) -> Statement:
             parts[i] = (" ", 0)
         elif text.strip() and not text.startswith(("--", "/*")):
             break
+    if (";", 0) in parts:
+        before = sum(len(text) for text, _ in parts[: parts.index((";", 0))])
+        raise BadStatement("a statement ends here; a metric is one SELECT and no more", *line_and_column(sql, before))
     return Statement((*parts, (sql[position:], 0)), tuple(names))
 
 

@@ -407,6 +407,7 @@ FAILS_ON_DATA = (
     asyncpg.CardinalityViolationError,
     asyncpg.FeatureNotSupportedError,
     asyncpg.IntegrityConstraintViolationError,
+    asyncpg.InvalidSchemaNameError,
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.PLPGSQLError,
 )
@@ -1723,8 +1724,7 @@ def bind(metric: Metric, pairs: Iterable[tuple[str, str]], caller: Caller) -> tu
     given: dict[str, list[str]] = {}
     for name, text in pairs:
         given.setdefault(name, []).append(text)
-    errors: list[InputError] = []
-    values: list[str | None] = []
+    errors, values = list[InputError](), list[str | None]()
     for name, kind in zip(metric.names, metric.types, strict=True):
         try:
             if name in claims:

@@ -490,7 +490,7 @@ async def test_an_error_that_quotes_a_large_value_does_not_stop_the_others(api: 
 
 
 async def test_what_unreviewed_sql_raises_does_not_count_as_an_outage(
-    api: httpx.AsyncClient, owner: asyncpg.Connection
+    api: httpx.AsyncClient, owner: asyncpg.Connection, triggers: None
 ) -> None:
     """Else changed results would be served to everybody while somebody asks for that metric."""
     await owner.execute("INSERT INTO metrics (id, obsolescence) VALUES ('total', 1)")

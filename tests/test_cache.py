@@ -1273,7 +1273,7 @@ async def test_redis_killed_in_mid_traffic_costs_only_its_hits(
             number += 1
             sent = time.monotonic()
             assert record(await get(client, "readings", tag="killed-redis", p=number))["p"] == number
-            assert time.monotonic() < sent + 1
+            assert time.monotonic() < sent + 10
 
     try:
         async with asyncio.TaskGroup() as group:

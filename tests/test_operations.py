@@ -270,7 +270,7 @@ async def test_workers_finish_what_is_in_flight_before_their_database_stops() ->
     async with laboratory(Lab) as lab:
         service = await lab.serve("--workers", "2", DATABASE_URL="", DATA_DIR=str(lab.place / "data"))
         # Whichever answers.
-        await eventually(lambda: all_answer(service, "/metrics/sleep?seconds=0"))
+        await eventually(lambda: all_answer(service, "/metrics/sleep?seconds=0"), 60)
         slow = asyncio.create_task(ask(service, "/metrics/sleep?seconds=1.5"))
         await asyncio.sleep(0.7)
         service.process.terminate()

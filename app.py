@@ -1426,7 +1426,8 @@ async def check_names(conn: asyncpg.Connection, statement: Statement, schema: st
     if any(text.lower().startswith('u&"') for text, _ in statement.parts):
         raise BadStatement("an identifier with Unicode escapes is not taken here; write it as it is")
     names = statement.words()
-    if refused := await conn.fetchrow(f"SELECT name, reason FROM {schema}.why_not_said($1) LIMIT 1", list(names)):
+    reasons = f"SELECT name, reason FROM {schema}.why_not_said($1::text[]) LIMIT 1"
+    if refused := await conn.fetchrow(reasons, list(names)):
         raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 

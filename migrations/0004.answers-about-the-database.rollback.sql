@@ -1,6 +1,6 @@
 DROP FUNCTION end_of_log();
 DROP FUNCTION unrevoked_functions();
-DROP FUNCTION why_not_said(text[]);
+DROP FUNCTION why_not_said(text);
 DROP FUNCTION does_more_than_read(text);
 DROP FUNCTION readable_columns();
 DROP FUNCTION describe_statement(oid[], oid[]);

@@ -214,72 +214,40 @@ $$;
 -- Why SQL that nobody reviewed may not say a name or an operator: what lets a SELECT do more than read, and whatever is
 -- not PostgreSQL's own and calls what has the rights of its owner, or is written in a language that knows no bounds,
 -- unless the caller was granted that by name: a function, an operator (in a run of their characters, which PostgreSQL
--- takes apart), a type that is cast or checked by it. Everybody may call what nobody took from PUBLIC. The comparisons
--- and casts of an extension are in C, too, and its operators and aggregates have the names of PostgreSQL's own: these
--- are no reason.
-CREATE FUNCTION why_not_said(names text[]) RETURNS TABLE (name text, reason text)
+-- takes apart), a type that is cast or checked by it. Everybody may call what nobody took from PUBLIC.
+CREATE FUNCTION why_not_said(name text) RETURNS text
 LANGUAGE sql STABLE
-AS $$
-    WITH said AS (
-        SELECT said FROM unnest(names) AS said
-    ),
-    lent AS MATERIALIZED (
-        SELECT
-            p.oid,
-            p.proname,
-            p.prosecdef OR NOT EXISTS (
-                SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = p.oid AND deptype = 'e'
-            ) AS counts
+RETURN CASE
+    WHEN does_more_than_read(name) THEN 'does more than read'
+    ELSE (
+        SELECT format(
+            'has other rights than this SQL; GRANT EXECUTE ON FUNCTION %s TO %I lets it be called',
+            p.oid::regprocedure,
+            current_user
+        )
         FROM pg_proc AS p
         JOIN pg_language AS l ON l.oid = p.prolang
         WHERE p.oid >= 16384
         AND (p.prosecdef OR NOT l.lanpltrusted)
         AND has_function_privilege(p.oid, 'EXECUTE')
         AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = current_user::regrole)
-    ),
-    refused AS (
-        SELECT said, oid
-        FROM lent
-        JOIN said ON said = lower(proname)
-        WHERE counts
-        OR NOT EXISTS (SELECT FROM pg_proc AS own WHERE own.proname = lent.proname AND own.oid < 16384)
-        UNION ALL
-        SELECT said, lent.oid
-        FROM lent
-        JOIN pg_operator ON oprcode = lent.oid
-        JOIN said ON strpos(said, oprname) > 0
-        WHERE counts
-        UNION ALL
-        SELECT said, lent.oid
-        FROM lent
-        JOIN pg_cast AS c ON c.castfunc = lent.oid
-        JOIN pg_type AS t ON t.oid IN (c.castsource, c.casttarget)
-        JOIN said ON said = lower(t.typname)
-        WHERE counts
-        AND t.oid >= 16384
-        UNION ALL
-        SELECT said, lent.oid
-        FROM lent
-        JOIN pg_depend AS d ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = lent.oid
-        JOIN pg_constraint AS k ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
-        JOIN pg_type AS t ON t.oid = k.contypid
-        JOIN said ON said = lower(t.typname)
-        WHERE counts
-        AND t.oid >= 16384
-    )
-    SELECT said, 'does more than read'
-    FROM said
-    WHERE does_more_than_read(said)
-    UNION ALL
-    SELECT
-        said,
-        format(
-            'has other rights than this SQL; GRANT EXECUTE ON FUNCTION %s TO %I lets it be called',
-            oid::regprocedure,
-            current_user
+        AND (
+            lower(p.proname) = why_not_said.name
+            OR EXISTS (SELECT FROM pg_operator WHERE oprcode = p.oid AND strpos(why_not_said.name, oprname) > 0)
+            OR EXISTS (
+                SELECT
+                FROM pg_type AS t
+                LEFT JOIN pg_cast AS c ON t.oid IN (c.castsource, c.casttarget)
+                LEFT JOIN pg_constraint AS k ON k.contypid = t.oid
+                LEFT JOIN pg_depend AS d ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
+                WHERE t.oid >= 16384
+                AND lower(t.typname) = why_not_said.name
+                AND (c.castfunc = p.oid OR (d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid))
+            )
         )
-    FROM refused
-$$;
+        LIMIT 1
+    )
+END;
 
 -- Those of PostgreSQL's own that everybody may still call, but for the one that drivers need.
 CREATE FUNCTION unrevoked_functions()
@@ -313,5 +281,5 @@ GRANT EXECUTE ON FUNCTION
     describe_statement(oid[], oid[]),
     readable_columns(),
     does_more_than_read(text),
-    why_not_said(text[])
+    why_not_said(text)
 TO PUBLIC;

@@ -1,10 +1,12 @@
+-- The version before asks for each name on its own, of the function that has this name already.
+--
 -- Why SQL that nobody reviewed may not say a name or an operator: what lets a SELECT do more than read, and whatever is
 -- not PostgreSQL's own and calls what has the rights of its owner, or is written in a language that knows no bounds,
 -- unless the caller was granted that by name: a function, or one whose text names it, an operator (in a run of their
 -- characters, which PostgreSQL takes apart), a type that is cast or checked by it. Everybody may call what nobody took
 -- from PUBLIC. The comparisons and casts of an extension are in C, too, and its operators and aggregates have the names
 -- of PostgreSQL's own: these are no reason.
-CREATE OR REPLACE FUNCTION why_not_said(names text[]) RETURNS TABLE (name text, reason text)
+CREATE FUNCTION why_not_said(names text[]) RETURNS TABLE (name text, reason text)
 LANGUAGE sql STABLE
 AS $$
     WITH RECURSIVE said AS (
@@ -91,3 +93,6 @@ AS $$
         )
     FROM refused
 $$;
+
+-- Where nothing is given to PUBLIC by default, it is here.
+GRANT EXECUTE ON FUNCTION why_not_said(text[]) TO PUBLIC;

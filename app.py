@@ -2443,7 +2443,7 @@ class Results:
 MAX_SEEN, MAX_SEEN_BYTES, MAX_PIECE, MAX_MASKS = 8192, 16 * 2**20, 8 * 1024, 4
 # What begins the lines that proxies add, which differ each time and change no answer.
 VOLATILE = re.compile(
-    rb"(?:(x-request-id)|(traceparent)|x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|forwarded|via|cf-[a-z-]+"
+    rb"\r\n(?:(x-request-id)|(traceparent)|x-forwarded-[a-z]+|x-real-ip|x-amzn-trace-id|forwarded|via|cf-[a-z-]+"
     rb"|tracestate):",
     re.IGNORECASE,
 )
@@ -2457,41 +2457,38 @@ HIT_LINE = (
 
 
 class Mask(NamedTuple):
-    """Which lines of a head are volatile and what they begin with, which are not, and which say an id and a trace."""
+    """The beginnings of a head's volatile lines in their order, and which of them are an id and a traceparent."""
 
-    volatile: tuple[tuple[int, bytes], ...]
-    others: tuple[int, ...]
-    request_id: int | None
-    traceparent: int | None
+    lines: tuple[bytes, ...] = ()
+    request_id: int | None = None
+    traceparent: int | None = None
 
     def cut(self, piece: bytes) -> tuple[bytes, bytes, bytes] | None:
         """A head without these lines, and the id and the traceparent in them; None for a head with other lines."""
-        lines = piece.split(b"\n")
-        if len(lines) != len(self.volatile) + len(self.others):
-            return None
-        values = []
-        for place, beginning in self.volatile:
-            line = lines[place]
-            if not (line.startswith(beginning) and line.endswith(b"\r")):
+        kept, values, start = [], [], 0
+        if piece.find(b"\r\n\r\n") != len(piece) - 4:
+            return None  # what stands behind the head's end is no line of it
+        for line in self.lines:
+            if (found := piece.find(line, start)) < 0:
                 return None
-            values.append(line[len(beginning) :])
+            kept.append(piece[start:found])
+            start = piece.find(b"\r\n", found + 2)
+            values.append(piece[found + len(line) : start])
         cut = b"".join(values)
-        if len(cut.translate(None, CONTROLS)) < len(cut) - len(values):
+        if len(cut.translate(None, CONTROLS)) < len(cut):
             return None
         given = b"" if self.request_id is None else values[self.request_id].strip()
         parent = b"" if self.traceparent is None else values[self.traceparent].strip()
-        return b"\n".join([lines[place] for place in self.others]), given, parent
+        return b"".join([*kept, piece[start:]]), given, parent
 
 
 def mask_of(piece: bytes) -> Mask | None:
     """None for a head that says twice what is given back, or that has a line which goes on the one before."""
-    found = {place: line for place, text in enumerate(piece.split(b"\n")) if (line := VOLATILE.match(text))}
-    ids, traces = ([i for i, line in enumerate(found.values()) if line[group]] for group in (1, 2))
+    found = list(VOLATILE.finditer(piece))
+    ids, traces = ([i for i, line in enumerate(found) if line[group]] for group in (1, 2))
     if len(ids) > 1 or len(traces) > 1 or b"\r\n " in piece or b"\r\n\t" in piece:
         return None
-    volatile = tuple((place, line[0]) for place, line in found.items())
-    others = tuple(place for place in range(piece.count(b"\n") + 1) if place not in found)
-    return Mask(volatile, others, *(next(iter(each), None) for each in (ids, traces)))
+    return Mask(tuple(line[0] for line in found), *(next(iter(each), None) for each in (ids, traces)))
 
 
 class SeenRequest(msgspec.Struct, eq=False, frozen=True):

@@ -111,11 +111,9 @@ def sent(texts: list[str], kind: Type) -> str | None:
         return None
     if kind.is_array and len(texts) == 1 and texts[0].startswith("{") and texts[0].endswith("}"):
         return parse_items(split_array(texts[0][1:-1]), kind)
-    if kind.is_array:
-        return parse_items(texts, kind)
-    if len(texts) > 1:
+    if len(texts) > 1 and not kind.is_array:
         raise ValueError("is given more than once")
-    return parse_scalar(with_plus(texts[0], kind.base), kind.base)
+    return parse_items(texts, kind)
 
 
 def split_array(text: str) -> Iterator[str | None]:

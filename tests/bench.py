@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, cast
 
 import asyncpg
 import msgspec
-from helpers import CHROMIUM, ROOT
+from helpers import CHROMIUM, FLAGS, ROOT
 from rig import (
     COLUMNS,
     NGINX,
@@ -633,7 +633,7 @@ async def wall(bench: Bench) -> list[Figure]:
     writes = 20 if bench.short else 3600
     sockets: list[Any] = []
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = await browser.new_page(viewport={"width": 1440, "height": 900})
         page.on("websocket", lambda socket: sockets.append(socket))
         await page.goto(f"http://127.0.0.1:{server.port}/")

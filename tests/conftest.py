@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from helpers import APP, ROOT, Service, chromium, wait_for_url, wait_until
+from helpers import APP, ROOT, Service, chromium, launch, wait_for_url, wait_until
 from issuer import Issuer
 
 from seed import embedded
@@ -58,17 +58,14 @@ async def cluster(anyio_backend: str) -> AsyncIterator[str]:
 @contextmanager
 def starting(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """What starts `python app.py` on a free port, on the session's database unless told otherwise."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str, ready: bool = True, **env: str) -> Service:
         queries = tmp_path_factory.mktemp("project") / "queries"
         shutil.copytree(ROOT / "tests" / "queries", queries)
         log = queries.parent / "log"
         settings = {"DATABASE_URL": cluster, "QUERIES_DIR": str(queries), **env}
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        command = [*APP, "--port", "0", *arguments]
-        with log.open("w") as out:
-            process = subprocess.Popen(command, cwd=ROOT, env=inherited | settings, stdout=out, stderr=out, text=True)
+        process = launch([*APP, "--port", "0", *arguments], log, settings)
         started.append(process)
         service = Service(wait_for_url(process, log), process, log, queries)
         if ready:

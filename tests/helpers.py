@@ -1,12 +1,13 @@
 """A running service, waiting for what it does, and databases beside its own."""
 
 import asyncio
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for what runs as a script
 T = TypeVar("T")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 # `python app.py`, but what is compiled is kept, which is a third of a start.
 APP = [sys.executable, "-W", "error", "-m", "app"]
 # The first is made for this: a third of the work, for it draws no window.
@@ -26,13 +28,20 @@ CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 
 class Service(NamedTuple):
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     log: Path
     queries: Path
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(15)
+
+
+def launch(command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process with these settings and no others, which says what it says in a file."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    with log.open("ab") as out:
+        return subprocess.Popen(command, cwd=ROOT, env={**inherited, **env}, stdout=out, stderr=out)
 
 
 def wait_until(condition: Callable[[], T | None], seconds: float = 30) -> T:
@@ -55,7 +64,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 20) -> No
         await asyncio.sleep(0.02)
 
 
-def wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
+def wait_for_url(process: subprocess.Popen[Any], log: Path) -> str:
     def announced() -> str | None:
         assert process.poll() is None, log.read_text()
         found = re.search(r"^Metrics API on (http://\S+)", log.read_text(), re.MULTILINE)
@@ -71,9 +80,7 @@ def chromium(*flags: str) -> Iterator[Any]:
     if not CHROMIUM:
         pytest.skip("chromium is not installed")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", *flags]
-        )
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
         yield browser
         browser.close()
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
-from helpers import ROOT
+from helpers import ROOT, launch
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -136,9 +136,7 @@ def free_port() -> int:
 @contextmanager
 def running(command: Sequence[str | Path], port: int, log: Path, env: dict[str, str]) -> Iterator[Server]:
     """A server, and what it says in a file."""
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    with log.open("ab") as out:
-        process = subprocess.Popen(command, env=inherited | env, cwd=ROOT, stdout=out, stderr=out)
+    process = launch(command, log, env)
     try:
         yield Server(port, process)
     finally:

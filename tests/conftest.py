@@ -114,18 +114,30 @@ async def triggers(cluster: str, service: Service) -> None:
         pytest.skip("the engine has no triggers for this table")
 
 
+@pytest.fixture(scope="session")
+async def owners(cluster: str) -> AsyncIterator[asyncpg.Pool]:
+    """One connection, for a session of PostgreSQL's costs more than most tests do."""
+    async with asyncpg.create_pool(cluster, min_size=1, max_size=1, server_settings={"timezone": "UTC"}) as pool:
+        yield pool
+
+
 @pytest.fixture
-async def owner(cluster: str, service: Service) -> AsyncIterator[asyncpg.Connection]:
+async def owner(owners: asyncpg.Pool, service: Service) -> AsyncIterator[asyncpg.Connection]:
     """The owner's connection to a database without records and without metrics of the database's own."""
-    conn = await asyncpg.connect(cluster, server_settings={"timezone": "UTC"})
+    async with owners.acquire() as conn:
+        if not await conn.fetchval("SELECT holds_nothing() AND NOT EXISTS (SELECT FROM layout_items)"):
+            await empty(conn)
+        yield conn
+
+
+async def empty(conn: asyncpg.Connection) -> None:
+    """A change that every service on the database follows."""
     for table in ("metrics", "layout_items"):  # quicker than TRUNCATE, which makes files anew
         await conn.execute(f"DELETE FROM {table}")
     await conn.execute("DELETE FROM metric_configurations WHERE source <> 'file'")
     await conn.execute(
         "DELETE FROM queries AS q WHERE NOT EXISTS (SELECT FROM metric_configurations WHERE query_id = q.id)"
     )
-    yield conn
-    await conn.close()
 
 
 @pytest.fixture

@@ -37,11 +37,21 @@ class Service(NamedTuple):
         self.process.wait(15)
 
 
+def alone(env: Mapping[str, str]) -> dict[str, str]:
+    """These settings and no others."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | dict(env)
+
+
 def launch(command: Sequence[str | Path], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A process with these settings and no others, which says what it says in a file."""
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     with log.open("ab") as out:
-        return subprocess.Popen(command, cwd=ROOT, env={**inherited, **env}, stdout=out, stderr=out)
+        return subprocess.Popen(command, cwd=ROOT, env=alone(env), stdout=out, stderr=out)
+
+
+def run_app(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """A command of the service to its end, with these settings and no others."""
+    command = [*APP, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=alone(env), capture_output=True, text=True, timeout=60)
 
 
 def wait_until(condition: Callable[[], T | None], seconds: float = 30) -> T:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from conftest import Serve
-from helpers import ROOT, Service, wait_until
+from helpers import Service, run_app, wait_until
 from issuer import (
     ABSENT,
     BOTH_SCOPES,
@@ -762,9 +762,7 @@ def test_without_an_issuer_everybody_is_let_in_on_loopback(ask: Ask, service: Se
 
 
 def test_without_an_issuer_other_addresses_are_refused() -> None:
-    command = [sys.executable, str(ROOT / "app.py"), "--port", "0", "--host", "0.0.0.0"]
-    env = {"DATABASE_URL": NOBODY, "QUERIES_DIR": str(ROOT / "queries")}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=15, check=False)
+    done = run_app("--port", "0", "--host", "0.0.0.0", DATABASE_URL=NOBODY)
     assert done.returncode == 1
     assert "JWT_ISSUER" in done.stderr
 

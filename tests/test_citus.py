@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import asyncpg
 import httpx
 import pytest
 from conftest import Serve
-from helpers import ROOT, another_database, eventually
+from helpers import ROOT, another_database, eventually, run_app
 
 from seed import records as seed_records
 
@@ -159,9 +157,7 @@ async def clients(distributed: str, start_service: Serve) -> AsyncIterator[Clien
 
 
 async def run(database: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database, **env}
-    command = [sys.executable, str(ROOT / "app.py"), *arguments]
-    return await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True)
+    return await asyncio.to_thread(run_app, *arguments, DATABASE_URL=database, **env)
 
 
 async def records(client: httpx.AsyncClient, metric: str) -> Any:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from conftest import Serve
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from helpers import ROOT, wait_until
+from helpers import run_app, wait_until
 from psycopg import pq
 from rig import free_port
 
@@ -395,12 +394,10 @@ async def test_a_pooler_in_transaction_mode_is_named_instead_of_failing_now_and_
 async def test_the_variable_that_leads_to_it_is_the_one_that_is_named(address: str, place: Place) -> None:
     """However few sessions it has, and in which order it gives them out."""
     env = {
-        "PATH": os.environ["PATH"],
         "DATABASE_URL": f"postgresql://owner@/records?host={place.home}&port={place.port}",
         "READER_DATABASE_URL": f"postgresql://owner:x@127.0.0.1:{filled(address, place)}",
     }
-    command = [sys.executable, str(ROOT / "app.py"), "migrate"]
-    done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, timeout=60)
+    done = await asyncio.to_thread(run_app, "migrate", **env)
     assert done.returncode == 1
     assert done.stderr.startswith(SENTENCE.format("READER_DATABASE_URL"))
     assert done.stderr.count("\n") == 1

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -21,7 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import Serve
-from helpers import ROOT, Service, wait_until
+from helpers import ROOT, Service, run_app, wait_until
 from issuer import Issuer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -270,8 +269,7 @@ def seed(service: Service, directory: Path) -> None:
     for name, text in BRIEF.items():
         (directory / name).write_text(text)
     environment = dict(line.split("=", 1) for line in environ_of(service) if "=" in line)
-    command = [sys.executable, str(ROOT / "app.py"), "seed", str(directory)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_app("seed", directory, **environment).check_returncode()
     wait_until(lambda: "0" * 8 in listed(service))
 
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -14,7 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from helpers import ROOT, another_database
+from helpers import another_database, run_app
 
 import app
 from seed.dataset import Accept, Report, load, with_parameters
@@ -555,8 +553,7 @@ async def test_an_array_that_breaks_off_loads_up_to_there(tmp_path: Path, conn: 
 
 
 def seed(database: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "app.py"), "seed", str(directory)]
-    return subprocess.run(command, env={**os.environ, "DATABASE_URL": database}, capture_output=True, text=True)
+    return run_app("seed", directory, DATABASE_URL=database)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("nowhere", "is not a directory"), (".", "holds no data set")])

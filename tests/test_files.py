@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 from conftest import Serve
-from helpers import ROOT, Service, wait_until
+from helpers import Service, run_app, wait_until
 
 HEADERS = """\
 -- title: Alerts: by type
@@ -331,8 +330,7 @@ def test_a_file_whose_name_is_no_id_is_no_metric(http: httpx.Client, listed: dic
 
 
 def command(database: str, queries: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database, "QUERIES_DIR": str(queries), **env}
-    return subprocess.run([sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True)
+    return run_app(*arguments, DATABASE_URL=database, QUERIES_DIR=str(queries), **env)
 
 
 def test_check_names_file_and_line_of_each_that_does_not_compile(

@@ -18,7 +18,7 @@ import chaos
 import httpx
 import pytest
 from conftest import Serve
-from helpers import ROOT, Service, eventually, wait_until
+from helpers import ROOT, Service, eventually, run_app, wait_until
 from websockets.sync.client import connect
 
 import app
@@ -404,8 +404,7 @@ def test_ready_names_every_check_with_what_it_measured(http: httpx.Client) -> No
 def test_everything_that_names_the_version_agrees_with_the_changelog(http: httpx.Client) -> None:
     (newest, *_) = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     ready = http.get("/health/ready").json()
-    printed = subprocess.run([sys.executable, ROOT / "app.py", "--version"], capture_output=True, text=True, check=True)
-    assert printed.stdout == f"Metrics API {newest}\n"
+    assert run_app("--version").stdout == f"Metrics API {newest}\n"
     assert http.get("/openapi.json").json()["info"]["version"] == newest
     assert {ready["version"], ready["releaseId"]} == {newest}
 

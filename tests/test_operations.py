@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import pytest
 import yoyo
 from chaos import Lab, ask, laboratory, log_lines, until_ready
 from conftest import Serve
-from helpers import ROOT, Service, another_database, eventually, wait_until
+from helpers import ROOT, Service, another_database, eventually, run_app, wait_until
 
 from migrations import apply
 
@@ -83,8 +82,7 @@ pytestmark = pytest.mark.anyio
 
 
 def run(database: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database, **env}
-    return subprocess.run([sys.executable, str(ROOT / "app.py"), *arguments], env=env, capture_output=True, text=True)
+    return run_app(*arguments, DATABASE_URL=database, **env)
 
 
 # ------------------------------------------------------------------------------------------------ pools and logins

@@ -12,16 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import Serve
-from helpers import ROOT, Service, wait_until
+from helpers import ROOT, Service, run_app, wait_until
 
 import app
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python app.py …` in an environment of these variables alone; DATABASE_URL leads nowhere unless given."""
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", **env}
-    command = [sys.executable, str(ROOT / "app.py"), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=10)
+    """A command with a DATABASE_URL that leads nowhere unless it is given."""
+    return run_app(*arguments, **{"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", **env})
 
 
 def refused(*arguments: str, **env: str) -> str:

@@ -1,9 +1,6 @@
 """What comes to a watched table later, and what leaves it: two instances know within two seconds, and agree."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -12,7 +9,7 @@ import asyncpg
 import httpx
 import pytest
 from conftest import Serve
-from helpers import ROOT, Service, another_database
+from helpers import Service, another_database, run_app
 
 pytestmark = pytest.mark.anyio
 
@@ -71,9 +68,7 @@ async def conn(database: str, clients: Clients) -> AsyncIterator[asyncpg.Connect
 
 async def run(database: str, *arguments: str) -> str:
     """What a command says, be it good or bad."""
-    env = {"PATH": os.environ["PATH"], "DATABASE_URL": database}
-    command = [sys.executable, str(ROOT / "app.py"), *arguments]
-    done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True)
+    done = await asyncio.to_thread(run_app, *arguments, DATABASE_URL=database)
     return done.stdout + done.stderr
 
 

@@ -783,20 +783,20 @@ def heavy_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
     head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
     trailers = chunked(compose("/metrics", "POST", b"", {"Content-Type": "application/json"}), 0)[0] + b"0\r\n"
     deep = (b"[" * 60 + b"]" * 60 + b",") * 80_000 + b"1"
-    layouts = b'{"breakpoint": "a", "x": 0, "y": 0, "w": 1, "h": 1},' * 120_000
+    layouts = b"[%b]" % (b'{"breakpoint":"a","x":0,"y":0,"w":1,"h":1},' * 243_000)[:-1]
     names = ", ".join(f":{'abcdefghij'[n % 10]}{n}" for n in range(12_000))
     records = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "application/x-ndjson"})
     table = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "text/csv"})
+    empty = b",{}" * 99_999
     million = b'{"alert_type": "%b"}\n' % (b"x" * (2**20 - 20))
     return {
         "20 MB of trailers": (431, [trailers, *[b"a:\r\n" * 2**18] * 20]),
         "50,000 short headers": (431, [head % (b"a:\r\n" * 50_000)]),
         "10,000 requests at once": (0, [b"GET /x HTTP/1.1\r\n\r\n" * 10_000]),
         "10 MB of 60-deep arrays": (422, [compose("/metrics", "POST", b"[%b]" % deep, {})]),
-        "6 MB of layouts": (
-            422,
-            [compose("/metrics", "POST", b'{"query": "SELECT 1", "layouts": [%b]}' % layouts[:-1], {})],
-        ),
+        "10 MB of layouts": (422, [compose("/metrics", "POST", b'{"query": "SELECT 1", "layouts": %b}' % layouts, {})]),
+        "10 MB of places": (422, [compose("/metrics/echo/layouts", "PUT", layouts, {})]),
+        "100,000 empty records": (201, [compose("/metrics/echo/metric-records", "POST", b"[{}%b]" % empty, {})]),
         "10 MB of 60-deep arrays for a tool": (400, [tool_call("echo", b'{"n": [%b]}' % deep)]),
         "10 MB of names for a tool": (
             400,

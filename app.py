@@ -2573,7 +2573,7 @@ class Seen:
 # ------------------------------------------------------------------------------------------------ bodies
 
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
-SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
+SILENCE, MIN_TAKEN = 30, 64 * 1024  # seconds in which a client must go on; bytes of an answer that it must take in them
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
 T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
@@ -4038,9 +4038,8 @@ class Connection(HttpToolsProtocol):
         if self.parser is None or self.transport.get_protocol() is not self:
             return
         now, untaken = self.loop.time(), self.transport.get_write_buffer_size()
-        if not untaken or untaken < self.untaken:
-            self.taken_at = now
-        self.untaken = untaken
+        if not untaken or untaken > self.untaken or untaken <= self.untaken - MIN_TAKEN:
+            self.taken_at, self.untaken = now, untaken
         if untaken and now - self.taken_at > SILENCE:
             self.transport.abort()
         limit = KEEP_ALIVE if self.cycle and not self.begun else SILENCE

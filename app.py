@@ -3236,11 +3236,10 @@ def file_checks(catalog: Catalog) -> list[Check]:
 DEBOUNCE = 0.1  # seconds: at most ten results a second for each subscription
 SOON, LATE = 1.0, 60.0  # seconds after which what cannot be had is asked for again, first and at last
 MAX_SOCKETS, MAX_SUBSCRIPTIONS = 20, 200  # of a caller, and of each socket
-MAX_MESSAGE = 64 * 1024
-PATIENCE = 5  # seconds for a reader to take a message
+MAX_MESSAGE, MAX_WATCHED = 64 * 1024, 256 * 1024  # bytes of a message, of all subscriptions of a socket
+PATIENCE, FAREWELL = 5, 30  # seconds for a reader to take a message, and the reason why it is closed
 AUTH_WITHIN = 10  # seconds from the handshake to the first token
 CLOSING_CODES = {401: 4401, 403: 4403, 421: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
-FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -3438,8 +3437,9 @@ class Subscriber:
     def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
         key = encode_sorted([metric_id, params])
         self.unsubscribe(key)
-        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-            return self.put(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
+        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS or sum(map(len, [*self.subscriptions, key])) > MAX_WATCHED:
+            detail = f"{MAX_SUBSCRIPTIONS} subscriptions of {MAX_WATCHED} bytes in all are allowed."
+            return self.put(Problem(422, detail), metric_id, params)
         self.subscriptions[key] = Subscription(self, metric_id, params)
         self.renew(key)
 

@@ -1431,18 +1431,20 @@ async def check_names(conn: asyncpg.Connection, statement: Statement, schema: st
         raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 
-# In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
-MAX_COST = 5_000_000
+# In PostgreSQL's cost units, of which reading ten million records takes about 300,000; columns and parameters.
+MAX_COST, MAX_SHOWN = 5_000_000, 100
 
 
 async def pass_gate(database: Database, definition: Definition) -> Metric:
-    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever; raises as describe_with() does."""
+    """Describe SQL that nobody reviewed, and refuse what is plainly too much of it; raises as describe_with() does."""
     try:
         metric = await describe_with(database, definition, "gate")
     except asyncpg.QueryCanceledError:
         raise BadStatement("PostgreSQL cannot plan it within STATEMENT_TIMEOUT") from None
     except asyncpg.DataError as exc:
         raise BadStatement(str(exc)) from exc
+    if (shown := len(metric.columns) + len(metric.names)) > MAX_SHOWN:
+        raise BadStatement(f"it has {shown} columns and parameters, and {MAX_SHOWN} are allowed")
     if metric.cost > MAX_COST:
         raise BadStatement(f"PostgreSQL expects it to cost {metric.cost:.3g} units, and {MAX_COST:,} are allowed")
     return metric
@@ -2775,7 +2777,7 @@ class State(TypedDict):
     results: Results
     seen: Seen
     broadcast: Broadcast
-    documents: dict[tuple[str, ...], bytes]
+    documents: dict[tuple[str, ...], asyncio.Task[bytes]]
 
 
 def chart_of(metric: Metric) -> str:
@@ -2820,13 +2822,28 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(encode(value), status, headers, "application/json")
 
 
+async def kept(state: State, name: str, metrics: Iterable[Metric], make: Callable[[], bytes]) -> bytes:
+    """What shows metrics, made once for each set of them that callers see, beside the loop, until any changes."""
+    documents, key = state["documents"], (name, *(metric.id for metric in metrics))
+    if key not in documents:
+        if len(documents) >= 20:  # roles combine in any number of ways
+            documents.clear()
+        documents[key] = asyncio.create_task(asyncio.to_thread(make), name=name)
+    return await asyncio.shield(documents[key])
+
+
+def summaries(catalog: Catalog, metrics: Iterable[Metric]) -> list[MetricSummary]:
+    return [show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]
+
+
 async def list_metrics(request: Request[State]) -> Response:
     """The metrics that the caller may see."""
     catalog = request.state["catalog"]
     if catalog.fault:
         raise Problem(503, "The database has not been reached yet; try again.")
     metrics = catalog.visible(request.scope["caller"])
-    return json_response({"metrics": [show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]})
+    listed = await kept(request.state, "list", metrics, lambda: encode({"metrics": summaries(catalog, metrics)}))
+    return Response(listed, media_type="application/json")
 
 
 async def read_metric(request: Request[State]) -> Response:
@@ -2887,7 +2904,8 @@ async def write_metric(state: State, about: Definition, body: NewMetric | Metric
     return await pass_gate(state["database"], msgspec.structs.replace(about, sql=body.query)), []
 
 
-PREVIEW = 100  # records
+PLACE = "SELECT place_metric($1, $2)"
+PREVIEW, MAX_MADE = 100, 500  # records of a dry run; metrics by the API, which all stand in each list and document
 
 
 async def preview(state: State, metric: Metric, notes: list[str]) -> DryRun:
@@ -2924,7 +2942,7 @@ async def create_metric(request: Request[State]) -> Response:
 
 
 async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -> DryRun | MetricDefinition:
-    """Raises Problem 422, ModelFailed, BadStatement, or what a run raises."""
+    """Raises Problem 409 or 422, ModelFailed, BadStatement, or what a run raises."""
     state, metric_id = request.state, str(uuid.uuid4())
     check_text("title", body.title)
     check_layouts(body.layouts)
@@ -2943,18 +2961,16 @@ async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -
     if dry_run:
         return await preview(state, metric, notes)
     async with writing(state["database"], "metric_configurations") as conn:
+        if await conn.fetchval("SELECT COUNT(*) FROM metric_configurations WHERE source = 'api'") >= MAX_MADE:
+            raise Problem(409, f"There are {MAX_MADE} metrics by the API; delete one that is not needed any more.")
         values = (metric_id, metric.about.sql, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute("SELECT create_metric($1, $2, $3, $4, $5, $6)", *values)
-        await place(conn, metric_id, body.layouts)
+        await conn.execute(PLACE, metric_id, encode(body.layouts).decode())
     await state["catalog"].adopt(metric)
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
     return show(metric, MetricDefinition, notes=notes)
-
-
-async def place(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
-    await conn.execute("SELECT place_metric($1, $2)", metric_id, encode(layouts).decode())
 
 
 def find_metric(request: Request[State], editable: bool) -> Metric:
@@ -3002,7 +3018,7 @@ async def change_metric(request: Request[State]) -> Response:
         written = (title, metric.about.sql if rewritten else None, body.query_generation_prompt or None)
         await conn.execute("SELECT change_metric($1, $2, $3, $4)", metric.id, *written)
         if body.layouts is not msgspec.UNSET:
-            await place(conn, metric.id, about.layouts)
+            await conn.execute(PLACE, metric.id, encode(about.layouts).decode())
         about = read_definition(await conn.fetchval(f"{DEFINITIONS} WHERE id = $1", metric.id))
     if about.sql != metric.about.sql:
         metric = await state["catalog"].describe(about)
@@ -3043,7 +3059,7 @@ async def put_layouts(request: Request[State]) -> Response:
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id)
-        await place(conn, metric.id, layouts)
+        await conn.execute(PLACE, metric.id, encode(layouts).decode())
     about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
     await request.state["catalog"].adopt(msgspec.structs.replace(metric, about=about))
     audit(request, "layouts")
@@ -3532,7 +3548,6 @@ REF = "#/components/schemas/{name}"
 # What pages/openapi.json refers to; what these hold comes with them.
 STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
 STRUCTS += [Check, InputError]
-MAX_DOCUMENTS = 20
 STRANGER = Caller(roles=frozenset())
 
 
@@ -3598,16 +3613,6 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
     return fixed
 
 
-def kept(state: State, key: tuple[str, ...], make: Callable[[], bytes]) -> bytes:
-    """What shows metrics, made once for each set of them that callers see, until any of them changes."""
-    documents = state["documents"]
-    if key not in documents:
-        if len(documents) >= MAX_DOCUMENTS:
-            documents.clear()
-        documents[key] = make()
-    return documents[key]
-
-
 async def reader_or_stranger(request: Request[State]) -> Caller:
     """A good token without the read scope shows no more than none; raises InvalidToken, or Problem 503."""
     verifier, given = request.state["verifier"], header(request.scope, b"authorization")
@@ -3619,7 +3624,7 @@ async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
     state = request.state
     metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
-    text = kept(state, ("document", *(metric.id for metric in metrics)), lambda: encode(document(state, metrics)))
+    text = await kept(state, "document", metrics, lambda: encode(document(state, metrics)))
     etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(header(request.scope, b"if-none-match"), etag.encode()):
@@ -3661,8 +3666,7 @@ async def find_metrics(request: Request[State], search: Search) -> Found:
 
     found = [metric for metric in catalog.visible(request.scope["caller"]) if held(metric) or not words]
     best = sorted(found, key=held, reverse=True)[:MAX_FOUND]
-    shown = [show(metric, MetricSummary, live=catalog.live(metric)) for metric in best]
-    return Found(shown, len(found) > MAX_FOUND)
+    return Found(summaries(catalog, best), len(found) > MAX_FOUND)
 
 
 # The tools that are no metrics: what each takes, gives and does, and whether it wants the write scope.
@@ -3684,16 +3688,13 @@ def metric_tool(metric: Metric) -> Schema:
     return mcp.result_tool(metric.id, about.title, " ".join(filter(None, said)), taken, required, record)
 
 
-def list_tools(request: Request[State]) -> bytes:
+async def list_tools(request: Request[State]) -> bytes:
     state, caller = request.state, request.scope["caller"]
     metrics = [metric for metric in state["catalog"].visible(caller) if metric.id not in TOOLS]
     writes = state["verifier"].open or state["settings"].jwt_write_scope in caller.scopes
     own = [name for name, tool in TOOLS.items() if writes or not tool[-1]]
-
-    def make() -> bytes:
-        return mcp.list_tools([*(mcp.own_tool(name, *TOOLS[name][:2]) for name in own), *map(metric_tool, metrics)])
-
-    return kept(state, ("tools", *own, *(metric.id for metric in metrics)), make)
+    tools = itertools.chain((mcp.own_tool(name, *TOOLS[name][:2]) for name in own), map(metric_tool, metrics))
+    return await kept(state, f"tools {own}", metrics, lambda: mcp.list_tools(tools))
 
 
 async def call_tool(request: Request[State], params: dict[str, Any]) -> bytes:
@@ -3748,7 +3749,7 @@ async def answer_agent(request: Request[State]) -> Response:
             return Response(status_code=202)
         mcp.check_call(call, version, {name: header_text(scope, name.encode()) for name in ("mcp-method", "mcp-name")})
         result = mcp.greet(call, VERSION) or (
-            list_tools(request) if call.method == "tools/list" else await call_tool(request, call.params)
+            await list_tools(request) if call.method == "tools/list" else await call_tool(request, call.params)
         )
     except mcp.RpcError as exc:
         return Response(*mcp.refuse(call, exc, version), media_type="application/json")

@@ -1,6 +1,6 @@
 """What goes wrong, on purpose, and what the service makes of it: a figure per scenario with its bound.
 
-    python tests/chaos.py                 all scenarios, five minutes
+    python tests/chaos.py                 all scenarios, seven minutes
     python tests/chaos.py frozen queued   some of them
 
     TEST_DATABASE_URL=… python tests/chaos.py    on that database, without what stops, kills or freezes one
@@ -982,7 +982,91 @@ async def explained(lab: Lab) -> AsyncIterator[Figure]:
     yield Figure("in the log", wrote / 1024, 4, "KiB")
 
 
+async def crowded(lab: Lab) -> AsyncIterator[Figure]:
+    """As many metrics as may be made, and one more."""
+    service = await lab.serve()
+    pulse, query = Pulse(service), b'{"query": "SELECT 1 AS n"}'
+    async with lab.owner() as conn:
+        await conn.execute(MAKE_MANY)
+    status = (await ask(service, "/metrics", "POST", query)).status
+    yield Figure(f"one more: {status}, away from 409", abs(status - 409), 0)
+    await until_ready(service, "/metrics/many-500", 60)
+    for figure in pulse.figures("meanwhile"):
+        yield figure
+    tools = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
+    for target, body in (("/metrics", b""), ("/openapi.json", b""), ("/mcp", tools)):
+        forget_peak(service)
+        pulse = Pulse(service)
+        reply = await ask(service, target, "POST" if body else "GET", body)
+        yield Figure(f"{target}: {len(reply.body) // 1024} KB, away from 200", abs(reply.status - 200), 0)
+        for figure in pulse.figures(target):
+            yield figure
+    deleted = await ask(service, "/metrics/many-500", "DELETE")
+    made = await ask(service, "/metrics", "POST", query)
+    yield Figure("once one is deleted: away from 204 and 201", [deleted.status, made.status] != [204, 201], 0)
+    yield Figure("of that one, in /prometheus", (await ask(service, "/prometheus")).body.count(b"many-500"), 0)
+    async with lab.owner() as conn:
+        await conn.execute("SELECT delete_metric(id) FROM metric_configurations WHERE source = 'api'")
+
+
+MAKE_MANY = """\
+SELECT create_metric('many-' || n, sql, 'One', true, NULL, NULL)
+FROM generate_series(1, 500) AS n
+CROSS JOIN (SELECT 'SELECT ' || string_agg('1 AS column_' || c, ', ') AS sql FROM generate_series(1, 20) AS c) AS wide
+"""
+
+
+async def uploads(lab: Lab) -> AsyncIterator[Figure]:
+    """12 uploads that never end hold the ids that others write, and two have the same ids in opposite order."""
+    service = await lab.serve()
+    lines = [b'{"metric_id": "00000000-0000-4000-8000-%012d"}\n' % number for number in range(20_000)]
+    kind = {"Content-Type": "application/x-ndjson"}
+    post = functools.partial(compose, "/metrics/echo/metric-records", "POST")
+    endless = post(b"", kind | {"Content-Length": "10000000"}) + b"".join(lines[:1000])
+    writers = [(await connect(service))[1] for _ in range(12)]
+    for writer in writers:
+        writer.write(endless)
+    await asyncio.sleep(1)
+    async with onlookers(service) as others:
+        replies = await asyncio.gather(*(send(service, post(b"".join(lines[:10]), kind)) for _ in range(20)))
+        (service.queries / "fresh.sql").write_text("SELECT 1 AS n")
+        yield Figure("until a new file is there", await until_ready(service, "/metrics/fresh"), 2, "s")
+        for writer in writers:
+            writer.write(b"\n")
+        await asyncio.sleep(1)
+    for figure in served([*others, *replies]):
+        yield figure
+    for writer in writers:
+        writer.close()
+    both = (send(service, post(b"".join(some), kind)) for some in (lines, lines[::-1]))
+    statuses = [reply.status for reply in await asyncio.gather(*both)]
+    yield Figure(f"opposite order: {statuses}, away from 201", statuses != [201, 201], 0)
+
+
 # ------------------------------------------------------------------------------------------------ what others provide
+
+
+async def withdrawn(lab: Lab) -> AsyncIterator[Figure]:
+    """The issuer withdraws a key while nobody comes but with tokens of it that are remembered."""
+    with ExitStack() as stack:
+        issuer, service = await serve_for_tokens(lab, stack)
+        await until_ready(service)
+        token = f"Bearer {issuer.token()}"
+        url = f"{service.url.replace('http', 'ws')}/live"
+        async with websockets.connect(url, additional_headers={"Authorization": token}) as live:
+            yield Figure("before: away from 200", (await ask(service, "/metrics", Authorization=token)).status - 200, 0)
+            issuer.keys = ["rsa-new"]
+            began = time.monotonic()
+
+            async def refused() -> bool:
+                await asyncio.sleep(0.2)
+                return (await ask(service, "/metrics", Authorization=token)).status == 401
+
+            await eventually(refused, 90)
+            yield Figure("until its tokens are refused", time.monotonic() - began, 65, "s")
+            await asyncio.wait_for(live.wait_closed(), 5)
+            yield Figure("until its sockets are closed", time.monotonic() - began, 66, "s")
+            yield Figure("with another code than 4401", live.close_code != 4401, 0)
 
 
 async def odd_files(lab: Lab) -> AsyncIterator[Figure]:
@@ -1604,8 +1688,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     watched,
     padded,
     explained,
+    crowded,
+    uploads,
     odd_files,
     model_bomb,
+    withdrawn,
     keys_gone,
     redis_gone,
     model_gone,

@@ -15,6 +15,7 @@ import asyncio
 import csv
 import difflib
 import functools
+import gc
 import gzip
 import hashlib
 import io
@@ -2628,8 +2629,7 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
     body = await read_body(request)
     try:
-        # A list that is too long is made as a whole before it is refused; SQL may have as many braces.
-        if body.count(b"{") > MAX_SQL:
+        if body.count(b"{") > MAX_SQL:  # no SQL has as many braces, and a list is made before it is too long
             raise msgspec.ValidationError(f"must not have more than {MAX_SQL} objects")
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -3209,7 +3209,8 @@ async def prometheus(request: Request[State]) -> Response:
     # A balancer that keeps the path from the world compares it as it is written.
     if request.scope["raw_path"].rstrip(b"/") != b"/prometheus":
         raise HTTPException(404)
-    return Response(generate_latest(request.state["instruments"].registry), media_type="text/plain; version=0.0.4")
+    text = await asyncio.to_thread(generate_latest, request.state["instruments"].registry)
+    return Response(text, media_type="text/plain; version=0.0.4")
 
 
 def add_gauges(state: State) -> None:
@@ -3253,8 +3254,7 @@ DEBOUNCE = 0.1  # seconds: at most ten results a second for each subscription
 SOON, LATE = 1.0, 60.0  # seconds after which what cannot be had is asked for again, first and at last
 MAX_SOCKETS, MAX_SUBSCRIPTIONS = 20, 200  # of a caller, and of each socket
 MAX_MESSAGE, MAX_WATCHED = 64 * 1024, 256 * 1024  # bytes of a message, of all subscriptions of a socket
-PATIENCE, FAREWELL = 5, 30  # seconds for a reader to take a message, and the reason why it is closed
-AUTH_WITHIN = 10  # seconds from the handshake to the first token
+AUTH_WITHIN, PATIENCE, FAREWELL = 10, 5, 30  # seconds to send the first token, to take a message, and the last one
 CLOSING_CODES = {401: 4401, 403: 4403, 421: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
 
 
@@ -3546,8 +3546,7 @@ async def live(websocket: WebSocket) -> None:
 
 REF = "#/components/schemas/{name}"
 # What pages/openapi.json refers to; what these hold comes with them.
-STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
-STRUCTS += [Check, InputError]
+STRUCTS = MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch, Check, InputError
 STRANGER = Caller(roles=frozenset())
 
 
@@ -3940,6 +3939,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         running = asyncio.gather(keep_up(state, embedded), *fresh)
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
+        gc.freeze()  # what stays until the end is not looked through again and again, while nobody is answered
         try:
             # A second Ctrl-C cancels what waits for the end, which has come.
             with suppress(asyncio.CancelledError):

@@ -991,10 +991,12 @@ async def crowded(lab: Lab) -> AsyncIterator[Figure]:
     status = (await ask(service, "/metrics", "POST", query)).status
     yield Figure(f"one more: {status}, away from 409", abs(status - 409), 0)
     await until_ready(service, "/metrics/many-500", 60)
+    for number in range(1, 501):
+        await ask(service, f"/metrics/many-{number}")
     for figure in pulse.figures("meanwhile"):
         yield figure
     tools = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
-    for target, body in (("/metrics", b""), ("/openapi.json", b""), ("/mcp", tools)):
+    for target, body in (("/metrics", b""), ("/openapi.json", b""), ("/prometheus", b""), ("/mcp", tools)):
         forget_peak(service)
         pulse = Pulse(service)
         reply = await ask(service, target, "POST" if body else "GET", body)

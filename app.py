@@ -15,6 +15,7 @@ import asyncio
 import csv
 import difflib
 import functools
+import gc
 import gzip
 import hashlib
 import io
@@ -1431,18 +1432,20 @@ async def check_names(conn: asyncpg.Connection, statement: Statement, schema: st
         raise BadStatement(f"{names[refused['name']]} {refused['reason']}")
 
 
-# In PostgreSQL's cost units, of which reading ten million records takes about 300,000.
-MAX_COST = 5_000_000
+# In PostgreSQL's cost units, of which reading ten million records takes about 300,000; columns and parameters.
+MAX_COST, MAX_SHOWN = 5_000_000, 100
 
 
 async def pass_gate(database: Database, definition: Definition) -> Metric:
-    """Describe SQL that nobody reviewed, and refuse what would plainly run for ever; raises as describe_with() does."""
+    """Describe SQL that nobody reviewed, and refuse what is plainly too much of it; raises as describe_with() does."""
     try:
         metric = await describe_with(database, definition, "gate")
     except asyncpg.QueryCanceledError:
         raise BadStatement("PostgreSQL cannot plan it within STATEMENT_TIMEOUT") from None
     except asyncpg.DataError as exc:
         raise BadStatement(str(exc)) from exc
+    if (shown := len(metric.columns) + len(metric.names)) > MAX_SHOWN:
+        raise BadStatement(f"it has {shown} columns and parameters, and {MAX_SHOWN} are allowed")
     if metric.cost > MAX_COST:
         raise BadStatement(f"PostgreSQL expects it to cost {metric.cost:.3g} units, and {MAX_COST:,} are allowed")
     return metric
@@ -2573,7 +2576,7 @@ class Seen:
 # ------------------------------------------------------------------------------------------------ bodies
 
 MAX_DEPTH, MAX_PEELED = 64, 2**18  # bytes
-SILENCE = 30  # seconds that a client may say nothing in the middle of a request, or read nothing of an answer
+SILENCE, MIN_TAKEN = 30, 64 * 1024  # seconds in which a client must go on; bytes of an answer that it must take in them
 NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
 T = TypeVar("T")
 # msgspec's words, and what a caller is told to send.
@@ -2626,6 +2629,8 @@ async def read_json(request: Request[State], kind: type[T]) -> T:
     """Raises Problem 408, 413, 415, 400 for what is no JSON, 422 for what is not of the kind."""
     body = await read_body(request)
     try:
+        if body.count(b"{") > MAX_SQL:  # no SQL has as many braces, and a list is made before it is too long
+            raise msgspec.ValidationError(f"must not have more than {MAX_SQL} objects")
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         await asyncio.to_thread(check_json, body)
@@ -2670,8 +2675,7 @@ def check_text(name: str, text: str | None) -> None:
 
 def check_layouts(layouts: Sequence[Layout]) -> None:
     names = [layout.breakpoint for layout in layouts]
-    for layout in layouts:
-        check_text("breakpoint", layout.breakpoint)
+    check_text("breakpoint", "".join(names))
     if len(set(names)) < len(names):
         raise Problem(422, "A breakpoint has two layouts.", [InputError("layouts", "a breakpoint has two")])
 
@@ -2773,7 +2777,7 @@ class State(TypedDict):
     results: Results
     seen: Seen
     broadcast: Broadcast
-    documents: dict[tuple[str, ...], bytes]
+    documents: dict[tuple[str, ...], asyncio.Task[bytes]]
 
 
 def chart_of(metric: Metric) -> str:
@@ -2818,13 +2822,28 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(encode(value), status, headers, "application/json")
 
 
+async def kept(state: State, name: str, metrics: Iterable[Metric], make: Callable[[], bytes]) -> bytes:
+    """What shows metrics, made once for each set of them that callers see, beside the loop, until any changes."""
+    documents, key = state["documents"], (name, *(metric.id for metric in metrics))
+    if key not in documents:
+        if len(documents) >= 20:  # roles combine in any number of ways
+            documents.clear()
+        documents[key] = asyncio.create_task(asyncio.to_thread(make), name=name)
+    return await asyncio.shield(documents[key])
+
+
+def summaries(catalog: Catalog, metrics: Iterable[Metric]) -> list[MetricSummary]:
+    return [show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]
+
+
 async def list_metrics(request: Request[State]) -> Response:
     """The metrics that the caller may see."""
     catalog = request.state["catalog"]
     if catalog.fault:
         raise Problem(503, "The database has not been reached yet; try again.")
     metrics = catalog.visible(request.scope["caller"])
-    return json_response({"metrics": [show(metric, MetricSummary, live=catalog.live(metric)) for metric in metrics]})
+    listed = await kept(request.state, "list", metrics, lambda: encode({"metrics": summaries(catalog, metrics)}))
+    return Response(listed, media_type="application/json")
 
 
 async def read_metric(request: Request[State]) -> Response:
@@ -2885,7 +2904,8 @@ async def write_metric(state: State, about: Definition, body: NewMetric | Metric
     return await pass_gate(state["database"], msgspec.structs.replace(about, sql=body.query)), []
 
 
-PREVIEW = 100  # records
+PLACE = "SELECT place_metric($1, $2)"
+PREVIEW, MAX_MADE = 100, 500  # records of a dry run; metrics by the API, which all stand in each list and document
 
 
 async def preview(state: State, metric: Metric, notes: list[str]) -> DryRun:
@@ -2922,7 +2942,7 @@ async def create_metric(request: Request[State]) -> Response:
 
 
 async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -> DryRun | MetricDefinition:
-    """Raises Problem 422, ModelFailed, BadStatement, or what a run raises."""
+    """Raises Problem 409 or 422, ModelFailed, BadStatement, or what a run raises."""
     state, metric_id = request.state, str(uuid.uuid4())
     check_text("title", body.title)
     check_layouts(body.layouts)
@@ -2941,18 +2961,16 @@ async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -
     if dry_run:
         return await preview(state, metric, notes)
     async with writing(state["database"], "metric_configurations") as conn:
+        if await conn.fetchval("SELECT COUNT(*) FROM metric_configurations WHERE source = 'api'") >= MAX_MADE:
+            raise Problem(409, f"There are {MAX_MADE} metrics by the API; delete one that is not needed any more.")
         values = (metric_id, metric.about.sql, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute("SELECT create_metric($1, $2, $3, $4, $5, $6)", *values)
-        await place(conn, metric_id, body.layouts)
+        await conn.execute(PLACE, metric_id, encode(body.layouts).decode())
     await state["catalog"].adopt(metric)
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
     return show(metric, MetricDefinition, notes=notes)
-
-
-async def place(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
-    await conn.execute("SELECT place_metric($1, $2)", metric_id, encode(layouts).decode())
 
 
 def find_metric(request: Request[State], editable: bool) -> Metric:
@@ -3000,7 +3018,7 @@ async def change_metric(request: Request[State]) -> Response:
         written = (title, metric.about.sql if rewritten else None, body.query_generation_prompt or None)
         await conn.execute("SELECT change_metric($1, $2, $3, $4)", metric.id, *written)
         if body.layouts is not msgspec.UNSET:
-            await place(conn, metric.id, about.layouts)
+            await conn.execute(PLACE, metric.id, encode(about.layouts).decode())
         about = read_definition(await conn.fetchval(f"{DEFINITIONS} WHERE id = $1", metric.id))
     if about.sql != metric.about.sql:
         metric = await state["catalog"].describe(about)
@@ -3041,7 +3059,7 @@ async def put_layouts(request: Request[State]) -> Response:
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id)
-        await place(conn, metric.id, layouts)
+        await conn.execute(PLACE, metric.id, encode(layouts).decode())
     about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
     await request.state["catalog"].adopt(msgspec.structs.replace(metric, about=about))
     audit(request, "layouts")
@@ -3191,7 +3209,8 @@ async def prometheus(request: Request[State]) -> Response:
     # A balancer that keeps the path from the world compares it as it is written.
     if request.scope["raw_path"].rstrip(b"/") != b"/prometheus":
         raise HTTPException(404)
-    return Response(generate_latest(request.state["instruments"].registry), media_type="text/plain; version=0.0.4")
+    text = await asyncio.to_thread(generate_latest, request.state["instruments"].registry)
+    return Response(text, media_type="text/plain; version=0.0.4")
 
 
 def add_gauges(state: State) -> None:
@@ -3234,11 +3253,9 @@ def file_checks(catalog: Catalog) -> list[Check]:
 DEBOUNCE = 0.1  # seconds: at most ten results a second for each subscription
 SOON, LATE = 1.0, 60.0  # seconds after which what cannot be had is asked for again, first and at last
 MAX_SOCKETS, MAX_SUBSCRIPTIONS = 20, 200  # of a caller, and of each socket
-MAX_MESSAGE = 64 * 1024
-PATIENCE = 5  # seconds for a reader to take a message
-AUTH_WITHIN = 10  # seconds from the handshake to the first token
+MAX_MESSAGE, MAX_WATCHED = 64 * 1024, 256 * 1024  # bytes of a message, of all subscriptions of a socket
+AUTH_WITHIN, PATIENCE, FAREWELL = 10, 5, 30  # seconds to send the first token, to take a message, and the last one
 CLOSING_CODES = {401: 4401, 403: 4403, 421: 4403, 503: 1013}  # by the status of what keeps a socket from being let in
-FAREWELL = 30  # seconds for a reader to take the reason why it is closed
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -3436,8 +3453,9 @@ class Subscriber:
     def subscribe(self, metric_id: str, params: dict[str, Any]) -> None:
         key = encode_sorted([metric_id, params])
         self.unsubscribe(key)
-        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
-            return self.put(Problem(422, f"{MAX_SUBSCRIPTIONS} subscriptions are allowed."), metric_id, params)
+        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS or sum(map(len, [*self.subscriptions, key])) > MAX_WATCHED:
+            detail = f"{MAX_SUBSCRIPTIONS} subscriptions of {MAX_WATCHED} bytes in all are allowed."
+            return self.put(Problem(422, detail), metric_id, params)
         self.subscriptions[key] = Subscription(self, metric_id, params)
         self.renew(key)
 
@@ -3528,9 +3546,7 @@ async def live(websocket: WebSocket) -> None:
 
 REF = "#/components/schemas/{name}"
 # What pages/openapi.json refers to; what these hold comes with them.
-STRUCTS = [MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch]
-STRUCTS += [Check, InputError]
-MAX_DOCUMENTS = 20
+STRUCTS = MetricSummary, MetricResult, MetricSource, MetricDefinition, DryRun, NewMetric, MetricPatch, Check, InputError
 STRANGER = Caller(roles=frozenset())
 
 
@@ -3596,16 +3612,6 @@ def document(state: State, metrics: Sequence[Metric]) -> Schema:
     return fixed
 
 
-def kept(state: State, key: tuple[str, ...], make: Callable[[], bytes]) -> bytes:
-    """What shows metrics, made once for each set of them that callers see, until any of them changes."""
-    documents = state["documents"]
-    if key not in documents:
-        if len(documents) >= MAX_DOCUMENTS:
-            documents.clear()
-        documents[key] = make()
-    return documents[key]
-
-
 async def reader_or_stranger(request: Request[State]) -> Caller:
     """A good token without the read scope shows no more than none; raises InvalidToken, or Problem 503."""
     verifier, given = request.state["verifier"], header(request.scope, b"authorization")
@@ -3617,7 +3623,7 @@ async def openapi(request: Request[State]) -> Response:
     """This document, made once for each set of metrics that callers see."""
     state = request.state
     metrics = sorted(state["catalog"].visible(await reader_or_stranger(request)), key=lambda metric: metric.id)
-    text = kept(state, ("document", *(metric.id for metric in metrics)), lambda: encode(document(state, metrics)))
+    text = await kept(state, "document", metrics, lambda: encode(document(state, metrics)))
     etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if matches(header(request.scope, b"if-none-match"), etag.encode()):
@@ -3659,8 +3665,7 @@ async def find_metrics(request: Request[State], search: Search) -> Found:
 
     found = [metric for metric in catalog.visible(request.scope["caller"]) if held(metric) or not words]
     best = sorted(found, key=held, reverse=True)[:MAX_FOUND]
-    shown = [show(metric, MetricSummary, live=catalog.live(metric)) for metric in best]
-    return Found(shown, len(found) > MAX_FOUND)
+    return Found(summaries(catalog, best), len(found) > MAX_FOUND)
 
 
 # The tools that are no metrics: what each takes, gives and does, and whether it wants the write scope.
@@ -3682,16 +3687,13 @@ def metric_tool(metric: Metric) -> Schema:
     return mcp.result_tool(metric.id, about.title, " ".join(filter(None, said)), taken, required, record)
 
 
-def list_tools(request: Request[State]) -> bytes:
+async def list_tools(request: Request[State]) -> bytes:
     state, caller = request.state, request.scope["caller"]
     metrics = [metric for metric in state["catalog"].visible(caller) if metric.id not in TOOLS]
     writes = state["verifier"].open or state["settings"].jwt_write_scope in caller.scopes
     own = [name for name, tool in TOOLS.items() if writes or not tool[-1]]
-
-    def make() -> bytes:
-        return mcp.list_tools([*(mcp.own_tool(name, *TOOLS[name][:2]) for name in own), *map(metric_tool, metrics)])
-
-    return kept(state, ("tools", *own, *(metric.id for metric in metrics)), make)
+    tools = itertools.chain((mcp.own_tool(name, *TOOLS[name][:2]) for name in own), map(metric_tool, metrics))
+    return await kept(state, f"tools {own}", metrics, lambda: mcp.list_tools(tools))
 
 
 async def call_tool(request: Request[State], params: dict[str, Any]) -> bytes:
@@ -3746,7 +3748,7 @@ async def answer_agent(request: Request[State]) -> Response:
             return Response(status_code=202)
         mcp.check_call(call, version, {name: header_text(scope, name.encode()) for name in ("mcp-method", "mcp-name")})
         result = mcp.greet(call, VERSION) or (
-            list_tools(request) if call.method == "tools/list" else await call_tool(request, call.params)
+            await list_tools(request) if call.method == "tools/list" else await call_tool(request, call.params)
         )
     except mcp.RpcError as exc:
         return Response(*mcp.refuse(call, exc, version), media_type="application/json")
@@ -3937,6 +3939,7 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[State]:
         running = asyncio.gather(keep_up(state, embedded), *fresh)
         with suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), 3)
+        gc.freeze()  # what stays until the end is not looked through again and again, while nobody is answered
         try:
             # A second Ctrl-C cancels what waits for the end, which has come.
             with suppress(asyncio.CancelledError):
@@ -4036,9 +4039,8 @@ class Connection(HttpToolsProtocol):
         if self.parser is None or self.transport.get_protocol() is not self:
             return
         now, untaken = self.loop.time(), self.transport.get_write_buffer_size()
-        if not untaken or untaken < self.untaken:
-            self.taken_at = now
-        self.untaken = untaken
+        if not untaken or untaken > self.untaken or untaken <= self.untaken - MIN_TAKEN:
+            self.taken_at, self.untaken = now, untaken
         if untaken and now - self.taken_at > SILENCE:
             self.transport.abort()
         limit = KEEP_ALIVE if self.cycle and not self.begun else SILENCE

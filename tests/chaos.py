@@ -1,6 +1,6 @@
 """What goes wrong, on purpose, and what the service makes of it: a figure per scenario with its bound.
 
-    python tests/chaos.py                 all scenarios, five minutes
+    python tests/chaos.py                 all scenarios, seven minutes
     python tests/chaos.py frozen queued   some of them
 
     TEST_DATABASE_URL=… python tests/chaos.py    on that database, without what stops, kills or freezes one
@@ -783,20 +783,20 @@ def heavy_requests() -> dict[str, tuple[int, Sequence[bytes]]]:
     head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
     trailers = chunked(compose("/metrics", "POST", b"", {"Content-Type": "application/json"}), 0)[0] + b"0\r\n"
     deep = (b"[" * 60 + b"]" * 60 + b",") * 80_000 + b"1"
-    layouts = b'{"breakpoint": "a", "x": 0, "y": 0, "w": 1, "h": 1},' * 120_000
+    layouts = b"[%b]" % (b'{"breakpoint":"a","x":0,"y":0,"w":1,"h":1},' * 243_000)[:-1]
     names = ", ".join(f":{'abcdefghij'[n % 10]}{n}" for n in range(12_000))
     records = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "application/x-ndjson"})
     table = compose("/metrics/echo/metric-records", "POST", b"", {"Content-Type": "text/csv"})
+    empty = b",{}" * 99_999
     million = b'{"alert_type": "%b"}\n' % (b"x" * (2**20 - 20))
     return {
         "20 MB of trailers": (431, [trailers, *[b"a:\r\n" * 2**18] * 20]),
         "50,000 short headers": (431, [head % (b"a:\r\n" * 50_000)]),
         "10,000 requests at once": (0, [b"GET /x HTTP/1.1\r\n\r\n" * 10_000]),
         "10 MB of 60-deep arrays": (422, [compose("/metrics", "POST", b"[%b]" % deep, {})]),
-        "6 MB of layouts": (
-            422,
-            [compose("/metrics", "POST", b'{"query": "SELECT 1", "layouts": [%b]}' % layouts[:-1], {})],
-        ),
+        "10 MB of layouts": (422, [compose("/metrics", "POST", b'{"query": "SELECT 1", "layouts": %b}' % layouts, {})]),
+        "10 MB of places": (422, [compose("/metrics/echo/layouts", "PUT", layouts, {})]),
+        "100,000 empty records": (201, [compose("/metrics/echo/metric-records", "POST", b"[{}%b]" % empty, {})]),
         "10 MB of 60-deep arrays for a tool": (400, [tool_call("echo", b'{"n": [%b]}' % deep)]),
         "10 MB of names for a tool": (
             400,
@@ -851,24 +851,30 @@ async def frames(lab: Lab) -> AsyncIterator[Figure]:
 
 
 async def unread(lab: Lab) -> AsyncIterator[Figure]:
-    """40 connections that ask for a result of 14 MB each and read nothing of it."""
+    """40 connections that ask for a result of 14 MB each and read nothing of it, or next to nothing now and then."""
     service = await lab.serve(CACHE_MAX_BYTES="1024")
     (service.queries / "wide.sql").write_text("SELECT REPEAT('x', 14000000) AS t, :n::int AS n")
     await until_ready(service, "/metrics/wide?n=0")
     pulse = Pulse(service)
-    writers = []
-    for number in range(40):
-        _, writer = await connect(service)
-        cast(asyncio.ReadTransport, writer.transport).pause_reading()
-        writer.write(compose(f"/metrics/wide?n={number}", "GET", b"", {}))
-        writers.append(writer)
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(40)
-    yield Figure("40 s later: memory above that before", memory(service) - pulse.before, 2 * SPENT, "MiB")
-    for figure in pulse.figures("meanwhile", 40 * 16):
-        yield figure
-    for writer in writers:
-        writer.close()
+    host, port = service.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        readers = []
+        for number in range(40):
+            reader = stack.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect((host, int(port)))
+            reader.setblocking(False)
+            reader.send(compose(f"/metrics/wide?n={number}", "GET", b"", {}))
+            readers.append(reader)
+            await asyncio.sleep(0.2)
+        for _ in range(10):
+            await asyncio.sleep(4)
+            for reader in readers[::2]:
+                with suppress(OSError):
+                    reader.recv(1000)
+        yield Figure("40 s later: memory above that before", memory(service) - pulse.before, 2 * SPENT, "MiB")
+        for figure in pulse.figures("meanwhile", 40 * 16):
+            yield figure
 
 
 async def serve_for_tokens(lab: Lab, stack: ExitStack, answer: str = "keys") -> tuple[Issuer, Service]:
@@ -976,7 +982,93 @@ async def explained(lab: Lab) -> AsyncIterator[Figure]:
     yield Figure("in the log", wrote / 1024, 4, "KiB")
 
 
+async def crowded(lab: Lab) -> AsyncIterator[Figure]:
+    """As many metrics as may be made, and one more."""
+    service = await lab.serve()
+    pulse, query = Pulse(service), b'{"query": "SELECT 1 AS n"}'
+    async with lab.owner() as conn:
+        await conn.execute(MAKE_MANY)
+    status = (await ask(service, "/metrics", "POST", query)).status
+    yield Figure(f"one more: {status}, away from 409", abs(status - 409), 0)
+    await until_ready(service, "/metrics/many-500", 60)
+    for number in range(1, 501):
+        await ask(service, f"/metrics/many-{number}")
+    for figure in pulse.figures("meanwhile"):
+        yield figure
+    tools = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
+    for target, body in (("/metrics", b""), ("/openapi.json", b""), ("/prometheus", b""), ("/mcp", tools)):
+        forget_peak(service)
+        pulse = Pulse(service)
+        reply = await ask(service, target, "POST" if body else "GET", body)
+        yield Figure(f"{target}: {len(reply.body) // 1024} KB, away from 200", abs(reply.status - 200), 0)
+        for figure in pulse.figures(target):
+            yield figure
+    deleted = await ask(service, "/metrics/many-500", "DELETE")
+    made = await ask(service, "/metrics", "POST", query)
+    yield Figure("once one is deleted: away from 204 and 201", [deleted.status, made.status] != [204, 201], 0)
+    yield Figure("of that one, in /prometheus", (await ask(service, "/prometheus")).body.count(b"many-500"), 0)
+    async with lab.owner() as conn:
+        await conn.execute("SELECT delete_metric(id) FROM metric_configurations WHERE source = 'api'")
+
+
+MAKE_MANY = """\
+SELECT create_metric('many-' || n, sql, 'One', true, NULL, NULL)
+FROM generate_series(1, 500) AS n
+CROSS JOIN (SELECT 'SELECT ' || string_agg('1 AS column_' || c, ', ') AS sql FROM generate_series(1, 20) AS c) AS wide
+"""
+
+
+async def uploads(lab: Lab) -> AsyncIterator[Figure]:
+    """12 uploads that never end hold the ids that others write, and two have the same ids in opposite order."""
+    service = await lab.serve()
+    lines = [b'{"metric_id": "00000000-0000-4000-8000-%012d"}\n' % number for number in range(20_000)]
+    kind = {"Content-Type": "application/x-ndjson"}
+    post = functools.partial(compose, "/metrics/echo/metric-records", "POST")
+    endless = post(b"", kind | {"Content-Length": "10000000"}) + b"".join(lines[:1000])
+    writers = [(await connect(service))[1] for _ in range(12)]
+    for writer in writers:
+        writer.write(endless)
+    await asyncio.sleep(1)
+    async with onlookers(service) as others:
+        replies = await asyncio.gather(*(send(service, post(b"".join(lines[:10]), kind)) for _ in range(20)))
+        (service.queries / "fresh.sql").write_text("SELECT 1 AS n")
+        yield Figure("until a new file is there", await until_ready(service, "/metrics/fresh"), 2, "s")
+        for writer in writers:
+            writer.write(b"\n")
+        await asyncio.sleep(1)
+    for figure in served([*others, *replies]):
+        yield figure
+    for writer in writers:
+        writer.close()
+    both = (send(service, post(b"".join(some), kind)) for some in (lines, lines[::-1]))
+    statuses = [reply.status for reply in await asyncio.gather(*both)]
+    yield Figure(f"opposite order: {statuses}, away from 201", statuses != [201, 201], 0)
+
+
 # ------------------------------------------------------------------------------------------------ what others provide
+
+
+async def withdrawn(lab: Lab) -> AsyncIterator[Figure]:
+    """The issuer withdraws a key while nobody comes but with tokens of it that are remembered."""
+    with ExitStack() as stack:
+        issuer, service = await serve_for_tokens(lab, stack)
+        await until_ready(service)
+        token = f"Bearer {issuer.token()}"
+        url = f"{service.url.replace('http', 'ws')}/live"
+        async with websockets.connect(url, additional_headers={"Authorization": token}) as live:
+            yield Figure("before: away from 200", (await ask(service, "/metrics", Authorization=token)).status - 200, 0)
+            issuer.keys = ["rsa-new"]
+            began = time.monotonic()
+
+            async def refused() -> bool:
+                await asyncio.sleep(0.2)
+                return (await ask(service, "/metrics", Authorization=token)).status == 401
+
+            await eventually(refused, 90)
+            yield Figure("until its tokens are refused", time.monotonic() - began, 65, "s")
+            await asyncio.wait_for(live.wait_closed(), 5)
+            yield Figure("until its sockets are closed", time.monotonic() - began, 66, "s")
+            yield Figure("with another code than 4401", live.close_code != 4401, 0)
 
 
 async def odd_files(lab: Lab) -> AsyncIterator[Figure]:
@@ -1598,8 +1690,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     watched,
     padded,
     explained,
+    crowded,
+    uploads,
     odd_files,
     model_bomb,
+    withdrawn,
     keys_gone,
     redis_gone,
     model_gone,

@@ -402,6 +402,24 @@ async def test_a_bad_layout_is_refused(api: httpx.AsyncClient) -> None:
     assert (await summary(api, "total"))["layouts"] == []
 
 
+async def test_a_body_has_no_more_objects_than_sql_may_have_braces(client: httpx.AsyncClient) -> None:
+    """They would all be made before somebody counts them."""
+    headers = {"Content-Type": "application/json"}
+    put = await client.put("/metrics/total/layouts", content=b"[" + b"{}," * 100_000 + b"{}]", headers=headers)
+    assert (put.status_code, put.json()["detail"]) == (422, "The body must not have more than 100000 objects.")
+    braces = "{" * 99_980
+    post = await client.post("/metrics?dry_run=true", json={"query": f"SELECT '{braces}' AS a"})
+    assert post.json()["records"] == [{"a": braces}]
+
+
+async def test_a_metric_has_so_many_columns_and_parameters_as_everybody_can_be_shown(client: httpx.AsyncClient) -> None:
+    for count, status in ((49, 201), (50, 422)):
+        columns = ", ".join(f":p{n}::int AS c{n}" for n in range(count))
+        answer = await client.post("/metrics", json={"query": f"SELECT {columns}, 1 AS one"})
+        assert answer.status_code == status, answer.text
+    assert answer.json()["detail"].endswith("it has 101 columns and parameters, and 100 are allowed.")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -25,6 +25,8 @@ HERE = (
     chaos.heavy,
     chaos.frames,
     chaos.explained,
+    chaos.crowded,
+    chaos.uploads,
 )
 # The suite asks whether the service comes back; how soon is for `python tests/chaos.py`, on a machine of its own.
 TIME_OUT = 30  # seconds

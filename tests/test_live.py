@@ -351,6 +351,14 @@ async def test_200_subscriptions_are_had_and_the_next_is_a_problem(board: Dashbo
     assert (await board.subscribe("echo", n=200))["type"] == "result", "one that went made room"
 
 
+async def test_subscriptions_have_so_many_bytes_in_all(board: Dashboard) -> None:
+    for n in range(4):
+        assert (await board.subscribe("echo", n=n, t="x" * 60_000))["type"] == "result"
+    problem = await board.subscribe("echo", n=4, t="x" * 60_000)
+    assert (problem["status"], problem["detail"]) == (422, "200 subscriptions of 262144 bytes in all are allowed.")
+    assert (await board.subscribe("echo", n=4))["type"] == "result"
+
+
 @pytest.mark.usefixtures("triggers")
 async def test_a_result_that_fails_later_is_a_problem_and_comes_back(
     board: Dashboard, owner: asyncpg.Connection, add_query: AddQuery

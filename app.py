@@ -1433,7 +1433,7 @@ async def check_names(conn: asyncpg.Connection, statement: Statement, schema: st
 
 
 # In PostgreSQL's cost units, of which reading ten million records takes about 300,000; columns and parameters.
-MAX_COST, MAX_SHOWN = 5_000_000, 100
+MAX_COST, MAX_SHOWN = 5_000_000, 250
 
 
 async def pass_gate(database: Database, definition: Definition) -> Metric:
@@ -2905,7 +2905,7 @@ async def write_metric(state: State, about: Definition, body: NewMetric | Metric
 
 
 PLACE = "SELECT place_metric($1, $2)"
-PREVIEW, MAX_MADE = 100, 500  # records of a dry run; metrics by the API, which all stand in each list and document
+PREVIEW, MAX_MADE = 100, 1000  # records of a dry run; metrics by the API, which all stand in each list and document
 
 
 async def preview(state: State, metric: Metric, notes: list[str]) -> DryRun:

@@ -990,8 +990,8 @@ async def crowded(lab: Lab) -> AsyncIterator[Figure]:
         await conn.execute(MAKE_MANY)
     status = (await ask(service, "/metrics", "POST", query)).status
     yield Figure(f"one more: {status}, away from 409", abs(status - 409), 0)
-    await until_ready(service, "/metrics/many-500", 60)
-    for number in range(1, 501):
+    await until_ready(service, "/metrics/many-1000", 60)
+    for number in range(1, 1001):
         await ask(service, f"/metrics/many-{number}")
     for figure in pulse.figures("meanwhile"):
         yield figure
@@ -1003,17 +1003,17 @@ async def crowded(lab: Lab) -> AsyncIterator[Figure]:
         yield Figure(f"{target}: {len(reply.body) // 1024} KB, away from 200", abs(reply.status - 200), 0)
         for figure in pulse.figures(target):
             yield figure
-    deleted = await ask(service, "/metrics/many-500", "DELETE")
+    deleted = await ask(service, "/metrics/many-1000", "DELETE")
     made = await ask(service, "/metrics", "POST", query)
     yield Figure("once one is deleted: away from 204 and 201", [deleted.status, made.status] != [204, 201], 0)
-    yield Figure("of that one, in /prometheus", (await ask(service, "/prometheus")).body.count(b"many-500"), 0)
+    yield Figure("of that one, in /prometheus", (await ask(service, "/prometheus")).body.count(b"many-1000"), 0)
     async with lab.owner() as conn:
         await conn.execute("SELECT delete_metric(id) FROM metric_configurations WHERE source = 'api'")
 
 
 MAKE_MANY = """\
 SELECT create_metric('many-' || n, sql, 'One', true, NULL, NULL)
-FROM generate_series(1, 500) AS n
+FROM generate_series(1, 1000) AS n
 CROSS JOIN (SELECT 'SELECT ' || string_agg('1 AS column_' || c, ', ') AS sql FROM generate_series(1, 20) AS c) AS wide
 """
 

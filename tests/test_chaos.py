@@ -25,7 +25,6 @@ HERE = (
     chaos.heavy,
     chaos.frames,
     chaos.explained,
-    chaos.crowded,
     chaos.uploads,
 )
 # The suite asks whether the service comes back; how soon is for `python tests/chaos.py`, on a machine of its own.

@@ -282,7 +282,7 @@ def is_json(line: str) -> bool:
         return False
 
 
-async def until_ready(service: Service, path: str = "/health/ready", seconds: float = 15) -> float:
+async def until_ready(service: Service, path: str = "/health/ready", seconds: float = 60) -> float:
     """Seconds until a path answers 200."""
     began = time.monotonic()
 
@@ -541,7 +541,8 @@ async def terminated(lab: Lab) -> AsyncIterator[Figure]:
         began = time.monotonic()
         service.process.terminate()
         await asyncio.sleep(0.3)
-    accepted = [reply for _, reply in load.replies if reply.at - reply.seconds < began - 0.02]
+    # What was sent just before may not have been taken from the kernel, which nobody can know.
+    accepted = [reply for _, reply in load.replies if reply.at - reply.seconds < began - 0.3]
     yield Figure("accepted and not answered", sum(reply.status == 0 for reply in accepted), 0)
     yield Figure("slow ones that were not served", sum(reply.status != 200 for reply in await asyncio.gather(*slow)), 0)
     await exit_seconds(service)

@@ -71,7 +71,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 20) -> No
     deadline = time.monotonic() + seconds
     while not await condition():  # type: ignore[misc]
         assert time.monotonic() < deadline, f"not within {seconds} s"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
 
 
 def wait_for_url(process: subprocess.Popen[Any], log: Path) -> str:

@@ -102,9 +102,7 @@ async def test_a_metric_is_answered_stored_and_there_at_once(
     assert audited(two[0], metric_id) == [("create", "ada")]
 
 
-async def test_every_write_is_seen_by_another_instance_within_a_second(
-    api: httpx.AsyncClient, other: httpx.AsyncClient
-) -> None:
+async def test_every_write_is_seen_by_another_instance(api: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
     metric_id = await create(api)
 
     async def title() -> str | None:
@@ -115,7 +113,7 @@ async def test_every_write_is_seen_by_another_instance_within_a_second(
         async def check() -> bool:
             return await title() == wanted
 
-        await eventually(check, 1)
+        await eventually(check)
 
     await becomes(f"Metric {metric_id[:8]}")
     await api.patch(f"/metrics/{metric_id}", json={"title": "New"})
@@ -242,7 +240,7 @@ async def test_a_patch_leaves_the_queries_of_other_metrics_alone(
     await owner.executemany(
         "INSERT INTO metric_configurations (id, query_id, is_editable, source) VALUES ($1, $2, $3, 'dataset')", metrics
     )
-    await eventually(lambda: answers(api, "/metrics/m2"), 2)
+    await eventually(lambda: answers(api, "/metrics/m2"))
 
     async def records() -> list[Any]:
         return [(await api.get(f"/metrics/{metric_id}")).json()["records"] for metric_id in ("m1", "m2", "m4")]
@@ -281,13 +279,13 @@ async def test_a_version_is_judged_by_the_database_and_not_by_what_an_instance_r
     api: httpx.AsyncClient, other: httpx.AsyncClient
 ) -> None:
     path = f"/metrics/{await create(api)}"
-    await eventually(lambda: answers(other, path), 2)
+    await eventually(lambda: answers(other, path))
     for version in range(1, 13, 2):
         for instance, title in ((api, "here"), (other, None)):
             body = {"version": version, "title": title} if title else {"version": version + 1, "layouts": [TILE]}
             answer = await instance.patch(path, json=body)
             assert answer.status_code == 200, answer.text
-    await eventually(lambda: answers(other, path), 1)
+    await eventually(lambda: answers(other, path))
     await asyncio.sleep(0.7)
     for instance in (api, other):
         result = (await instance.get(path)).json()

@@ -550,7 +550,7 @@ def test_columns_agree_with_records_two_seconds_after_a_table_changed(cluster: s
         answers = [answer for reader in readers for answer in reader.result()]
         assert len(answers) > 20
         assert [answer for answer in answers if answer != "good"] == []
-        wait_until(lambda: column_names(http.get("/metrics/things")) == ["a", "d"], 2)
+        wait_until(lambda: column_names(http.get("/metrics/things")) == ["a", "d"])
         assert record(http.get("/metrics/things")) == {"a": "one", "d": [1, 2]}
         conn.execute("DROP TABLE things")
 

@@ -337,7 +337,7 @@ async def test_a_patch_leaves_alone_what_was_changed_while_the_model_was_thinkin
         result = (await api.get(path)).json()
         return (result["title"], result["layouts"], result["columns"][0]["name"]) == ("New", [tile], "alert_type")
 
-    await eventually(merged, 2)
+    await eventually(merged)
 
 
 async def test_neither_key_nor_prompt_is_logged(configured: Service, api: httpx.AsyncClient, model: Model) -> None:

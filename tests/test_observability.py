@@ -53,7 +53,7 @@ def logged(service: Service, **fields: Any) -> dict[str, Any]:
         lines = [line for line in log_lines(service) if fields.items() <= line.items()]
         return lines[-1] if lines else None
 
-    return wait_until(found, 3)
+    return wait_until(found)
 
 
 # ------------------------------------------------------------------------------------------------ the log
@@ -319,7 +319,7 @@ def test_metrics_that_are_gone_leave_no_figures_behind(watched: Service, http: h
     http.delete(f"/metrics/{made}")
     assert made not in http.get("/prometheus").text
     (watched.queries / "passing.sql").unlink()
-    wait_until(lambda: "passing" not in http.get("/prometheus").text, 3)
+    wait_until(lambda: "passing" not in http.get("/prometheus").text)
     http.get("/metrics/echo?n=1")
     assert 'metric_id="echo"' in http.get("/prometheus").text
 

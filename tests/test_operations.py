@@ -72,7 +72,7 @@ def assert_unavailable(response: httpx.Response) -> None:
 def sleeping(dsn: str, count: int) -> None:
     """Wait until so many queries of sleep.sql run."""
     with psycopg.connect(dsn, autocommit=True) as conn:
-        wait_until(lambda: conn.execute(SLEEPING).fetchone() == (count,), 5)
+        wait_until(lambda: conn.execute(SLEEPING).fetchone() == (count,))
 
 
 SLEEPING = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
@@ -287,12 +287,12 @@ async def test_workers_end_with_a_parent_that_is_killed() -> None:
 async def test_a_worker_that_is_killed_while_it_says_nothing_is_replaced_at_once() -> None:
     async with laboratory(Lab) as lab:
         service = await lab.serve("--workers", "2")
-        await eventually(lambda: started_workers(service, 2), 10)
+        await eventually(lambda: started_workers(service, 2))
         worker = next(pid for pid in children(service) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(worker, signal.SIGSTOP)
         await asyncio.sleep(1)
         os.kill(worker, signal.SIGKILL)
-        await eventually(lambda: started_workers(service, 3), 10)
+        await eventually(lambda: started_workers(service, 3))
         service.process.terminate()
         assert service.process.wait(10) == 0
 

@@ -60,7 +60,7 @@ async def test_a_replica_that_says_nothing_is_left_out_however_the_hosts_are_wri
         async def answers() -> bool:
             return (await chaos.newest(service, "echo", cached=False))[0].status == 200
 
-        await eventually(answers, 6)
+        await eventually(answers)
     await lab.release(service)
 
 

@@ -1,4 +1,4 @@
-"""What comes to a watched table later, and what leaves it: two instances know within two seconds, and agree."""
+"""What comes to a watched table later, and what leaves it: two instances know before long, and agree."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from helpers import Service, another_database, run_app
 
 pytestmark = pytest.mark.anyio
 
-WITHIN = 2.0  # seconds after a commit
+WITHIN = 2.0  # seconds after a commit in which an instance looks at its tables
 
 TABLES = """\
 CREATE TABLE events (day date NOT NULL, n int4) PARTITION BY RANGE (day);
@@ -58,9 +58,9 @@ async def conn(database: str, clients: Clients) -> AsyncIterator[asyncpg.Connect
     """Somebody who knows nothing of the service, and empty tables under watch that both instances have read."""
     conn = await asyncpg.connect(database)
     await conn.execute(TABLES)
-    assert await run(database, "watch", *METRICS) == f"Watched: {', '.join(METRICS)}\n"
+    await conn.execute("SELECT watch(name) FROM UNNEST($1::text[]) AS name", list(METRICS))
     for name in METRICS:
-        await soon(clients, name, [(0, True)] * 2, 5)
+        await soon(clients, name, [(0, True)] * 2)
     yield conn
     await conn.execute("DROP TABLE events, sites, sales CASCADE; DROP TABLE IF EXISTS events_2026, yards")
     await conn.close()
@@ -79,8 +79,8 @@ async def state(client: httpx.AsyncClient, metric: str) -> tuple[Any, Any]:
     return answer["records"][0]["n"] if "records" in answer else answer["title"], listed.get(metric)
 
 
-async def soon(clients: Clients, metric: str, expected: list[tuple[int, bool]], seconds: float = WITHIN) -> None:
-    """Whatever is asked for two seconds after a commit is what it left, at every instance."""
+async def soon(clients: Clients, metric: str, expected: list[tuple[int, bool]], seconds: float = 20) -> None:
+    """What is asked for after a commit is before long what it left, at every instance."""
     since = time.monotonic()
     while True:
         asked = time.monotonic()
@@ -88,7 +88,7 @@ async def soon(clients: Clients, metric: str, expected: list[tuple[int, bool]], 
         if states == expected:
             return
         assert asked < since + seconds, states
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
 
 
 async def counts(clients: Clients, metric: str, n: int, live: bool = True) -> None:
@@ -232,7 +232,7 @@ async def test_a_partition_that_is_being_filled_is_watched_afterwards(
         await counts(clients, "events", 0, live=False)
         for _ in range(100):
             await other.execute("INSERT INTO events_2026 VALUES ('2026-05-02')", timeout=1)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
     await counts(clients, "events", 101)
     await other.close()
 

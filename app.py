@@ -3131,8 +3131,7 @@ async def dashboard(request: Request[State]) -> Response:
 async def docs(request: Request[State]) -> Response:
     """The OpenAPI document, to read and to try out; what the page loads is beside docs or above docs/."""
     root = "../" if request.scope["raw_path"].endswith(b"/") else ""
-    text = page_text("docs.html").replace("{root}", root)
-    return Response(text, headers=page_headers(), media_type="text/html")
+    return Response(page_text("docs.html").replace("{root}", root), headers=page_headers(), media_type="text/html")
 
 
 async def page(request: Request[State]) -> Response:
@@ -3250,8 +3249,7 @@ def file_checks(catalog: Catalog) -> list[Check]:
 
 # ------------------------------------------------------------------------------------------------ live updates
 
-DEBOUNCE = 0.1  # seconds: at most ten results a second for each subscription
-SOON, LATE = 1.0, 60.0  # seconds after which what cannot be had is asked for again, first and at last
+DEBOUNCE, SOON, LATE = 0.1, 1.0, 60.0  # seconds between results, and until what failed is asked again, first and last
 MAX_SOCKETS, MAX_SUBSCRIPTIONS = 20, 200  # of a caller, and of each socket
 MAX_MESSAGE, MAX_WATCHED = 64 * 1024, 256 * 1024  # bytes of a message, of all subscriptions of a socket
 AUTH_WITHIN, PATIENCE, FAREWELL = 10, 5, 30  # seconds to send the first token, to take a message, and the last one
@@ -3598,7 +3596,8 @@ def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) ->
 def document(state: State, metrics: Sequence[Metric]) -> Schema:
     """OpenAPI 3.1, for a caller who sees these metrics."""
     fixed = fixed_document(state["settings"], secured=not state["verifier"].open)
-    names = client_names(state["catalog"].metrics)
+    # One that was taken away meanwhile is still among these.
+    names = client_names({*state["catalog"].metrics, *(metric.id for metric in metrics)})
     paths, schemas = fixed["paths"], fixed["components"]["schemas"]
     for metric in metrics:
         name = names[metric.id]
@@ -4161,11 +4160,12 @@ async def run_workers(settings: Settings, workers: Workers) -> None:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as exc:
+        listener.close()
         raise CommandError(f"Cannot serve on {host}:{port}: {exc.strerror}. Choose another --port or --host.") from exc
     return listener
 

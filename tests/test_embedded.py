@@ -172,12 +172,12 @@ async def test_the_server_ends_with_a_service_that_is_killed(place: Path) -> Non
         pid = postmaster(place / "postgres")
         owner.kill()
         owner.wait()
-        await eventually(lambda: gone(pid))
+        await eventually(lambda: gone(pid), 20)
 
 
 async def test_a_crash_amid_initdb_is_swept_away(place: Path) -> None:
     with service(place) as owner:
-        await eventually(lambda: initdb_at_work(place))
+        await eventually(lambda: initdb_at_work(place), 20)
         owner.kill()
     assert not (place / "postgres").exists()
     async with running(place) as server:

@@ -4017,7 +4017,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def answer_seen(self, piece: bytes) -> bool:
-        date = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
+        date = b"%b: %b\r\n" % self.server_state.default_headers[0]
         if not (answer := self.app_state["seen"].answer(piece, self.app_state, date)):
             return False
         self.transport.write(b"".join(answer))

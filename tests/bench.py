@@ -17,6 +17,8 @@ import base64
 import csv
 import io
 import json
+import re
+import shutil
 import statistics
 import struct
 import sys
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -574,6 +577,37 @@ async def many_metrics(bench: Bench, conn: asyncpg.Connection, grown: Grown) -> 
     ]
 
 
+WIDE = {"month": 30, "year": 365, "decade": 3650}
+SUMS = {"alerts-per-day": "daily-alerts", "alerts-by-type": "alert-types"}
+
+
+async def kept_sums(bench: Bench, conn: asyncpg.Connection) -> list[Figure]:
+    """Wide periods over everything from the sums that docs/scaling.md keeps, beside the same from the records."""
+    written = (ROOT / "docs" / "scaling.md").read_text()
+    blocks = dict(re.findall(r"^```sql (\S+)\n(.*?)^```", written, re.DOTALL | re.MULTILINE))
+    queries = shutil.copytree(ROOT / "queries", bench.home / "sums")
+    settings = bench.settings | {"QUERIES_DIR": str(queries), "STATEMENT_TIMEOUT": "120"}
+    lines = b'{"alert_type": "Warning"}\n' * 10_000
+    head = f"content-type: application/x-ndjson\r\ncontent-length: {len(lines)}\r\n\r\n".encode()
+    upload = b"POST /metrics/stock-alerts/metric-records HTTP/1.1\r\nhost: 127.0.0.1\r\n" + head + lines
+    count, figures = 1 if bench.short else 5, []
+    async with serving("app.py", get("/metrics/alerts-per-day"), bench.home / "log", settings) as (server, _):
+        without = await usual(server, upload, count, 201)
+        began = time.perf_counter()
+        await conn.execute(blocks["daily_alerts.sql"])
+        detail = f"of 10,000 records, to be added up, too; the sums of all took {time.perf_counter() - began:.1f} s"
+        figures.append(Figure("sums, upload", await usual(server, upload, count, 201) / without, 3, "times", detail))
+        for plain, kept in SUMS.items():
+            (queries / f"{kept}.sql").write_text(blocks[f"queries/{kept}.sql"])
+            await answered(server, get(f"/metrics/{kept}"))
+            for period, days in WIDE.items():
+                since = f"?start_date={datetime.now(UTC).date() - timedelta(days)}"
+                ask = [get(f"/metrics/{name}{since}", cache_control="no-cache") for name in (kept, plain)]
+                ours, theirs = [await usual(server, request, count) for request in ask]
+                figures.append(Figure(f"{plain}, {period}", ours, 100, "ms", f"from sums, {theirs:.4g} from records"))
+    return figures
+
+
 async def grow_through(bench: Bench, conn: asyncpg.Connection, sizes: Iterable[int]) -> list[Grown]:
     """The seed's metrics and the files' on tables of these sizes, of a thousand series."""
     await asyncio.to_thread(seconds_of, ["app.py", "seed"], bench.settings)
@@ -588,7 +622,8 @@ async def growth(bench: Bench) -> list[Figure]:
         conn = await asyncpg.connect(url)
         sizes = [bench.rows // 10**n for n in range(1 if bench.short else 3, -1, -1)]
         grown = await grow_through(bench, conn, sizes)
-        figures = [*growth_figures(grown), *await many_metrics(bench, conn, grown[-1])]
+        figures = [*growth_figures(grown), *await kept_sums(bench, conn)]
+        figures += await many_metrics(bench, conn, grown[-1])
         await conn.close()
         return figures
 

@@ -69,7 +69,6 @@ from pages import mcp
 from pages.schemas import Schema, client_names, parameter_schema, record_schema, type_schemas
 from seed import model, records
 from seed.fetch import Published, http_client
-from seed.model import ModelFailed
 from seed.statements import CHARTS, BadStatement, Statement, first_line, parse_statement, read_header
 from seed.values import parse_items, printable, sent, split_names
 
@@ -418,7 +417,7 @@ RESULT_TOO_LARGE = (asyncpg.InsufficientResourcesError, asyncpg.ProgramLimitExce
 PROBLEMS: tuple[tuple[Any, int, str], ...] = (
     (InvalidToken, 401, "Send a valid access token: Authorization: Bearer <JWT>."),
     (BadStatement, 422, "The SQL is refused: {}."),
-    (ModelFailed, 502, "The SQL model failed: {}."),
+    (model.ModelFailed, 502, "The SQL model failed: {}."),
     (asyncio.CancelledError, 503, "The service is stopping; try again."),
     (PoolBusy, 503, "All database connections are busy; try again."),
     (asyncpg.QueryCanceledError, 504, "The query ran into STATEMENT_TIMEOUT; ask for a shorter period."),
@@ -999,8 +998,7 @@ MAX_WAITING = 1000  # for one pool, or for the answers before on one connection
 # Uploads last as long as their senders like, and other writes must not wait for them.
 WRITERS = ("owner", "upload")
 MAX_UPLOAD_TIME = 600  # seconds for all of a body
-STAND_IN = 5  # seconds
-ANSWERS_WITHIN = 0.25  # seconds
+STAND_IN, ANSWERS_WITHIN = 5, 0.25  # seconds
 # No record, but every server that holds some is asked.
 PROBE = "SELECT FROM metrics WHERE date = '-infinity'"
 HOME = "SELECT pronamespace::regnamespace::text FROM pg_proc WHERE oid = 'relations_under_lock'::regproc"
@@ -2740,7 +2738,7 @@ async def write_sql(state: State, prompt: str, about: Definition) -> tuple[Metri
         async with asyncio.timeout(settings.sql_model_timeout):
             return await converse(database, task, prompt, about), []
     except TimeoutError:
-        raise ModelFailed(f"it took longer than SQL_MODEL_TIMEOUT, {settings.sql_model_timeout:g} s") from None
+        raise model.ModelFailed(f"it took longer than SQL_MODEL_TIMEOUT, {settings.sql_model_timeout:g} s") from None
 
 
 async def converse(database: Database, task: str, prompt: str, about: Definition) -> Metric:
@@ -2750,7 +2748,7 @@ async def converse(database: Database, task: str, prompt: str, about: Definition
             answer = await model.complete(client, database.settings, messages)
             sql = model.extract_sql(answer)
             if len(sql) > MAX_SQL:
-                raise ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
+                raise model.ModelFailed(f"its SQL is longer than {MAX_SQL} characters")
             try:
                 return await pass_gate(database, msgspec.structs.replace(about, sql=sql))
             except BadStatement as exc:
@@ -2825,11 +2823,11 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 async def kept(state: State, name: str, metrics: Iterable[Metric], make: Callable[[], bytes]) -> bytes:
     """What shows metrics, made once for each set of them that callers see, beside the loop, until any changes."""
     documents, key = state["documents"], (name, *(metric.id for metric in metrics))
-    if key not in documents:
+    if not (made := documents.get(key)) or (made.done() and made.exception()):
         if len(documents) >= 20:  # roles combine in any number of ways
             documents.clear()
-        documents[key] = asyncio.create_task(asyncio.to_thread(make), name=name)
-    return await asyncio.shield(documents[key])
+        made = documents[key] = asyncio.create_task(asyncio.to_thread(make), name=name)
+    return await asyncio.shield(made)
 
 
 def summaries(catalog: Catalog, metrics: Iterable[Metric]) -> list[MetricSummary]:
@@ -2904,7 +2902,6 @@ async def write_metric(state: State, about: Definition, body: NewMetric | Metric
     return await pass_gate(state["database"], msgspec.structs.replace(about, sql=body.query)), []
 
 
-PLACE = "SELECT place_metric($1, $2)"
 PREVIEW, MAX_MADE = 100, 1000  # records of a dry run; metrics by the API, which all stand in each list and document
 
 
@@ -2965,12 +2962,16 @@ async def make_metric(request: Request[State], body: NewMetric, dry_run: bool) -
             raise Problem(409, f"There are {MAX_MADE} metrics by the API; delete one that is not needed any more.")
         values = (metric_id, metric.about.sql, about.title, about.is_editable, about.prompt, about.created_by)
         await conn.execute("SELECT create_metric($1, $2, $3, $4, $5, $6)", *values)
-        await conn.execute(PLACE, metric_id, encode(body.layouts).decode())
+        await place(conn, metric_id, body.layouts)
     await state["catalog"].adopt(metric)
     request.scope["metric_id"] = metric_id
     audit(request, "create", version=1)
     log.debug("prompt", extra={"fields": {"metric_id": metric_id, "prompt": about.prompt}})
     return show(metric, MetricDefinition, notes=notes)
+
+
+async def place(conn: asyncpg.Connection, metric_id: str, layouts: Sequence[Layout]) -> None:
+    await conn.execute("SELECT place_metric($1, $2)", metric_id, encode(layouts).decode())
 
 
 def find_metric(request: Request[State], editable: bool) -> Metric:
@@ -3018,7 +3019,7 @@ async def change_metric(request: Request[State]) -> Response:
         written = (title, metric.about.sql if rewritten else None, body.query_generation_prompt or None)
         await conn.execute("SELECT change_metric($1, $2, $3, $4)", metric.id, *written)
         if body.layouts is not msgspec.UNSET:
-            await conn.execute(PLACE, metric.id, encode(about.layouts).decode())
+            await place(conn, metric.id, about.layouts)
         about = read_definition(await conn.fetchval(f"{DEFINITIONS} WHERE id = $1", metric.id))
     if about.sql != metric.about.sql:
         metric = await state["catalog"].describe(about)
@@ -3059,7 +3060,7 @@ async def put_layouts(request: Request[State]) -> Response:
     check_layouts(layouts)
     async with writing(request.state["database"], "metric_configurations") as conn:
         await lock_metric(conn, metric.id)
-        await conn.execute(PLACE, metric.id, encode(layouts).decode())
+        await place(conn, metric.id, layouts)
     about = msgspec.structs.replace(metric.about, layouts=tuple(layouts))
     await request.state["catalog"].adopt(msgspec.structs.replace(metric, about=about))
     audit(request, "layouts")
@@ -3594,9 +3595,8 @@ def metric_operation(metric: Metric, name: str, read: Schema, result: Schema) ->
 
 
 def document(state: State, metrics: Sequence[Metric]) -> Schema:
-    """OpenAPI 3.1, for a caller who sees these metrics."""
+    """OpenAPI 3.1, for a caller who sees these metrics, any of which may have been taken away meanwhile."""
     fixed = fixed_document(state["settings"], secured=not state["verifier"].open)
-    # One that was taken away meanwhile is still among these.
     names = client_names({*state["catalog"].metrics, *(metric.id for metric in metrics)})
     paths, schemas = fixed["paths"], fixed["components"]["schemas"]
     for metric in metrics:

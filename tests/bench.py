@@ -17,7 +17,6 @@ import base64
 import csv
 import io
 import json
-import re
 import shutil
 import statistics
 import struct
@@ -33,7 +32,7 @@ from typing import Any, NamedTuple, cast
 
 import asyncpg
 import msgspec
-from helpers import CHROMIUM, FLAGS, ROOT
+from helpers import CHROMIUM, FENCE, FLAGS, ROOT
 from rig import (
     COLUMNS,
     NGINX,
@@ -583,8 +582,7 @@ SUMS = {"alerts-per-day": "daily-alerts", "alerts-by-type": "alert-types"}
 
 async def kept_sums(bench: Bench, conn: asyncpg.Connection) -> list[Figure]:
     """Wide periods over everything from the sums that docs/scaling.md keeps, beside the same from the records."""
-    written = (ROOT / "docs" / "scaling.md").read_text()
-    blocks = dict(re.findall(r"^```sql (\S+)\n(.*?)^```", written, re.DOTALL | re.MULTILINE))
+    blocks = {block[2]: block[3] for block in FENCE.finditer((ROOT / "docs" / "scaling.md").read_text())}
     queries = shutil.copytree(ROOT / "queries", bench.home / "sums")
     settings = bench.settings | {"QUERIES_DIR": str(queries), "STATEMENT_TIMEOUT": "120"}
     lines = b'{"alert_type": "Warning"}\n' * 10_000

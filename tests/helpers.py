@@ -19,6 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for what runs as a script
 T = TypeVar("T")
+# A block of code in README or docs: its language, the word behind that, and its text.
+FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 # `python app.py`, but what is compiled is kept, which is a third of a start.
 APP = [sys.executable, "-W", "error", "-m", "app"]

@@ -19,13 +19,12 @@ import httpx
 import msgspec
 import pytest
 import yaml
-from helpers import ROOT, wait_for_url, wait_until
+from helpers import FENCE, ROOT, wait_for_url, wait_until
 
 import app
 from seed import embedded
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_HERE = {"aws", "citus", "docker", "env", "network", "venv"}
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".data", "__pycache__", "tests", ".*_cache")
 SHELL = """\
